@@ -1,0 +1,1 @@
+"""Turn a pretrained Transformer into a long-context hybrid, head by head."""

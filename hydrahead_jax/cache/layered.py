@@ -1,0 +1,100 @@
+"""The cache of a whole model: KV for softmax heads, constant-size states for the others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.config import FullAttention, Mixer, ModelConfig
+
+CONV_TAPS = 4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the KV heads that some softmax head still reads."""
+
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+
+    def append(self, k_BTKH, v_BTKH, start) -> "KVCache":
+        """Writes T tokens at index `start`; the caller checks that they fit."""
+        write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(
+            cache, new.astype(cache.dtype), start, axis=1
+        )
+        return KVCache(write(self.k_BSKH, k_BTKH), write(self.v_BSKH, v_BTKH))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RecurrentCache:
+    """Delta-rule state (float32) and the last inputs of the three convolutions."""
+
+    state_BNHP: jax.Array
+    conv_q_BWNH: jax.Array
+    conv_k_BWNH: jax.Array
+    conv_v_BWNP: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Either part is None where the layer has no head of that kind."""
+
+    kv: KVCache | None
+    recurrent: RecurrentCache | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Attributes:
+    layers: one LayerCache for each layer.
+    segment_ids_BS: segment of each slot, 0 where it is empty or padding.
+    tail_segment_ids_BW: segments of the last W - 1 tokens, for the convolutions.
+    positions_B: position that the next token of each row takes.
+    length: slots written so far, the same for all rows.
+    """
+
+    layers: list[LayerCache]
+    segment_ids_BS: jax.Array
+    tail_segment_ids_BW: jax.Array
+    positions_B: jax.Array
+    length: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        return self.segment_ids_BS.shape[1]
+
+
+def init_cache(config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32) -> Cache:
+    """An empty cache for `batch` rows of up to `capacity` tokens."""
+    return Cache(
+        layers=[_init_layer(config, mixer, batch, capacity, dtype) for mixer in config.mixers],
+        segment_ids_BS=jnp.zeros((batch, capacity), jnp.int32),
+        tail_segment_ids_BW=jnp.zeros((batch, CONV_TAPS - 1), jnp.int32),
+        positions_B=jnp.zeros((batch,), jnp.int32),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dtype) -> LayerCache:
+    H = config.head_dim
+    if isinstance(mixer, FullAttention):
+        kv_heads, gdn_heads = config.kv_heads, 0
+    else:
+        kv_heads = len({config.kv_head(head) for head in mixer.fa_heads})
+        gdn_heads = config.query_heads - len(mixer.fa_heads)
+    kv = KVCache(*(jnp.zeros((batch, capacity, kv_heads, H), dtype) for _ in range(2)))
+    recurrent = RecurrentCache(
+        jnp.zeros((batch, gdn_heads, H, H), jnp.float32),
+        *(jnp.zeros((batch, CONV_TAPS - 1, gdn_heads, H), dtype) for _ in range(3)),
+    )
+    return LayerCache(kv if kv_heads else None, recurrent if gdn_heads else None)
+
+
+def cache_bytes(config: ModelConfig, length: int, dtype=jnp.bfloat16) -> int:
+    """Bytes of keys, values and states that one sequence of `length` tokens holds."""
+    cache = jax.eval_shape(lambda: init_cache(config, 1, length, dtype))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers))

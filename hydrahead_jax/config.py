@@ -1,0 +1,126 @@
+"""What a model is: sizes and, for each layer, the token mixer.
+
+Dimension letters, used in array and parameter names everywhere:
+  B batch   T query time   S key time   D embed   F mlp   V vocab   L layer
+  N query heads   K key/value heads   H head dim   P value dim of the delta rule
+  C chunk   W convolution tap
+"""
+
+import dataclasses
+from typing import Literal
+
+Fusion = Literal["scale", "none", "gated"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullAttention:
+    """Softmax attention with RoPE on every head: the teacher's mixer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HydraChoices:
+    """The choices of a HydraHead layer; docs/architecture.md says which are the paper's.
+
+    Attributes:
+      fusion: "scale" normalises each head and multiplies by its gamma; "gated" adds a softmax
+        over the two branches, per token; "none" passes the heads on as they are.
+      neg_eigval: beta in (0, 2) in place of (0, 1).
+      short_conv: a 4-tap causal convolution on the q, k and v of the delta-rule heads.
+      conv_silu: SiLU after that convolution.
+      log_scale_base: a of the query scale ln(t + a) / ln(a) of the softmax heads.
+      log_scale_in_training: apply that scale in training too, not only at inference.
+      query_decomposition: separate q, k, v projections and QK norms for the two branches.
+    """
+
+    fusion: Fusion = "scale"
+    neg_eigval: bool = False
+    short_conv: bool = True
+    conv_silu: bool = False
+    log_scale_base: float = 500.0
+    log_scale_in_training: bool = False
+    query_decomposition: bool = True
+
+    def __post_init__(self):
+        if self.fusion not in ("scale", "none", "gated"):
+            raise ValueError(f"fusion={self.fusion!r} is none of 'scale', 'none', 'gated'")
+        if self.log_scale_base <= 1:
+            raise ValueError(f"log_scale_base={self.log_scale_base} must be above 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hydra:
+    """Softmax attention on `fa_heads`, the gated delta rule on all other query heads."""
+
+    fa_heads: tuple[int, ...]
+    choices: HydraChoices = HydraChoices()
+
+
+Mixer = FullAttention | Hydra
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Qwen3-architecture decoder. `max_length` is the longest sequence it was trained for."""
+
+    vocab: int
+    embed: int
+    mlp: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    mixers: tuple[Mixer, ...]
+    rope_theta: float = 1e6
+    rms_eps: float = 1e-6
+    tied_embeddings: bool = True
+    max_length: int = 40960
+
+    def __post_init__(self):
+        if self.query_heads % self.kv_heads:
+            raise ValueError(
+                f"{self.query_heads} query heads are not a multiple of {self.kv_heads} KV heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even for RoPE")
+        for index, mixer in enumerate(self.mixers):
+            heads = mixer.fa_heads if isinstance(mixer, Hydra) else ()
+            if list(heads) != sorted(set(heads)) or any(h >= self.query_heads for h in heads):
+                raise ValueError(
+                    f"layer {index}: fa_heads={heads} must be sorted, unique and below "
+                    f"{self.query_heads}"
+                )
+
+    @property
+    def layers(self) -> int:
+        return len(self.mixers)
+
+    def kv_head(self, query_head: int) -> int:
+        """The KV head that a query head reads in the teacher."""
+        return query_head // (self.query_heads // self.kv_heads)
+
+
+_QWEN3 = {  # embed, mlp, query heads, layers, tied embeddings; all have 8 KV heads of width 128
+    "0.6b": (1024, 3072, 16, 28, True),
+    "1.7b": (2048, 6144, 16, 28, True),
+    "4b": (2560, 9728, 32, 36, True),
+    "8b": (4096, 12288, 32, 36, False),
+    "14b": (5120, 17408, 40, 40, False),
+    "32b": (5120, 25600, 64, 64, False),
+}
+QWEN3_SIZES = tuple(_QWEN3)
+
+
+def qwen3(size: str) -> ModelConfig:
+    """The config of a dense Qwen3 model, such as qwen3("1.7b") (arXiv 2505.09388, table 1)."""
+    if size.lower() not in _QWEN3:
+        raise ValueError(f"no Qwen3 of size {size!r}; there are {', '.join(_QWEN3)}")
+    embed, mlp, query_heads, layers, tied = _QWEN3[size.lower()]
+    return ModelConfig(
+        vocab=151936,
+        embed=embed,
+        mlp=mlp,
+        query_heads=query_heads,
+        kv_heads=8,
+        head_dim=128,
+        mixers=(FullAttention(),) * layers,
+        tied_embeddings=tied,
+    )

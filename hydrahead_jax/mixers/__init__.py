@@ -1,0 +1,16 @@
+"""Token mixers: one signature, `mixer(x_BTD, stream, cache, edit) -> MixerOutput`."""
+
+from hydrahead_jax.config import FullAttention, ModelConfig
+from hydrahead_jax.mixers.full_attention import FullAttentionMixer
+from hydrahead_jax.mixers.hydra import HydraMixer
+from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+
+__all__ = ["HeadEdit", "MixerOutput", "Stream", "make_mixer"]
+
+
+def make_mixer(config: ModelConfig, layer: int, *, rngs):
+    """The module for one layer's mixer."""
+    mixer = config.mixers[layer]
+    if isinstance(mixer, FullAttention):
+        return FullAttentionMixer(config, rngs=rngs)
+    return HydraMixer(config, mixer, rngs=rngs)

@@ -1,0 +1,44 @@
+"""The teacher's mixer: Qwen3 attention."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.cache.layered import LayerCache
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.mixers.init import fan_in
+from hydrahead_jax.mixers.qkv import QKV
+from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.ops.attention import attention
+from hydrahead_jax.ops.rope import rope
+
+
+class FullAttentionMixer(nnx.Module):
+    """Grouped-query attention with per-head QK norm and RoPE (arXiv 2505.09388)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, N, H = config.embed, config.query_heads, config.head_dim
+        self.config = config
+        self.qkv = QKV(config, N, config.kv_heads, rngs=rngs)
+        self.w_o_NHD = fan_in(rngs, (N, H, D), N * H)
+
+    def __call__(
+        self,
+        x_BTD,
+        stream: Stream,
+        cache: LayerCache | None = None,
+        edit: HeadEdit | None = None,
+    ) -> MixerOutput:
+        config = self.config
+        turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
+        q_BTNH, k_BSKH, v_BSKH = self.qkv(x_BTD)
+        q_BTNH, k_BSKH = turn(self.qkv.norm_q(q_BTNH)), turn(self.qkv.norm_k(k_BSKH))
+        if cache is not None:
+            kv = cache.kv.append(k_BSKH, v_BSKH, stream.start)
+            k_BSKH, v_BSKH = kv.k_BSKH, kv.v_BSKH
+            cache = LayerCache(kv, None)
+        kv_head_of_query = tuple(config.kv_head(n) for n in range(config.query_heads))
+        heads_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, stream.mask_BTS, kv_head_of_query)
+        if edit is not None:
+            heads_BTNH = edit.apply(heads_BTNH)
+        out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.w_o_NHD[...])
+        return MixerOutput(out_BTD, heads_BTNH, cache)

@@ -1,0 +1,82 @@
+"""The HydraHead mixer: softmax heads and delta-rule heads in one layer (arXiv 2606.20097)."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.cache.layered import LayerCache
+from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.mixers.delta_branch import DeltaBranch
+from hydrahead_jax.mixers.hydra_heads import hydra_heads
+from hydrahead_jax.mixers.init import zeros
+from hydrahead_jax.mixers.qkv import QKV
+from hydrahead_jax.mixers.softmax_branch import SoftmaxBranch
+from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.ops.fusion import branch_weights, scale_normalise
+from hydrahead_jax.ops.gates import output_gate
+
+_FUSION_EPS = 1e-6
+
+
+class HydraMixer(nnx.Module):
+    """y = concat_h(gamma_h * gate_h * RMSNorm(O_h)) W_O, W_O split by rows between the branches.
+
+    A branch without heads is absent: `fa` or `gdn` is then None.
+    """
+
+    def __init__(self, config: ModelConfig, mixer: Hydra, *, rngs: nnx.Rngs):
+        self.heads = hydra_heads(config, mixer)
+        self.fusion = mixer.choices.fusion
+        if not mixer.choices.query_decomposition:
+            self.qkv = QKV(config, config.query_heads, config.kv_heads, rngs=rngs)
+        branch = lambda kind: kind(config, self.heads, mixer.choices, rngs=rngs)
+        self.fa = branch(SoftmaxBranch) if self.heads.fa else None
+        self.gdn = branch(DeltaBranch) if self.heads.gdn else None
+        if self.fusion == "gated":
+            self.w_fusion_DX = zeros((config.embed, 2))
+
+    def __call__(
+        self,
+        x_BTD,
+        stream: Stream,
+        cache: LayerCache | None = None,
+        edit: HeadEdit | None = None,
+    ) -> MixerOutput:
+        shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
+        parts, kv, recurrent = [], None, None
+        if self.fa is not None:
+            qkv, inputs = self._project(self.fa, x_BTD, shared)
+            out_BTNH, kv = self.fa(qkv, *inputs, stream, cache and cache.kv)
+            parts.append(self._fuse(self.fa, 0, x_BTD, out_BTNH))
+        if self.gdn is not None:
+            qkv, inputs = self._project(self.gdn, x_BTD, shared)
+            out_BTNH, recurrent = self.gdn(qkv, x_BTD, *inputs, stream, cache and cache.recurrent)
+            parts.append(self._fuse(self.gdn, 1, x_BTD, out_BTNH))
+        heads_BTNH = jnp.concatenate(parts, axis=2)[:, :, jnp.array(self.heads.order)]
+        if edit is not None:
+            heads_BTNH = edit.apply(heads_BTNH)
+            by_branch = [heads_BTNH[:, :, jnp.array(n)] for n in (self.heads.fa, self.heads.gdn) if n]
+            parts = by_branch
+        branches = [branch for branch in (self.fa, self.gdn) if branch is not None]
+        out_BTD = sum(
+            jnp.einsum("BTNH,NHD->BTD", part, branch.w_o_NHD[...])
+            for part, branch in zip(parts, branches, strict=True)
+        )
+        return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, recurrent) if cache else None)
+
+    def _project(self, branch, x_BTD, shared):
+        """The projections a branch reads, its own or its share of the layer's, and its q, k, v."""
+        if shared is None:
+            return branch.qkv, branch.qkv(x_BTD)
+        return self.qkv, branch.pick(*shared)
+
+    def _fuse(self, branch, index: int, x_BTD, out_BTNH):
+        gate_BTNH = output_gate(jnp.einsum("BTD,DNH->BTNH", x_BTD, branch.w_gate_DNH[...]))
+        if self.fusion == "none":
+            return out_BTNH * gate_BTNH
+        fused_BTNH = scale_normalise(
+            out_BTNH, branch.out_norm_H[...], gate_BTNH, branch.gamma_N[...], eps=_FUSION_EPS
+        )
+        if self.fusion == "gated":
+            weights_BT2 = branch_weights(x_BTD, self.w_fusion_DX[...])
+            fused_BTNH *= weights_BT2[:, :, index, None, None]
+        return fused_BTNH

@@ -1,0 +1,32 @@
+"""Query, key and value projections with Qwen3's per-head norm on queries and keys."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.mixers.init import fan_in, ones
+from hydrahead_jax.ops.norms import rms_norm
+
+
+class QKV(nnx.Module):
+    """Projections for `query_heads` query heads and `kv_heads` KV heads."""
+
+    def __init__(self, config: ModelConfig, query_heads: int, kv_heads: int, *, rngs: nnx.Rngs):
+        D, H = config.embed, config.head_dim
+        self.eps = config.rms_eps
+        self.w_q_DNH = fan_in(rngs, (D, query_heads, H), D)
+        self.w_k_DKH = fan_in(rngs, (D, kv_heads, H), D)
+        self.w_v_DKH = fan_in(rngs, (D, kv_heads, H), D)
+        self.q_norm_H = ones((H,))
+        self.k_norm_H = ones((H,))
+
+    def __call__(self, x_BTD):
+        """q, k, v, none of them normalised."""
+        weights = (self.w_q_DNH, self.w_k_DKH, self.w_v_DKH)
+        return tuple(jnp.einsum("BTD,DNH->BTNH", x_BTD, w[...]) for w in weights)
+
+    def norm_q(self, q_BTNH):
+        return rms_norm(q_BTNH, self.q_norm_H[...], eps=self.eps)
+
+    def norm_k(self, k_BTKH):
+        return rms_norm(k_BTKH, self.k_norm_H[...], eps=self.eps)

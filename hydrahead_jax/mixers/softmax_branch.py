@@ -1,0 +1,48 @@
+"""The softmax heads of a HydraHead layer."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.cache.layered import KVCache
+from hydrahead_jax.config import HydraChoices, ModelConfig
+from hydrahead_jax.mixers.hydra_heads import HydraHeads
+from hydrahead_jax.mixers.init import fan_in, ones, zeros
+from hydrahead_jax.mixers.qkv import QKV
+from hydrahead_jax.mixers.types import Stream
+from hydrahead_jax.ops.attention import attention
+from hydrahead_jax.ops.gates import log_query_scale
+
+
+class SoftmaxBranch(nnx.Module):
+    """softmax(s_t q k^T / sqrt(H)) v without RoPE, s_t the log scale (section 3.2 of the paper)."""
+
+    def __init__(
+        self, config: ModelConfig, heads: HydraHeads, choices: HydraChoices, *, rngs: nnx.Rngs
+    ):
+        D, N, H = config.embed, len(heads.fa), config.head_dim
+        self.heads = heads
+        self.choices = choices
+        if choices.query_decomposition:
+            self.qkv = QKV(config, N, len(heads.kv), rngs=rngs)
+        self.w_gate_DNH = zeros((D, N, H))
+        if choices.fusion != "none":
+            self.out_norm_H = ones((H,))
+            self.gamma_N = ones((N,))
+        self.w_o_NHD = fan_in(rngs, (N, H, D), config.query_heads * H)
+
+    def __call__(self, qkv: QKV, q_BTNH, k_BSKH, v_BSKH, stream: Stream, cache: KVCache | None):
+        """Heads before the gate [B, T, N, H], and the cache with T more tokens."""
+        q_BTNH, k_BSKH = qkv.norm_q(q_BTNH), qkv.norm_k(k_BSKH)
+        if self.choices.log_scale_in_training or not stream.training:
+            scale_BT = log_query_scale(stream.positions_BT, base=self.choices.log_scale_base)
+            q_BTNH = (q_BTNH * scale_BT[:, :, None, None]).astype(q_BTNH.dtype)
+        if cache is not None:
+            cache = cache.append(k_BSKH, v_BSKH, stream.start)
+            k_BSKH, v_BSKH = cache.k_BSKH, cache.v_BSKH
+        out_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, stream.mask_BTS, self.heads.kv_of_fa)
+        return out_BTNH, cache
+
+    def pick(self, q_BTNH, k_BTKH, v_BTKH):
+        """This branch's share of projections over all heads."""
+        fa, kv = jnp.array(self.heads.fa), jnp.array(self.heads.kv)
+        return q_BTNH[:, :, fa], k_BTKH[:, :, kv], v_BTKH[:, :, kv]

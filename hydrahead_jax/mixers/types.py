@@ -1,0 +1,55 @@
+"""What every mixer takes and returns."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from hydrahead_jax.cache.layered import LayerCache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Where the tokens of one call stand; computed once, read by every layer.
+
+    Attributes:
+      positions_BT: position in the document, for RoPE and the log scale.
+      segment_ids_BT: document of each token; 0 is padding.
+      tail_segment_ids_BW: segments of the tokens just before token 0.
+      mask_BTS: which keys each query sees.
+      start: index of token 0 among the keys.
+      training: the log scale of the query may be for inference only.
+    """
+
+    positions_BT: jax.Array
+    segment_ids_BT: jax.Array
+    tail_segment_ids_BW: jax.Array
+    mask_BTS: jax.Array
+    start: jax.Array
+    training: bool = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadEdit:
+    """Replaces head outputs before the output projection.
+
+    mask_BN, in [0, 1], broadcasts over the batch: 0 keeps the model's own output, 1 takes the
+    value. One hook for patching, ablation and knock-out.
+    """
+
+    mask_BN: jax.Array
+    value_BTNH: jax.Array
+
+    def apply(self, heads_BTNH: jax.Array) -> jax.Array:
+        mask_BTNH = self.mask_BN[:, None, :, None].astype(heads_BTNH.dtype)
+        return heads_BTNH + mask_BTNH * (self.value_BTNH.astype(heads_BTNH.dtype) - heads_BTNH)
+
+
+class MixerOutput(NamedTuple):
+    """heads_BTNH is the input of the output projection, in the teacher's head order."""
+
+    out_BTD: jax.Array
+    heads_BTNH: jax.Array
+    cache: LayerCache | None

@@ -1,0 +1,132 @@
+"""A Qwen3 decoder whose layers may each have another mixer."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.cache.layered import Cache
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.mixers import HeadEdit, Stream, make_mixer
+from hydrahead_jax.mixers.init import fan_in, ones
+from hydrahead_jax.models.stream import extend_cache, make_stream
+from hydrahead_jax.ops.norms import rms_norm
+
+
+class Taps(NamedTuple):
+    """What one layer saw and said; unused taps cost nothing under jit."""
+
+    residual_BTD: jax.Array
+    mixer_in_BTD: jax.Array
+    heads_BTNH: jax.Array
+    mixer_out_BTD: jax.Array
+
+
+class Output(NamedTuple):
+    """hidden_BTD is normalised: `Decoder.logits` maps it, or a part of it, to the vocabulary."""
+
+    hidden_BTD: jax.Array
+    cache: Cache | None
+    taps: list[Taps]
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, F = config.embed, config.mlp
+        self.w_gate_DF = fan_in(rngs, (D, F), D)
+        self.w_up_DF = fan_in(rngs, (D, F), D)
+        self.w_down_FD = fan_in(rngs, (F, D), F)
+
+    def __call__(self, x_BTD):
+        gate_BTF = jax.nn.silu(jnp.einsum("BTD,DF->BTF", x_BTD, self.w_gate_DF[...]))
+        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.w_up_DF[...])
+        return jnp.einsum("BTF,FD->BTD", gate_BTF * up_BTF, self.w_down_FD[...])
+
+
+class Block(nnx.Module):
+    """Norm, mixer, residual; norm, MLP, residual."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        self.eps = config.rms_eps
+        self.mixer_norm_D = ones((config.embed,))
+        self.mixer = make_mixer(config, layer, rngs=rngs)
+        self.mlp_norm_D = ones((config.embed,))
+        self.mlp = MLP(config, rngs=rngs)
+
+    def mixer_input(self, x_BTD):
+        return rms_norm(x_BTD, self.mixer_norm_D[...], eps=self.eps)
+
+    def add_mlp(self, x_BTD):
+        return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...], eps=self.eps))
+
+    def __call__(self, x_BTD, stream: Stream, cache, edit: HeadEdit | None):
+        normed_BTD = self.mixer_input(x_BTD)
+        out_BTD, heads_BTNH, cache = self.mixer(normed_BTD, stream, cache, edit)
+        taps = Taps(x_BTD, normed_BTD, heads_BTNH, out_BTD)
+        return self.add_mlp(x_BTD + out_BTD), cache, taps
+
+
+class Decoder(nnx.Module):
+    """Holds parameters only; everything that changes is an argument and a result."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.w_embed_VD = fan_in(rngs, (config.vocab, config.embed), config.embed)
+        self.layers = nnx.List([Block(config, i, rngs=rngs) for i in range(config.layers)])
+        self.final_norm_D = ones((config.embed,))
+        if not config.tied_embeddings:
+            self.w_unembed_DV = fan_in(rngs, (config.embed, config.vocab), config.embed)
+
+    def __call__(
+        self,
+        tokens_BT,
+        *,
+        segment_ids_BT=None,
+        positions_BT=None,
+        cache: Cache | None = None,
+        edits: dict[int, HeadEdit] | None = None,
+        training: bool = False,
+    ) -> Output:
+        """Runs T tokens, after those in the cache if there is one.
+
+        Args:
+          tokens_BT: int32.
+          segment_ids_BT: packed documents; 0 is padding; all ones if None. With a cache, padding
+            stands to the left and every row is one document.
+          positions_BT: position in the document; counted from the segments, and after the cache,
+            if None.
+          cache: from `init_cache`, or from an earlier call; it must have room for T more tokens.
+          edits: layer -> head outputs to replace.
+          training: the log scale of the queries may be for inference only.
+        """
+        stream = make_stream(tokens_BT.shape, segment_ids_BT, positions_BT, cache, training)
+        x_BTD = self.embed(tokens_BT)
+        layer_caches, taps = [], []
+        for index, block in enumerate(self.layers):
+            with jax.named_scope(f"layer_{index}"):
+                layer_cache = cache.layers[index] if cache is not None else None
+                edit = (edits or {}).get(index)
+                x_BTD, layer_cache, layer_taps = block(x_BTD, stream, layer_cache, edit)
+            layer_caches.append(layer_cache)
+            taps.append(layer_taps)
+        if cache is not None:
+            cache = extend_cache(cache, layer_caches, stream)
+        return Output(self.final_norm(x_BTD), cache, taps)
+
+    def embed(self, tokens_BT):
+        return self.w_embed_VD[...][tokens_BT]
+
+    def final_norm(self, x_BTD):
+        return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.rms_eps)
+
+    def logits(self, hidden_BTD):
+        """Float32 logits over the vocabulary."""
+        return jnp.einsum(
+            "...D,DV->...V", hidden_BTD, self.unembedding_DV(), preferred_element_type=jnp.float32
+        )
+
+    def unembedding_DV(self):
+        return self.w_embed_VD[...].T if self.config.tied_embeddings else self.w_unembed_DV[...]

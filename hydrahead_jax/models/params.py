@@ -1,0 +1,33 @@
+"""Between modules and the plain nested dict of arrays that every room outside `models` sees."""
+
+import functools
+
+import jax
+from flax import nnx
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.models.decoder import Decoder
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Random float32 parameters."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key)), nnx.Param))
+
+
+@functools.cache
+def _abstract(config: ModelConfig):
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise ValueError("modules may hold parameters only")
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def abstract_params(config: ModelConfig) -> dict:
+    """Shapes and dtypes of the parameters; nothing is allocated."""
+    return _abstract(config)[1]
+
+
+def merge(config: ModelConfig, params: dict) -> Decoder:
+    """The module that computes with `params`: cheap, made anew inside every traced function."""
+    return nnx.merge(_abstract(config)[0], params)

@@ -1,0 +1,56 @@
+"""From tokens and cache to the Stream that all layers read, and the cache after them."""
+
+import jax.numpy as jnp
+
+from hydrahead_jax.cache.layered import CONV_TAPS, Cache
+from hydrahead_jax.mixers.types import Stream
+from hydrahead_jax.ops.masks import attention_mask, segment_positions
+
+
+def make_stream(shape, segment_ids_BT, positions_BT, cache: Cache | None, training: bool) -> Stream:
+    """The Stream of `shape` = (B, T) tokens; arguments as `Decoder.__call__`."""
+    B, T = shape
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones((B, T), jnp.int32)
+    if cache is None:
+        start = jnp.zeros((), jnp.int32)
+        tail_BW = jnp.zeros((B, CONV_TAPS - 1), jnp.int32)
+        key_segment_ids_BS = segment_ids_BT
+    else:
+        start = cache.length
+        tail_BW = cache.tail_segment_ids_BW
+        key_segment_ids_BS = _written_segments(cache, segment_ids_BT)
+    if positions_BT is None:
+        positions_BT = _positions(segment_ids_BT, cache)
+    mask_BTS = attention_mask(segment_ids_BT, key_segment_ids_BS, start)
+    return Stream(positions_BT, segment_ids_BT, tail_BW, mask_BTS, start, training)
+
+
+def extend_cache(cache: Cache, layers: list, stream: Stream) -> Cache:
+    """The cache after the tokens of `stream`."""
+    segment_ids_BT = stream.segment_ids_BT
+    tail_BW = jnp.concatenate([cache.tail_segment_ids_BW, segment_ids_BT], axis=1)
+    last_BT = jnp.where(segment_ids_BT != 0, stream.positions_BT + 1, 0)
+    return Cache(
+        layers=layers,
+        segment_ids_BS=_written_segments(cache, segment_ids_BT),
+        tail_segment_ids_BW=tail_BW[:, 1 - CONV_TAPS :],
+        positions_B=jnp.maximum(cache.positions_B, jnp.max(last_BT, axis=1)),
+        length=cache.length + segment_ids_BT.shape[1],
+    )
+
+
+def _positions(segment_ids_BT, cache: Cache | None):
+    if cache is None:
+        return segment_positions(segment_ids_BT)
+    real_BT = segment_ids_BT != 0
+    counts_BT = cache.positions_B[:, None] + jnp.cumsum(real_BT, axis=1) - 1
+    return jnp.where(real_BT, counts_BT, 0)
+
+
+def _written_segments(cache: Cache, segment_ids_BT):
+    slots_S = jnp.arange(cache.capacity)
+    T = segment_ids_BT.shape[1]
+    index_S = jnp.clip(slots_S - cache.length, 0, T - 1)
+    is_new_S = (slots_S >= cache.length) & (slots_S < cache.length + T)
+    return jnp.where(is_new_S, segment_ids_BT[:, index_S], cache.segment_ids_BS)

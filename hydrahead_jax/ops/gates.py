@@ -1,0 +1,27 @@
+"""The gates of Gated DeltaNet and of gated attention, and the log-scaled query."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def log_decay(
+    x_BTN: Float[Array, "B T N"], a_log_N: Float[Array, " N"], dt_bias_N: Float[Array, " N"]
+) -> Float[Array, "B T N"]:
+    """ln(alpha) = -exp(A_log) softplus(x + dt_bias), float32 (arXiv 2412.06464)."""
+    return -jnp.exp(a_log_N) * jax.nn.softplus(x_BTN.astype(jnp.float32) + dt_bias_N)
+
+
+def write_strength(x_BTN: Float[Array, "B T N"], *, neg_eigval: bool) -> Float[Array, "B T N"]:
+    """beta = sigmoid(x), or 2 sigmoid(x): the state transition may then have eigenvalue -1."""
+    return jax.nn.sigmoid(x_BTN.astype(jnp.float32)) * (2.0 if neg_eigval else 1.0)
+
+
+def output_gate(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """2 sigmoid(x): exactly 1 where the gate's weights are zero."""
+    return 2.0 * jax.nn.sigmoid(x)
+
+
+def log_query_scale(positions_BT: Int[Array, "B T"], *, base: float) -> Float[Array, "B T"]:
+    """ln(t + a) / ln(a): keeps the attention of NoPE heads sharp at long range (HALO)."""
+    return jnp.log(positions_BT.astype(jnp.float32) + base) / jnp.log(base)

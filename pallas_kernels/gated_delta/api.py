@@ -1,0 +1,105 @@
+"""The public functions of the gated delta rule."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.dispatch import Op
+from pallas_kernels.gated_delta.chunked import gated_delta_chunked
+from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
+
+_gated_delta = Op("gated_delta")
+_gated_delta.register("chunked", gated_delta_chunked)
+_gated_delta.register("reference", gated_delta_reference)
+
+_gated_delta_step = Op("gated_delta_step")
+_gated_delta_step.register("reference", gated_delta_step_reference)
+
+
+def gated_delta(
+    q_BTKH: Float[Array, "B T K H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTNP: Float[Array, "B T N P"],
+    log_decay_BTN: Float[Array, "B T N"],
+    beta_BTN: Float[Array, "B T N"],
+    *,
+    initial_state_BNHP: Float[Array, "B N H P"] | None = None,
+    segment_ids_BT: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
+    """Runs the gated delta rule over a sequence.
+
+        S <- exp(log_decay) S;   S <- S + beta k (v - S^T k)^T;   o = scale * S^T q
+
+    The rule of arXiv 2412.06464, Eq 10, with the state stored transposed (keys by values).
+
+    Args:
+      q_BTKH: queries, used as given: the caller L2-normalises.
+      k_BTKH: keys, likewise. N must be a multiple of K: value head n reads key head n // (N / K).
+      v_BTNP: values.
+      log_decay_BTN: float32, at most 0.
+      beta_BTN: write strength, in [0, 2].
+      initial_state_BNHP: float32 state before the first token; zero if None.
+      segment_ids_BT: a change of id resets the state. 0 is padding: it neither reads nor writes,
+        its output is zero, and it does not end a segment. The initial state belongs to the
+        segment of the first token that is not padding.
+      scale: of the output; 1 / sqrt(H) if None.
+      implementation: "chunked" (plain JAX, differentiable), "reference" (sequential, float32),
+        or None for the best that accepts the arguments.
+
+    Returns:
+      The output in the dtype of v, and the float32 state after the last non-padding token.
+
+    Raises:
+      ValueError: N is not a multiple of K, or `implementation` is unknown.
+    """
+    _check_groups(k_BTKH.shape[2], v_BTNP.shape[2])
+    B, T, _, H = q_BTKH.shape
+    _, _, N, P = v_BTNP.shape
+    if initial_state_BNHP is None:
+        initial_state_BNHP = jnp.zeros((B, N, H, P), jnp.float32)
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones((B, T), jnp.int32)
+    return _gated_delta(
+        q_BTKH,
+        k_BTKH,
+        v_BTNP,
+        log_decay_BTN.astype(jnp.float32),
+        beta_BTN.astype(jnp.float32),
+        initial_state_BNHP.astype(jnp.float32),
+        segment_ids_BT,
+        scale=H**-0.5 if scale is None else scale,
+        implementation=implementation,
+    )
+
+
+def gated_delta_step(
+    q_BKH: Float[Array, "B K H"],
+    k_BKH: Float[Array, "B K H"],
+    v_BNP: Float[Array, "B N P"],
+    log_decay_BN: Float[Array, "B N"],
+    beta_BN: Float[Array, "B N"],
+    state_BNHP: Float[Array, "B N H P"],
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B N P"], Float[Array, "B N H P"]]:
+    """Runs the gated delta rule for one token: the decode step. Arguments as `gated_delta`."""
+    _check_groups(k_BKH.shape[1], v_BNP.shape[1])
+    return _gated_delta_step(
+        q_BKH,
+        k_BKH,
+        v_BNP,
+        log_decay_BN.astype(jnp.float32),
+        beta_BN.astype(jnp.float32),
+        state_BNHP.astype(jnp.float32),
+        scale=q_BKH.shape[-1] ** -0.5 if scale is None else scale,
+        implementation=implementation,
+    )
+
+
+def _check_groups(key_heads: int, value_heads: int) -> None:
+    if value_heads % key_heads:
+        raise ValueError(f"{value_heads} value heads are not a multiple of {key_heads} key heads")
+
+

@@ -1,0 +1,59 @@
+"""The inverse inside the chunked delta rule, safe for any keys."""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def unit_lower_inverse(lower):
+    """(I + lower)^-1 for strictly lower triangular matrices `lower` of shape [..., C, C].
+
+    Rows inside a block of 16 by substitution, then pairs of blocks merged until one is left. No
+    power of `lower` is ever formed: with correlated keys the powers reach 1e8 while the inverse
+    stays near 1, so Neumann and Newton series lose everything.
+    """
+    size = lower.shape[-1]
+    block = min(16, size)
+    if size % block or (size // block) & (size // block - 1):
+        raise ValueError(f"a chunk of {size} is not 16 times a power of two, nor below 16")
+    inverse = _substitute(_diagonal_blocks(lower, block))
+    while block < size:
+        pairs = _diagonal_blocks(lower, 2 * block)
+        corner = pairs[..., block:, :block]
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        corner = -second @ (corner @ first)
+        top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        inverse = jnp.concatenate([top, jnp.concatenate([corner, second], axis=-1)], axis=-2)
+        block *= 2
+    return inverse[..., 0, :, :]
+
+
+def _diagonal_blocks(matrix, block: int):
+    """[..., C, C] -> [..., C / block, block, block]."""
+    starts = range(0, matrix.shape[-1], block)
+    blocks = [matrix[..., i : i + block, i : i + block] for i in starts]
+    return jnp.stack(blocks, axis=-3)
+
+
+def _substitute(lower):
+    """Row i of the inverse is e_i minus row i of `lower` times the rows above."""
+    size = lower.shape[-1]
+    rows = [jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype)[0], lower[..., 0, :].shape)]
+    for i in range(1, size):
+        above = jnp.stack(rows, axis=-2)
+        unit = jnp.eye(size, dtype=lower.dtype)[i]
+        rows.append(unit - jnp.einsum("...j,...jk->...k", lower[..., i, :i], above))
+    return jnp.stack(rows, axis=-2)
+
+
+def _forward(lower):
+    inverse = unit_lower_inverse(lower)
+    return inverse, inverse
+
+
+def _backward(inverse, cotangent):
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (jnp.tril(-transposed @ cotangent @ transposed, -1),)
+
+
+unit_lower_inverse.defvjp(_forward, _backward)
