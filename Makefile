@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV ?= .venv
+LATEST_VENV ?= .venv-latest
+WORKERS ?= 2
+
+# glibc gives freed memory back between training steps, and the page faults cost more than the
+# arithmetic of a small model; these settings keep it.
+export MALLOC_ARENA_MAX = 1
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 17179869184
+export MALLOC_TOP_PAD_ = 268435456
+
+.PHONY: demo evidence test test-latest lint clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python -m train demo configs/demo.py
+
+evidence: $(VENV)/installed
+	$(VENV)/bin/python -m train evidence configs/evidence.py
+
+test: $(VENV)/installed lint
+	$(VENV)/bin/python -m pytest -n $(WORKERS) tests
+
+# The newest jax, on Python 3.12 or 3.13. PyTorch parity tests run in `make test` only.
+test-latest: $(LATEST_VENV)/installed
+	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) tests
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev,torch]"
+	touch $@
+
+$(LATEST_VENV)/installed: pyproject.toml
+	python=$${LATEST_PYTHON:-$$(.ci/latest-python)} && $$python -m venv $(LATEST_VENV)
+	$(LATEST_VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(LATEST_VENV) runs
