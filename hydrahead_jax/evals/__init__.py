@@ -1,1 +1,7 @@
 """What a model can still do."""
+
+from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
+from hydrahead_jax.evals.niah_accuracy import niah_accuracy
+from hydrahead_jax.evals.text_loss import TextLoss, text_loss
+
+__all__ = ["EvalSettings", "TextLoss", "evaluate", "niah_accuracy", "text_loss"]

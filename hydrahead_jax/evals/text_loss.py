@@ -1,0 +1,89 @@
+"""Next-token loss on text, overall and by position."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.models import merge
+
+_LOGITS_AT_ONCE = 128
+
+
+class TextLoss(NamedTuple):
+    """Attributes:
+    mean: nats a token.
+    by_position: the same for tokens at positions "first-last", in buckets that double.
+    """
+
+    mean: float
+    by_position: dict[str, float]
+
+
+def text_loss(
+    config: ModelConfig,
+    params: dict,
+    text_tokens: np.ndarray,
+    *,
+    length: int,
+    windows: int = 32,
+    batch: int = 16,
+    first_bucket: int = 32,
+) -> TextLoss:
+    """Mean loss over `windows` stretches of `length` tokens, spread evenly over the text.
+
+    Raises:
+      UserError: the text is shorter than one window, or a window has no token to predict.
+    """
+    if length < 2:
+        raise UserError(f"text windows of {length} tokens predict nothing; give 2 or more")
+    if len(text_tokens) < length:
+        raise UserError(
+            f"the text has {len(text_tokens)} tokens and a window needs {length}; "
+            f"give more text or shorter windows"
+        )
+    starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
+    tokens_XT = np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
+    loss_XT = np.concatenate(
+        [
+            _token_losses(config, params, tokens_XT[np.arange(start, start + batch) % windows])
+            for start in range(0, windows, batch)
+        ]
+    )[:windows].astype(np.float64)
+    return TextLoss(float(loss_XT.mean()), _by_position(loss_XT.mean(axis=0), first_bucket))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _token_losses(config: ModelConfig, params: dict, tokens_BT):
+    """[B, T - 1]; the logits of a few positions at a time, because V is large."""
+    model = merge(config, params)
+    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
+    targets_BT = tokens_BT[:, 1:]
+    B, T = targets_BT.shape
+    width = min(_LOGITS_AT_ONCE, T)
+    padded = -(-T // width) * width
+    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padded - T), (0, 0)))
+    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padded - T)))
+
+    def losses(inputs):
+        hidden_BCD, targets_BC = inputs
+        log_p_BCV = jax.nn.log_softmax(model.logits(hidden_BCD))
+        return -jnp.take_along_axis(log_p_BCV, targets_BC[..., None], axis=-1)[..., 0]
+
+    split = lambda x: jnp.moveaxis(x.reshape(B, padded // width, width, *x.shape[2:]), 1, 0)
+    loss_ZBC = jax.lax.map(losses, (split(hidden_BTD), split(targets_BT)))
+    return jnp.moveaxis(loss_ZBC, 0, 1).reshape(B, padded)[:, :T]
+
+
+def _by_position(loss_T: np.ndarray, first_bucket: int) -> dict[str, float]:
+    """Position of the token that is read; the first bucket starts at 0."""
+    buckets, start, end = {}, 0, first_bucket
+    while start < len(loss_T):
+        end = min(end, len(loss_T))
+        buckets[f"{start}-{end - 1}"] = float(loss_T[start:end].mean())
+        start, end = end, 2 * end
+    return buckets

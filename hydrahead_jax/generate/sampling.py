@@ -1,0 +1,61 @@
+"""From logits to the next token."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hydrahead_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: 0 takes the most likely token.
+      top_k: only the k most likely tokens; all if None.
+      top_p: only the smallest set of most likely tokens whose probabilities reach p; all if None.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}; give 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}; give 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; give a probability above 0 and up to 1")
+
+
+def sample(logits_BV: Float[Array, "B V"], key: jax.Array, sampling: Sampling) -> Int[Array, " B"]:
+    """One token a row. A row's draw depends on the key and its row number, not on other rows."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1)
+    logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
+    if sampling.top_k is not None:
+        logits_BV = _keep_top_k(logits_BV, sampling.top_k)
+    if sampling.top_p is not None:
+        logits_BV = _keep_top_p(logits_BV, sampling.top_p)
+    rows_B = jnp.arange(logits_BV.shape[0])
+    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV)
+
+
+def _keep_top_k(logits_BV, k: int):
+    least_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+def _keep_top_p(logits_BV, p: float):
+    """A token stays if the more likely ones sum to less than p; the likeliest always stays."""
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+    kept_BV = (before_BV < p) | (jnp.arange(logits_BV.shape[-1]) == 0)
+    least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
