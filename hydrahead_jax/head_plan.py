@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,16 @@ class HeadPlan:
     strategy: str
 
     def __post_init__(self):
+        if not 0 < self.kv_heads <= self.query_heads or self.query_heads % self.kv_heads:
+            raise UserError(
+                f"head plan: {self.query_heads} query heads must be a multiple of "
+                f"{self.kv_heads} KV heads"
+            )
         for layer, heads in enumerate(self.fa_heads):
             if list(heads) != sorted(set(heads)) or any(
                 not 0 <= h < self.query_heads for h in heads
             ):
-                raise ValueError(
+                raise UserError(
                     f"head plan, layer {layer}: heads {list(heads)} must be ascending, unique and "
                     f"between 0 and {self.query_heads - 1}"
                 )
@@ -46,12 +52,12 @@ class HeadPlan:
         """The hybrid's config.
 
         Raises:
-          ValueError: the plan is for a model of another shape.
+          UserError: the plan is for a model of another shape.
         """
         mine = (len(self.fa_heads), self.query_heads, self.kv_heads)
         theirs = (teacher.layers, teacher.query_heads, teacher.kv_heads)
         if mine != theirs:
-            raise ValueError(
+            raise UserError(
                 f"the head plan is for {mine} layers, query heads and KV heads, "
                 f"the model has {theirs}"
             )
@@ -59,14 +65,25 @@ class HeadPlan:
         return dataclasses.replace(teacher, mixers=mixers)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Writes JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "HeadPlan":
-        """Raises ValueError, with the file's name, where it is not a head plan."""
+        """Raises UserError, with the file's name, where it is not a head plan."""
         try:
             fields = json.loads(Path(path).read_text())
-            fields["fa_heads"] = tuple(tuple(heads) for heads in fields["fa_heads"])
+            fields["fa_heads"] = tuple(tuple(map(_integer, heads)) for heads in fields["fa_heads"])
+            for name in ("query_heads", "kv_heads"):
+                _integer(fields[name])
             return cls(**fields)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a head plan: {error}") from error
+        except KeyError as error:
+            raise UserError(f"{path} is not a head plan: it has no {error}") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is not a head plan: {error}") from error
+
+
+def _integer(value) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no head number")
+    return value

@@ -44,7 +44,8 @@ class HeadEdit:
 
     def apply(self, heads_BTNH: jax.Array) -> jax.Array:
         mask_BTNH = self.mask_BN[:, None, :, None].astype(heads_BTNH.dtype)
-        return heads_BTNH + mask_BTNH * (self.value_BTNH.astype(heads_BTNH.dtype) - heads_BTNH)
+        value_BTNH = self.value_BTNH.astype(heads_BTNH.dtype)
+        return (1 - mask_BTNH) * heads_BTNH + mask_BTNH * value_BTNH
 
 
 class MixerOutput(NamedTuple):

@@ -1,0 +1,19 @@
+"""Batches of one size, so that a jitted function compiles once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def padded_batches(
+    arrays: tuple[np.ndarray, ...], size: int
+) -> Iterator[tuple[tuple[np.ndarray, ...], int]]:
+    """Rows in batches of `size`, the last filled up by repeating its last row.
+
+    Yields the arrays and the number of rows that are not filling.
+    """
+    total = len(arrays[0])
+    size = min(size, total)
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        yield tuple(array[rows] for array in arrays), min(size, total - start)
