@@ -1,5 +1,6 @@
 """The public functions of the gated delta rule."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -32,12 +33,13 @@ def gated_delta(
         S <- exp(log_decay) S;   S <- S + beta k (v - S^T k)^T;   o = scale * S^T q
 
     The rule of arXiv 2412.06464, Eq 10, with the state stored transposed (keys by values).
+    Products are taken in full float32 on every backend: the state sums over the whole sequence.
 
     Args:
       q_BTKH: queries, used as given: the caller L2-normalises.
       k_BTKH: keys, likewise. N must be a multiple of K: value head n reads key head n // (N / K).
       v_BTNP: values.
-      log_decay_BTN: float32, at most 0.
+      log_decay_BTN: at most 0, and finite.
       beta_BTN: write strength, in [0, 2].
       initial_state_BNHP: float32 state before the first token; zero if None.
       segment_ids_BT: a change of id resets the state. 0 is padding: it neither reads nor writes,
@@ -54,23 +56,25 @@ def gated_delta(
       ValueError: N is not a multiple of K, or `implementation` is unknown.
     """
     _check_groups(k_BTKH.shape[2], v_BTNP.shape[2])
+    dtype = jnp.promote_types(v_BTNP.dtype, jnp.float32)
     B, T, _, H = q_BTKH.shape
     _, _, N, P = v_BTNP.shape
     if initial_state_BNHP is None:
-        initial_state_BNHP = jnp.zeros((B, N, H, P), jnp.float32)
+        initial_state_BNHP = jnp.zeros((B, N, H, P), dtype)
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones((B, T), jnp.int32)
-    return _gated_delta(
-        q_BTKH,
-        k_BTKH,
-        v_BTNP,
-        log_decay_BTN.astype(jnp.float32),
-        beta_BTN.astype(jnp.float32),
-        initial_state_BNHP.astype(jnp.float32),
-        segment_ids_BT,
-        scale=H**-0.5 if scale is None else scale,
-        implementation=implementation,
-    )
+    with jax.default_matmul_precision("highest"):
+        return _gated_delta(
+            q_BTKH,
+            k_BTKH,
+            v_BTNP,
+            log_decay_BTN.astype(dtype),
+            beta_BTN.astype(dtype),
+            initial_state_BNHP.astype(dtype),
+            segment_ids_BT,
+            scale=H**-0.5 if scale is None else scale,
+            implementation=implementation,
+        )
 
 
 def gated_delta_step(
@@ -86,20 +90,20 @@ def gated_delta_step(
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule for one token: the decode step. Arguments as `gated_delta`."""
     _check_groups(k_BKH.shape[1], v_BNP.shape[1])
-    return _gated_delta_step(
-        q_BKH,
-        k_BKH,
-        v_BNP,
-        log_decay_BN.astype(jnp.float32),
-        beta_BN.astype(jnp.float32),
-        state_BNHP.astype(jnp.float32),
-        scale=q_BKH.shape[-1] ** -0.5 if scale is None else scale,
-        implementation=implementation,
-    )
+    dtype = jnp.promote_types(v_BNP.dtype, jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        return _gated_delta_step(
+            q_BKH,
+            k_BKH,
+            v_BNP,
+            log_decay_BN.astype(dtype),
+            beta_BN.astype(dtype),
+            state_BNHP.astype(dtype),
+            scale=q_BKH.shape[-1] ** -0.5 if scale is None else scale,
+            implementation=implementation,
+        )
 
 
 def _check_groups(key_heads: int, value_heads: int) -> None:
     if value_heads % key_heads:
         raise ValueError(f"{value_heads} value heads are not a multiple of {key_heads} key heads")
-
-

@@ -1,7 +1,11 @@
 """The inverse inside the chunked delta rule, safe for any keys."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_vjp
@@ -21,7 +25,7 @@ def unit_lower_inverse(lower):
         pairs = _diagonal_blocks(lower, 2 * block)
         corner = pairs[..., block:, :block]
         first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -second @ (corner @ first)
+        corner = -_matmul(second, _matmul(corner, first))
         top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
         inverse = jnp.concatenate([top, jnp.concatenate([corner, second], axis=-1)], axis=-2)
         block *= 2
@@ -37,13 +41,14 @@ def _diagonal_blocks(matrix, block: int):
 
 def _substitute(lower):
     """Row i of the inverse is e_i minus row i of `lower` times the rows above."""
-    size = lower.shape[-1]
-    rows = [jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype)[0], lower[..., 0, :].shape)]
-    for i in range(1, size):
-        above = jnp.stack(rows, axis=-2)
-        unit = jnp.eye(size, dtype=lower.dtype)[i]
-        rows.append(unit - jnp.einsum("...j,...jk->...k", lower[..., i, :i], above))
-    return jnp.stack(rows, axis=-2)
+    unit = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+
+    def row(i, inverse):
+        read = lambda matrix: jax.lax.dynamic_index_in_dim(matrix, i, axis=-2)
+        new = read(unit) - _matmul(read(lower), inverse)
+        return jax.lax.dynamic_update_index_in_dim(inverse, new, i, axis=-2)
+
+    return jax.lax.fori_loop(1, lower.shape[-1], row, unit)
 
 
 def _forward(lower):
@@ -53,7 +58,7 @@ def _forward(lower):
 
 def _backward(inverse, cotangent):
     transposed = jnp.swapaxes(inverse, -1, -2)
-    return (jnp.tril(-transposed @ cotangent @ transposed, -1),)
+    return (jnp.tril(-_matmul(_matmul(transposed, cotangent), transposed), -1),)
 
 
 unit_lower_inverse.defvjp(_forward, _backward)

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from pallas_kernels.gated_delta.segments import state_runs
 
 
-def gated_delta_step_reference(
-    q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale
-):
+def gated_delta_step_reference(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale):
     """One token. See `api.gated_delta_step`."""
     dtype = jnp.promote_types(v_BNP.dtype, jnp.float32)
     group = v_BNP.shape[1] // k_BKH.shape[1]
