@@ -7,6 +7,8 @@ from pathlib import Path
 from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.errors import UserError
 
+_DEFAULT_CHOICES = HydraChoices()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadPlan:
@@ -48,7 +50,9 @@ class HeadPlan:
         group = self.query_heads // self.kv_heads
         return sum(len({head // group for head in heads}) for heads in self.fa_heads)
 
-    def student(self, teacher: ModelConfig, choices: HydraChoices = HydraChoices()) -> ModelConfig:
+    def student(
+        self, teacher: ModelConfig, choices: HydraChoices = _DEFAULT_CHOICES
+    ) -> ModelConfig:
         """The hybrid's config.
 
         Raises:
@@ -85,5 +89,5 @@ class HeadPlan:
 
 def _integer(value) -> int:
     if type(value) is not int:
-        raise TypeError(f"{value!r} is no head number")
+        raise TypeError(f"{value!r} is no whole number")
     return value

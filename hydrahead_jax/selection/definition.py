@@ -50,9 +50,10 @@ def _heads(config: ModelConfig, params: dict, tokens_BT) -> dict[int, jax.Array]
 def _edited_readout(config: ModelConfig, params: dict, tokens_BT, edits, answer_BJ, distractor_BJ):
     model = merge(config, params)
     at = readout_positions(tokens_BT.shape[1], answer_BJ.shape[1])
-    logits_BTV = model.logits(model(tokens_BT, edits=edits).hidden_BTD)
-    pick = lambda ids_BJ: jnp.take_along_axis(logits_BTV[:, at], ids_BJ[..., None], axis=-1)[..., 0]
-    return readout(pick(answer_BJ), pick(distractor_BJ))
+    logits_BJV = model.logits(model(tokens_BT, edits=edits).hidden_BTD)[:, at]
+    ids_BJ2 = jnp.stack([answer_BJ, distractor_BJ], axis=-1)
+    answer_and_distractor_BJ2 = jnp.take_along_axis(logits_BJV, ids_BJ2, axis=-1)
+    return readout(answer_and_distractor_BJ2[..., 0], answer_and_distractor_BJ2[..., 1])
 
 
 def _edit(mask_N: np.ndarray, batch: int, value_BTNH: jax.Array) -> HeadEdit:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from hydrahead_jax.head_plan import HeadPlan
 
 DPI = 150
+KNOCK_OUT_SIZE = (840, 540)
 _MARGIN = (2.1, 1.5)
 
 
@@ -52,7 +53,7 @@ def save_heat_map(
     )
     _grid(axes, layers, heads)
     axes.set(xlabel="query head", ylabel="layer", title=title)
-    if plan is not None:
+    if plan is not None and plan.count:
         _mark(axes, plan)
     figure.colorbar(image, ax=axes, label=label, fraction=0.08, pad=0.03)
     _save(figure, path)
@@ -60,29 +61,34 @@ def save_heat_map(
 
 def save_knock_out_curve(
     counts: Sequence[int],
-    by_score: Sequence[float],
-    at_random: Float[np.ndarray, "S C"],
+    by_score_C: Float[np.ndarray, " C"],
+    at_random_SC: Float[np.ndarray, "S C"],
     path: Path,
     *,
     title: str = "Knock-out",
 ) -> None:
     """Writes a PNG: accuracy over heads removed, in score order and in S random orders (their
     mean, and the range as a band)."""
-    figure = _figure(5.6 * DPI, 3.6 * DPI)
+    figure = _figure(*KNOCK_OUT_SIZE)
     axes = figure.add_subplot()
     axes.fill_between(
-        counts, at_random.min(axis=0), at_random.max(axis=0), color="#e69f00", alpha=0.25, lw=0
+        counts,
+        at_random_SC.min(axis=0),
+        at_random_SC.max(axis=0),
+        color="#e69f00",
+        alpha=0.25,
+        lw=0,
     )
     axes.plot(
         counts,
-        at_random.mean(axis=0),
+        at_random_SC.mean(axis=0),
         color="#b87700",
         ls="--",
         marker="s",
         ms=4,
-        label=f"random order: mean and range of {len(at_random)}",
+        label=f"random order: mean and range of {len(at_random_SC)}",
     )
-    axes.plot(counts, by_score, color="#0b559f", marker="o", ms=4, label="score order")
+    axes.plot(counts, by_score_C, color="#0b559f", marker="o", ms=4, label="score order")
     axes.set(xlabel="heads removed", ylabel="documents answered", title=title, ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,7 +98,7 @@ def save_knock_out_curve(
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: int, height: int) -> Figure:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -55,7 +55,8 @@ def knock_out(
       mean_LNH: what stands in for a removed head, see `mean_heads`.
       accuracy: from edits to accuracy, such as `teacher_forced_accuracy` or a generating evaluator.
     """
-    return np.array([accuracy(knock_out_edits(order[:count], mean_LNH)) for count in counts])
+    points = [accuracy(knock_out_edits(order[:count], mean_LNH)) for count in counts]
+    return np.array(points, float)
 
 
 def teacher_forced_accuracy(

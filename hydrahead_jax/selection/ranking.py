@@ -15,12 +15,12 @@ def ranking(scores: HeadScores, *, kv_heads: int, seed: int = 0) -> list[Head]:
     are rounding; then heads that share a KV head with one ranked already, because they cost no
     cache; then a seeded draw, never the index."""
     group = scores.query_heads // kv_heads
-    keys = np.rint(np.stack([scores.score_LN, scores.mean_abs_LN]) / RESOLUTION).astype(int)
-    key_of = lambda head: tuple(-keys[(slice(None), *head)])
-    heads = random_order(scores.layers, scores.query_heads, seed)
+    needs = np.rint(np.stack([scores.score_LN, scores.mean_abs_LN]) / RESOLUTION)
+    keys = {head: tuple(-needs[:, *head]) for head in np.ndindex(needs.shape[1:])}
+    drawn = random_order(scores.layers, scores.query_heads, seed)
     ranked: list[Head] = []
     read: set[Head] = set()
-    for _, tied in itertools.groupby(sorted(heads, key=key_of), key=key_of):
+    for _, tied in itertools.groupby(sorted(drawn, key=keys.get), key=keys.get):
         waiting = list(tied)
         while waiting:
             best = next((h for h in waiting if (h[0], h[1] // group) in read), waiting[0])

@@ -33,7 +33,7 @@ class Effects(NamedTuple):
 
     Attributes:
       raw_BLN: before the clamp to [0, 1].
-      clean: mean readout of the usable pairs.
+      clean: mean readout of the usable pairs, nan if there is none.
       corrupted: mean readout of their counterfactuals.
       skipped: pairs whose readouts differ by less than 0.5.
     """
@@ -78,10 +78,11 @@ def patched_readouts(
         x_SBJD = jnp.concatenate([x_SBJD, x_SBJD[:1] + change_NBJD])
         flat = (len(x_SBJD) * B, J, config.embed)
         x_SBJD = block.add_mlp(x_SBJD.reshape(flat)).reshape(x_SBJD.shape)
-    measure = lambda hidden: readout_of_hidden(model, hidden, answer_BJ, distractor_BJ)
-    readout_SB = measure(model.final_norm(x_SBJD))
+    spans = (answer_BJ, distractor_BJ)
+    readout_SB = readout_of_hidden(model, model.final_norm(x_SBJD), *spans)
+    corrupted_B = readout_of_hidden(model, corrupted.hidden_BTD[:, at], *spans)
     patched_BLN = readout_SB[1:].T.reshape(B, config.layers, config.query_heads)
-    return PatchedReadouts(readout_SB[0], measure(corrupted.hidden_BTD[:, at]), patched_BLN)
+    return PatchedReadouts(readout_SB[0], corrupted_B, patched_BLN)
 
 
 def direct_effects(
@@ -96,8 +97,11 @@ def direct_effects(
     clean_B, corrupted_B = clean_B[usable_B], corrupted_B[usable_B]
     drop_BLN = clean_B[:, None, None] - patched_BLN[usable_B]
     raw_BLN = drop_BLN / denominator_B[usable_B][:, None, None]
-    mean = lambda m_B: float(m_B.mean()) if len(m_B) else float("nan")
-    return Effects(raw_BLN, mean(clean_B), mean(corrupted_B), int((~usable_B).sum()))
+    count = int(usable_B.sum())
+    clean, corrupted = (
+        float(m_B.sum() / count) if count else np.nan for m_B in (clean_B, corrupted_B)
+    )
+    return Effects(raw_BLN, clean, corrupted, len(usable_B) - count)
 
 
 def receiver_effects(

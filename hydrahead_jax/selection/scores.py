@@ -82,20 +82,17 @@ class HeadScores:
     def save_csv(self, path: Path) -> None:
         """One row per head, and before them a baseline row, layer -1 and head -1, which alone
         holds the clean and the corrupted readouts."""
-        columns = [f"{c}:{p}" for c, p in zip(self.capabilities, self.probes, strict=True)]
+        blank = [""] * (2 * len(self.probes))
         with Path(path).open("w", newline="") as file:
             writer = csv.writer(file)
+            writer.writerow(_header(self.capabilities, self.probes))
             writer.writerow(
-                ["layer", "head", "score", *(f"{c}:{kind}" for c in columns for kind in _KINDS)]
+                [-1, -1, "", *blank, *self.clean_P.tolist(), *self.corrupted_P.tolist()]
             )
-            readouts = zip(self.clean_P, self.corrupted_P, strict=True)
-            cells = [cell for pair in readouts for cell in ("", "", *map(float, pair))]
-            writer.writerow([-1, -1, "", *cells])
             for layer, head in np.ndindex(self.layers, self.query_heads):
-                at = (slice(None), layer, head)
-                effects = zip(self.effect_PLN[at], self.raw_PLN[at], strict=True)
-                cells = [cell for pair in effects for cell in (*map(float, pair), "", "")]
-                writer.writerow([layer, head, float(self.score_LN[layer, head]), *cells])
+                effects_P = [x[:, layer, head].tolist() for x in (self.effect_PLN, self.raw_PLN)]
+                score = float(self.score_LN[layer, head])
+                writer.writerow([layer, head, score, *effects_P[0], *effects_P[1], *blank])
 
     @classmethod
     def load_csv(cls, path: Path) -> "HeadScores":
@@ -106,29 +103,8 @@ class HeadScores:
         """
         try:
             with Path(path).open(newline="") as file:
-                header, baseline, *rows = csv.reader(file)
-            names = [column.split(":") for column in header[3 :: len(_KINDS)]]
-            capabilities, probes, _ = zip(*names, strict=True)
-            if baseline[:2] != ["-1", "-1"]:
-                raise ValueError("the row of layer -1, head -1 is missing")
-            layers, heads = (1 + max(int(row[i]) for row in rows) for i in (0, 1))
-            if [row[:2] for row in rows] != [
-                [str(l), str(n)] for l, n in np.ndindex(layers, heads)
-            ]:
-                raise ValueError("the rows are not all heads of all layers in order")
-            read = lambda row, kind: [float(c) for c in row[3 + _KINDS.index(kind) :: len(_KINDS)]]
-            table = lambda kind: np.array([read(row, kind) for row in rows]).T.reshape(
-                len(probes), layers, heads
-            )
-            return cls(
-                probes=probes,
-                capabilities=capabilities,
-                effect_PLN=table("effect"),
-                raw_PLN=table("raw"),
-                clean_P=np.array(read(baseline, "clean")),
-                corrupted_P=np.array(read(baseline, "corrupted")),
-            )
-        except (OSError, ValueError, IndexError) as error:
+                return cls(**_parse(list(csv.reader(file))))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} is not a table of head scores: {error}") from error
 
     def _capabilities(self) -> tuple[str, ...]:
@@ -155,3 +131,35 @@ def gini(x: np.ndarray) -> float:
     n, total = len(x), x.sum()
     ranks = 2 * np.arange(1, n + 1) - n - 1
     return float(ranks @ np.sort(x) / (n * total)) if total > 0 else 0.0
+
+
+def _header(capabilities: Sequence[str], probes: Sequence[str]) -> list[str]:
+    names = [f"{c}:{p}" for c, p in zip(capabilities, probes, strict=True)]
+    return ["layer", "head", "score", *(f"{name}:{kind}" for kind in _KINDS for name in names)]
+
+
+def _parse(lines: list[list[str]]) -> dict:
+    """The fields of HeadScores."""
+    if len(lines) < 3 or len(lines[0]) < 3 + len(_KINDS):
+        raise ValueError("it has no heads or no sub-probes")
+    header, baseline, *rows = lines
+    P = (len(header) - 3) // len(_KINDS)
+    names = [tuple(column.split(":")[:2]) for column in header[3 : 3 + P]]
+    capabilities, probes = zip(*names, strict=True)
+    if header != _header(capabilities, probes) or baseline[:2] != ["-1", "-1"]:
+        raise ValueError("the header or the baseline row is another")
+    L, N = int(rows[-1][0]) + 1, int(rows[-1][1]) + 1
+    if [row[:2] for row in rows] != [[str(l), str(n)] for l, n in np.ndindex(L, N)]:
+        raise ValueError("the rows are not all heads of all layers in order")
+    if any(len(row) != len(header) for row in (baseline, *rows)):
+        raise ValueError("a row is shorter or longer than the header")
+    effects = np.array([row[3 : 3 + 2 * P] for row in rows], float).T.reshape(2, P, L, N)
+    readouts = np.array(baseline[3 + 2 * P :], float).reshape(2, P)
+    return {
+        "probes": probes,
+        "capabilities": capabilities,
+        "effect_PLN": effects[0],
+        "raw_PLN": effects[1],
+        "clean_P": readouts[0],
+        "corrupted_P": readouts[1],
+    }
