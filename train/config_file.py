@@ -1,0 +1,202 @@
+"""Experiments as Python files: loading, `key=value` changes, and JSON.
+
+A value from the command line or from JSON is checked against the field's annotation.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from hydrahead_jax.errors import UserError
+
+C = TypeVar("C")
+_PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
+
+
+def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = ()) -> C:
+    """The result of `config()` in the file at `path`, with `assignments` applied in order.
+
+    Raises:
+      UserError: there is no such file, it makes no `kind`, or an assignment does not fit.
+    """
+    config = _run(Path(path))
+    if not isinstance(config, kind):
+        raise UserError(
+            f"{path} holds a {type(config).__name__} and this command needs a {kind.__name__}"
+        )
+    for assignment in assignments:
+        config = override(config, assignment)
+    return config
+
+
+def _run(path: Path):
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "config"):
+        raise UserError(f"{path} has no function config()")
+    return module.config()
+
+
+def override(config: C, assignment: str) -> C:
+    """override(config, "stages.align.optim.learning_rate=3e-4") -> a new config.
+
+    An element of a tuple is named by its index or, where it has one, by its `name`.
+
+    Raises:
+      UserError: the key is unknown, or the value has the wrong type.
+    """
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise UserError(f"{assignment!r} is not of the form key=value")
+    return _set(config, key.split("."), text, key)
+
+
+def _set(value, path: list[str], text: str, key: str):
+    name, *rest = path
+    if isinstance(value, tuple):
+        index = _index(value, name, key)
+        if not rest:
+            raise UserError(f"{key}: name a field of element {name!r}")
+        return (*value[:index], _set(value[index], rest, text, key), *value[index + 1 :])
+    if not dataclasses.is_dataclass(value):
+        raise UserError(f"{key}: {value!r} has no field {name!r}")
+    annotations = typing.get_type_hints(type(value))
+    if name not in annotations:
+        known = ", ".join(annotations)
+        raise UserError(f"{key}: {type(value).__name__} has no field {name!r}; it has {known}")
+    if rest:
+        new = _set(getattr(value, name), rest, text, key)
+    else:
+        new = _parse(annotations[name], text, key)
+    try:
+        return dataclasses.replace(value, **{name: new})
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _index(elements: tuple, name: str, key: str) -> int:
+    names = [getattr(element, "name", None) for element in elements]
+    if name in names:
+        return names.index(name)
+    if name.isdigit() and int(name) < len(elements):
+        return int(name)
+    known = ", ".join(str(n) if n else str(i) for i, n in enumerate(names))
+    raise UserError(f"{key}: there is no element {name!r}; there are {known}")
+
+
+def _parse(annotation, text: str, key: str):
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text, text)
+    try:
+        return convert(annotation, value, key)
+    except UserError:
+        if isinstance(value, str) or not _accepts_text(annotation):
+            raise
+        return text
+
+
+def _accepts_text(annotation) -> bool:
+    return annotation is str or str in typing.get_args(annotation)
+
+
+def convert(annotation, value, where: str) -> Any:
+    """`value`, plain Python or JSON, as the annotated type.
+
+    Raises:
+      UserError: it is of another type.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, where)
+    if origin is tuple:
+        return _convert_tuple(arguments, value, where)
+    if dataclasses.is_dataclass(annotation):
+        return _convert_dataclass(annotation, value, where)
+    if annotation is types.NoneType and value is None:
+        return None
+    if annotation is float and type(value) is int:
+        return float(value)
+    if annotation in _PLAIN and type(value) is annotation:
+        return value
+    wanted = _PLAIN.get(annotation, "None" if annotation is types.NoneType else str(annotation))
+    raise UserError(f"{where}: {value!r} is not {wanted}")
+
+
+def _convert_union(members, value, where: str):
+    if isinstance(value, dict) and "type" in value:
+        members = [m for m in members if getattr(m, "__name__", None) == value["type"]] or members
+    failures = []
+    for member in members:
+        try:
+            return convert(member, value, where)
+        except UserError as error:
+            failures.append(str(error).removeprefix(f"{where}: "))
+    raise UserError(f"{where}: " + " and ".join(failures))
+
+
+def _convert_tuple(arguments, value, where: str) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: {value!r} is not a list of values such as (1, 2)")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise UserError(f"{where}: {value!r} must have {len(arguments)} elements")
+    pairs = zip(arguments, value, strict=True)
+    return tuple(convert(a, v, f"{where}.{i}") for i, (a, v) in enumerate(pairs))
+
+
+def _convert_dataclass(kind, value, where: str):
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {value!r} is not a {kind.__name__}; set its fields one by one")
+    annotations = typing.get_type_hints(kind)
+    fields = {name: item for name, item in value.items() if name != "type"}
+    for name in fields:
+        if name not in annotations:
+            raise UserError(f"{where}: {kind.__name__} has no field {name!r}")
+    try:
+        return kind(**{n: convert(annotations[n], v, f"{where}.{n}") for n, v in fields.items()})
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
+
+
+def to_plain(value):
+    """A config as dicts, lists and plain values; `convert` is the inverse."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def differences(old, new, where: str = "") -> list[str]:
+    """Sentences such as "seed is 1 there and 2 here", in field order."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        pairs = [(name, old.get(name), new.get(name)) for name in names]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [f"{where} is {old!r} there and {new!r} here"]
+    return [
+        text
+        for name, a, b in pairs
+        for text in differences(a, b, f"{where}.{name}" if where else name)
+    ]

@@ -1,0 +1,107 @@
+"""Metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on the terminal."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def averages(window: list[dict]) -> dict[str, float]:
+    """Means over a list of {name: (sum, count)}; names without a count are left out."""
+    window = jax.device_get(window)
+    means = {}
+    for name in window[0]:
+        total = sum(float(metrics[name][0]) for metrics in window)
+        count = sum(float(metrics[name][1]) for metrics in window)
+        if count > 0:
+            means[name] = total / count
+    return means
+
+
+def is_finite(means: dict[str, float]) -> bool:
+    return all(math.isfinite(value) for value in means.values())
+
+
+class MetricsLog:
+    """Lines that were written after `step`, by a process that was killed, are removed."""
+
+    def __init__(self, folder: Path, file_name: str, step: int):
+        self._path = folder / file_name
+        _drop_after(self._path, step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, stage: str, values: dict[str, float]) -> None:
+        line = {"step": step, "stage": stage, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            keep = json.loads(line)["step"] <= step
+        except ValueError:
+            keep = False
+        if keep:
+            kept.append(line + "\n")
+    path.write_text("".join(kept))
+
+
+class ProgressLine:
+    """A bar with the remaining time on a terminal, elsewhere a plain line every few seconds."""
+
+    def __init__(self, name: str, done: int, total: int, say: Callable[[str], None]):
+        self._name, self._total, self._say = name, total, say
+        self._first, self._started, self._last = done, None, time.monotonic()
+        console = Console()
+        self._bar = _bar(console) if console.is_terminal else None
+        if self._bar is not None:
+            self._task = self._bar.add_task(name, total=total, completed=done, loss="")
+            self._bar.start()
+
+    def advance(self, done: int, loss: float | None) -> None:
+        if self._started is None:
+            self._first, self._started = done, time.monotonic()
+        text = "" if loss is None else f"loss {loss:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, **({"loss": text} if text else {}))
+            return
+        now = time.monotonic()
+        if now - self._last < _SECONDS_BETWEEN_LINES or loss is None:
+            return
+        self._last = now
+        left = (now - self._started) / max(1, done - self._first) * (self._total - done)
+        self._say(f"{self._name}: step {done} of {self._total}, {text}, about {left:.0f} s left")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,53 @@
+"""A training stage is data: what is minimised, over which parameters, on what, and how."""
+
+import dataclasses
+from typing import Literal
+
+from hydrahead_jax.errors import UserError
+from train.data import DataConfig, check_data
+from train.optim import Optimizer
+
+EVERYTHING = ".*"
+MIXERS = r"layers/\d+/mixer/.*"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Attributes:
+    name: in the log, and on the command line.
+    loss: "next_token"; "align" and "distill" need a teacher.
+    steps: of the optimizer.
+    data: what it trains on.
+    optim: optimizer and schedule, started anew.
+    trainable: regular expression that matches the paths of the trained parameters.
+    ce_weight: of next-token cross entropy beside the distillation loss.
+    log_every: steps between lines of metrics.jsonl.
+    checkpoint_every: steps between checkpoints; the last step always has one.
+    """
+
+    name: str
+    loss: Literal["next_token", "align", "distill"]
+    steps: int
+    data: DataConfig
+    optim: Optimizer
+    trainable: str = EVERYTHING
+    ce_weight: float = 0.0
+    log_every: int = 10
+    checkpoint_every: int = 100
+
+
+def check_stages(stages: tuple[Stage, ...], max_length: int) -> None:
+    """Raises UserError where a stage cannot be run on a model of that longest sequence."""
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"stages need different names, and there must be one; got {names}")
+    for stage in stages:
+        where = f"stage {stage.name!r}"
+        if stage.steps < 1 or stage.log_every < 1 or stage.checkpoint_every < 1:
+            raise UserError(f"{where}: steps, log_every and checkpoint_every must be 1 or more")
+        if stage.data.length > max_length:
+            raise UserError(
+                f"{where}: rows of {stage.data.length} tokens are longer than the {max_length} "
+                f"that the model allows; shorten data.length"
+            )
+        check_data(stage.data, where)

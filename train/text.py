@@ -1,0 +1,94 @@
+"""Text: from files, or from the standard library, to tokens."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from hydrahead_jax.errors import UserError
+from train.corpus import Split, stdlib_documents
+from train.tokenizer import END_OF_TEXT
+
+_SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """`folder` holds .txt, .md and .py files, one document each, and .jsonl files with a document
+    in the "text" of every line; None is the standard library's own sources."""
+
+    folder: str | None = None
+
+
+def read_documents(source: TextSource, split: Split = "train") -> list[str]:
+    """The documents, in a fixed order; a folder has no held-out part.
+
+    Raises:
+      UserError: the folder is missing or holds no text.
+    """
+    if source.folder is None:
+        return stdlib_documents(split)
+    folder = Path(source.folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no data folder {folder}")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _SUFFIXES)
+    texts = [text for path in files for text in _read(path) if text.strip()]
+    if not texts:
+        raise UserError(f"the data folder {folder} holds no text in {', '.join(_SUFFIXES)} files")
+    return texts
+
+
+def _read(path: Path) -> list[str]:
+    content = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix != ".jsonl":
+        return [content]
+    texts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            texts.append(str(json.loads(line)["text"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{path}, line {number}: no JSON object with a "text"') from error
+    return texts
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that stands between documents.
+
+    Raises:
+      UserError: the tokenizer has none.
+    """
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    if token is None:
+        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents")
+    return token
+
+
+def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
+    """Tokens of each document, the end of text after them."""
+    end = end_of_text(tokenizer)
+    encoded = tokenizer.encode_batch(documents, add_special_tokens=False)
+    return [np.array([*item.ids, end], np.int32) for item in encoded]
+
+
+class Corpus:
+    """The documents of every source that was asked for, encoded once."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self._encoded: dict[tuple, list[np.ndarray]] = {}
+
+    def documents(self, source: TextSource, split: Split = "train") -> list[np.ndarray]:
+        key = (source, split)
+        if key not in self._encoded:
+            self._encoded[key] = encode_documents(self.tokenizer, read_documents(source, split))
+        return self._encoded[key]
+
+
+def held_out_tokens(corpus: Corpus, source: TextSource) -> np.ndarray:
+    """Text for evaluation, without ends of text; of a folder it is all that the folder holds."""
+    tokens = np.concatenate(corpus.documents(source, "held_out"))
+    return tokens[tokens != end_of_text(corpus.tokenizer)]
