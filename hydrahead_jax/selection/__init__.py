@@ -4,8 +4,8 @@
 """
 
 from hydrahead_jax.selection.allocate import STRATEGIES, allocate, budget, receivers_kept
+from hydrahead_jax.selection.pipeline import SelectionSettings, select
 from hydrahead_jax.selection.scores import HeadScores
-from hydrahead_jax.selection.select import SelectionSettings, select
 
 __all__ = [
     "STRATEGIES",

@@ -21,7 +21,7 @@ def heat_map_size(layers: int, query_heads: int) -> tuple[int, int]:
     """Width and height of the heat map in pixels: near-square cells, no more than a screen."""
     cell = min(0.36, 9.0 / max(layers, query_heads))
     width = max(4.6, _MARGIN[0] + cell * query_heads)
-    height = max(3.0, _MARGIN[1] + cell * layers)
+    height = max(2.6, _MARGIN[1] + cell * layers)
     return round(width * DPI), round(height * DPI)
 
 
@@ -52,10 +52,14 @@ def save_heat_map(
         interpolation="nearest",
     )
     _grid(axes, layers, heads)
-    axes.set(xlabel="query head", ylabel="layer", title=title)
+    axes.set(xlabel="query head", ylabel="layer")
+    axes.set_title(title, loc="left", fontsize="medium")
     if plan is not None and plan.count:
         _mark(axes, plan)
-    figure.colorbar(image, ax=axes, label=label, fraction=0.08, pad=0.03)
+    ticks = top * np.array([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
+    figure.colorbar(
+        image, ax=axes, label=label, ticks=ticks, format="%.2g", fraction=0.05, pad=0.02, aspect=40
+    )
     _save(figure, path)
 
 
@@ -79,6 +83,7 @@ def save_knock_out_curve(
         alpha=0.25,
         lw=0,
     )
+    axes.plot(counts, by_score_C, color="#0b559f", marker="o", ms=4, label="score order", zorder=3)
     axes.plot(
         counts,
         at_random_SC.mean(axis=0),
@@ -86,15 +91,15 @@ def save_knock_out_curve(
         ls="--",
         marker="s",
         ms=4,
-        label=f"random order: mean and range of {len(at_random_SC)}",
+        label=f"random order, mean and range of {len(at_random_SC)}",
     )
-    axes.plot(counts, by_score_C, color="#0b559f", marker="o", ms=4, label="score order")
-    axes.set(xlabel="heads removed", ylabel="documents answered", title=title, ylim=(-0.03, 1.03))
+    axes.set(xlabel="heads removed", ylabel="documents answered", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
+    figure.suptitle(title)
     _save(figure, path)
 
 
@@ -129,4 +134,4 @@ def _mark(axes, plan: HeadPlan) -> None:
         lw=1.1,
         label="stays softmax",
     )
-    axes.figure.legend(loc="outside lower right", frameon=False, fontsize="small")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0)
