@@ -1,0 +1,112 @@
+"""Several runs at once, each in a process of its own on its share of the cores."""
+
+import concurrent.futures
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from train.run_folder import METRICS
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Task(NamedTuple):
+    """Attributes:
+    work: a function that another process can import.
+    arguments: of the function.
+    folder: of the run that it makes; its metrics say how far it is.
+    steps: of that run.
+    log: file that takes what the function prints.
+    """
+
+    work: Callable
+    arguments: tuple
+    folder: Path
+    steps: int
+    log: Path
+
+
+def run_parallel(tasks: dict[str, Task], processes: int) -> dict[str, Any]:
+    """Runs all tasks, `processes` at a time, and shows how far each is.
+
+    Returns:
+      name -> what the task's function returned.
+
+    Raises:
+      Whatever a task raised; tasks that have not begun are then dropped.
+    """
+    context = multiprocessing.get_context("spawn")
+    shares = context.Queue()
+    for share in _shares(processes):
+        shares.put(share)
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _take_share, (shares,)) as pool:
+        futures = {name: pool.submit(_run, task) for name, task in tasks.items()}
+        try:
+            _watch(tasks, futures)
+            return {name: future.result() for name, future in futures.items()}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shares(processes: int) -> list[list[int]]:
+    """Which cores each process gets; empty where the system cannot say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [[]] * processes
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[index::processes] or cores for index in range(processes)]
+
+
+def _take_share(shares) -> None:
+    share = shares.get()
+    if share:
+        os.sched_setaffinity(0, share)
+
+
+def _run(task: Task):
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("a") as log, contextlib.redirect_stdout(log):
+        with contextlib.redirect_stderr(log):
+            return task.work(*task.arguments)
+
+
+def _watch(tasks: dict[str, Task], futures: dict[str, concurrent.futures.Future]) -> None:
+    """Returns when all are done, or as soon as one has failed."""
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} steps"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars = {name: progress.add_task(name, total=task.steps) for name, task in tasks.items()}
+        last = time.monotonic()
+        while not all(future.done() for future in futures.values()):
+            done = {name: _steps_done(task.folder) for name, task in tasks.items()}
+            for name, bar in bars.items():
+                progress.update(bar, completed=done[name])
+            if not console.is_terminal and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                total = sum(task.steps for task in tasks.values())
+                print(f"{sum(done.values())} of {total} steps of {len(tasks)} runs", flush=True)
+            if any(f.done() and f.exception() for f in futures.values()):
+                return
+            time.sleep(0.5)
+
+
+def _steps_done(folder: Path) -> int:
+    path = folder / METRICS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    try:
+        return json.loads(lines[-1])["step"] if lines else 0
+    except ValueError:
+        return 0

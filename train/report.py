@@ -1,0 +1,107 @@
+"""The comparison's report: a table on the terminal, report.json and a self-contained report.html."""
+
+import base64
+import html
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def table_rows(report: dict) -> tuple[list[str], list[list[str]]]:
+    """Column names, and one row for the teacher and each student."""
+    lengths = list(report["teacher"]["niah_single"])
+    header = ["model", "softmax heads", "KV heads", "cache at 32K"]
+    header += [f"single {length}" for length in lengths]
+    header += [f"multi-key {length}" for length in lengths]
+    header += ["text loss"]
+    models = {"teacher": report["teacher"], **report["students"]}
+    return header, [_row(name, model) for name, model in models.items()]
+
+
+def _row(name: str, model: dict) -> list[str]:
+    cells = [name, str(model["fa_heads"]), str(model["kv_heads"])]
+    cells.append(f"{model['cache_bytes_at_32k'] / 2**20:.1f} MiB")
+    for task in ("niah_single", "niah_multikey"):
+        cells += [f"{100 * accuracy:.0f} %" for accuracy in model[task].values()]
+    return [*cells, f"{model['text_loss']:.3f}"]
+
+
+def print_table(report: dict) -> None:
+    """The table of all models, on the terminal."""
+    header, rows = table_rows(report)
+    table = Table(title="Retrieval by generation, exact match")
+    for index, column in enumerate(header):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def write_report(folder: Path, report: dict, pictures: dict[str, Path]) -> Path:
+    """Writes report.json and report.html; `pictures` maps captions to PNG files.
+
+    Returns:
+      The path of report.html.
+    """
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    page = folder / "report.html"
+    page.write_text(_page(report, pictures), encoding="utf-8")
+    return page
+
+
+def _page(report: dict, pictures: dict[str, Path]) -> str:
+    header, rows = table_rows(report)
+    cell = lambda tag, text: f"<{tag}>{html.escape(text)}</{tag}>"
+    line = lambda tag, cells: "<tr>" + "".join(cell(tag, text) for text in cells) + "</tr>"
+    table = "\n".join([line("th", header), *(line("td", row) for row in rows)])
+    figures = "\n".join(_figure(caption, path) for caption, path in pictures.items())
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    return _TEMPLATE.format(
+        table=table,
+        figures=figures,
+        difference=_difference(report["export_max_abs_logit_difference"]),
+        seconds=html.escape(seconds),
+        versions=html.escape(versions),
+    )
+
+
+def _difference(value: float | None) -> str:
+    if value is None:
+        return "PyTorch is not installed here, so the export was not compared with it."
+    return f"Largest logit difference between JAX and the exported PyTorch model: {value:.1e}."
+
+
+def _figure(caption: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    text = html.escape(caption)
+    return (
+        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>HydraHead on a small teacher</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }}
+th, td {{ padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid #ccc; }}
+th:first-child, td:first-child {{ text-align: left; }}
+figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }}
+figcaption, footer {{ color: #444; font-size: 0.9rem; }}
+</style></head><body>
+<h1>HydraHead on a small teacher</h1>
+<p>Each student keeps softmax attention on the heads of its plan; all other heads became Gated
+DeltaNet. Needle accuracy is exact match by generation on documents never trained on; columns give
+the document length in tokens, the first being the teacher's training length.</p>
+<table>{table}</table>
+<p>{difference} Whether length extension holds, or 7:1 equals 3:1, cannot be concluded at this
+scale, and one draw of random heads says little: <code>make evidence</code> repeats the comparison
+over teachers and draws.</p>
+{figures}
+<footer><p>Time: {seconds}.</p><p>Versions: {versions}.</p></footer>
+</body></html>
+"""
