@@ -19,7 +19,7 @@ LENGTH = 256
 
 
 def config() -> PretrainConfig:
-    long = Muon(learning_rate=0.01, adam_learning_rate=1.5e-3)
+    first, then = Muon(end_fraction=0.3), Muon(learning_rate=0.01, adam_learning_rate=1.5e-3)
     return PretrainConfig(
         run="runs/tiny_teacher",
         out="configs/assets/tiny_teacher",
@@ -45,7 +45,7 @@ def config() -> PretrainConfig:
                 needles=(3, 6),
                 optim=Muon(end_fraction=0.3),
             ),
-            _stage("long", steps=400, length=LENGTH, batch=8, needles=(1, 12), optim=long),
+            _stage("long", steps=400, length=LENGTH, batch=8, needles=(1, 12), optim=then),
         ),
         evaluation=EvalSettings(lengths=(LENGTH,), documents=128),
     )

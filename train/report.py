@@ -1,4 +1,4 @@
-"""The comparison's report: a table on the terminal, report.json and a self-contained report.html."""
+"""The comparison's report: a table on the terminal, report.json and report.html."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ def print_table(report: dict) -> None:
 
 
 def write_report(folder: Path, report: dict, pictures: dict[str, Path]) -> Path:
-    """Writes report.json and report.html; `pictures` maps captions to PNG files.
+    """Writes report.json and a self-contained report.html; `pictures` maps captions to PNGs.
 
     Returns:
       The path of report.html.
@@ -86,7 +86,7 @@ def _figure(caption: str, path: Path) -> str:
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>HydraHead on a small teacher</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }}
 th, td {{ padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid #ccc; }}
 th:first-child, td:first-child {{ text-align: left; }}
