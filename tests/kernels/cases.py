@@ -1,0 +1,158 @@
+"""Inputs of the gated delta rule that every implementation is tried on."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Keys = Literal["random", "identical", "cosine 0.9", "zero"]
+Segments = Literal["one", "packed", "left padding", "middle padding", "right padding", "mixed"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """Attributes:
+    length: tokens T.
+    key_heads: K.
+    value_heads: N.
+    key_dim: H.
+    value_dim: P.
+    keys: how alike the keys are, all of unit length or zero.
+    beta: of every token; random in (0, 1) if None.
+    log_decay: of every token; "random" as a model has it, "mixed" draws from the extremes.
+    segments: how documents and padding stand in a row.
+    state: the initial state is random, not zero.
+    """
+
+    name: str
+    length: int = 96
+    batch: int = 2
+    key_heads: int = 2
+    value_heads: int = 4
+    key_dim: int = 16
+    value_dim: int = 8
+    keys: Keys = "random"
+    beta: float | None = None
+    log_decay: float | Literal["random", "mixed"] = "random"
+    segments: Segments = "one"
+    state: bool = True
+    dtype: str = "float32"
+
+
+class Inputs(NamedTuple):
+    """The arguments of `pallas_kernels.gated_delta` that are arrays."""
+
+    q_BTKH: jax.Array
+    k_BTKH: jax.Array
+    v_BTNP: jax.Array
+    log_decay_BTN: jax.Array
+    beta_BTN: jax.Array
+    state_BNHP: jax.Array
+    segment_ids_BT: jax.Array
+
+
+LENGTHS = [Case(name=f"T={t}", length=t) for t in (1, 31, 32, 33, 63, 64, 65, 257)]
+SHAPES = [
+    Case(name="zero state", state=False),
+    Case(name="one value head a key head, H = P", value_heads=2, value_dim=16),
+    Case(name="four value heads a key head, H < P", key_heads=1, key_dim=8, value_dim=24),
+]
+SEGMENTS = [
+    Case(name=name, segments=name)
+    for name in ("packed", "left padding", "middle padding", "right padding", "mixed")
+]
+HOSTILE = [
+    Case(name="identical keys, beta 1", keys="identical", beta=1.0, log_decay=0.0),
+    Case(name="identical keys, beta 2", keys="identical", beta=2.0, log_decay=0.0),
+    Case(name="identical keys, beta 2, decay", keys="identical", beta=2.0),
+    Case(name="cosine 0.9", keys="cosine 0.9", beta=0.9, log_decay=0.0),
+    Case(name="cosine 0.9, beta 2", keys="cosine 0.9", beta=2.0, log_decay=0.0),
+    Case(name="log-decay 0", log_decay=0.0),
+    Case(name="log-decay -20", log_decay=-20.0),
+    Case(name="log-decay -1e4", log_decay=-1e4),
+    Case(name="log-decay mixed", log_decay="mixed"),
+    Case(name="log-decay mixed, packed", log_decay="mixed", segments="mixed"),
+    Case(name="zero keys", keys="zero"),
+]
+FLOAT32 = LENGTHS + SHAPES + SEGMENTS + HOSTILE
+BFLOAT16 = [
+    dataclasses.replace(case, name=f"{case.name}, bf16", dtype="bfloat16")
+    for case in (LENGTHS[-1], SEGMENTS[-1], HOSTILE[0], HOSTILE[3], HOSTILE[8])
+]
+CASES = FLOAT32 + BFLOAT16
+
+
+def make_inputs(case: Case) -> Inputs:
+    """The same arrays for a case every time."""
+    rng = np.random.default_rng(list(case.name.encode()))
+    B, T, K, N = case.batch, case.length, case.key_heads, case.value_heads
+    H, P = case.key_dim, case.value_dim
+    q_BTKH = _unit(rng.normal(size=(B, T, K, H)))
+    v_BTNP = rng.normal(size=(B, T, N, P))
+    beta_BTN = rng.uniform(size=(B, T, N)) if case.beta is None else np.full((B, T, N), case.beta)
+    state_BNHP = rng.normal(size=(B, N, H, P)) * case.state
+    low = jnp.dtype(case.dtype)
+    return Inputs(
+        jnp.asarray(q_BTKH, low),
+        jnp.asarray(_keys(case, rng), low),
+        jnp.asarray(v_BTNP, low),
+        jnp.asarray(_log_decay(case, rng), jnp.float32),
+        jnp.asarray(beta_BTN, jnp.float32),
+        jnp.asarray(state_BNHP, jnp.float32),
+        jnp.asarray(segment_ids(case.segments, B, T), jnp.int32),
+    )
+
+
+def segment_ids(kind: Segments, batch: int, length: int) -> np.ndarray:
+    """Ids [B, T]. Borders fall inside chunks; rows differ; id 0 is padding."""
+    rows = []
+    for row in range(batch):
+        ids = np.ones(length, int)
+        cut, late = length // 3 + row, 2 * length // 3 + 3 * row
+        if kind in ("packed", "mixed"):
+            ids[cut:] = 2
+            ids[late:] = 3
+        if kind == "left padding":
+            ids[:cut] = 0
+        if kind == "middle padding":
+            ids[cut:late] = 0
+        if kind == "right padding":
+            ids[late:] = 0
+        if kind == "mixed":
+            ids[: 2 + row] = 0
+            ids[cut - 2 : cut + 1] = 0
+            ids[late + 4 : late + 6] = 0
+            ids[length - 5 :] = 0
+        rows.append(ids)
+    return np.stack(rows)
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _keys(case: Case, rng) -> np.ndarray:
+    B, T, K, H = case.batch, case.length, case.key_heads, case.key_dim
+    if case.keys == "zero":
+        return np.zeros((B, T, K, H))
+    if case.keys == "random":
+        return _unit(rng.normal(size=(B, T, K, H)))
+    common = _unit(rng.normal(size=(B, 1, K, H)))
+    if case.keys == "identical":
+        return np.broadcast_to(common, (B, T, K, H))
+    other = rng.normal(size=(B, T, K, H))
+    other = _unit(other - np.sum(other * common, axis=-1, keepdims=True) * common)
+    return np.sqrt(0.9) * common + np.sqrt(0.1) * other
+
+
+def _log_decay(case: Case, rng) -> np.ndarray:
+    shape = (case.batch, case.length, case.value_heads)
+    if case.log_decay == "random":
+        return -np.exp(rng.normal(size=shape) * 2 - 3)
+    if case.log_decay == "mixed":
+        return rng.choice(
+            [0.0, -1e-3, -0.5, -20.0, -1e4], p=[0.4, 0.4, 0.15, 0.03, 0.02], size=shape
+        )
+    return np.full(shape, case.log_decay)
