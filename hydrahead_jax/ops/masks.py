@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from pallas_kernels.gated_delta.segments import state_runs
+
 
 def attention_mask(
     segment_ids_BT: Int[Array, "B T"], key_segment_ids_BS: Int[Array, "B S"], start: int | Array
@@ -19,6 +21,6 @@ def segment_positions(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Position of each token in its segment, from 0; padding has position 0 and is not counted."""
     real_BT = segment_ids_BT != 0
     count_BT = jnp.cumsum(real_BT, axis=1) - 1
-    starts_BT = jnp.diff(segment_ids_BT, axis=1, prepend=0) != 0
+    starts_BT = jnp.diff(state_runs(segment_ids_BT), axis=1, prepend=0) != 0
     first_BT = jax.lax.cummax(jnp.where(starts_BT & real_BT, count_BT, 0), axis=1)
     return jnp.where(real_BT, count_BT - first_BT, 0)
