@@ -86,10 +86,7 @@ class CheckpointStore:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        found = _checksums(items["params"]) | _checksums(items["opt_state"])
-        wrong = [path for path, sum_ in items["meta"]["checksums"].items() if found[path] != sum_]
-        if wrong:
-            raise ValueError(f"the checksum of {wrong[0]} is wrong")
+        _check(items["params"] | dict(items["opt_state"]), items["meta"])
         leaves = [items["opt_state"][key] for key in opt_state]
         tree = jax.tree.structure(state.opt_state)
         restored = TrainState(
@@ -98,6 +95,21 @@ class CheckpointStore:
         )
         rest = {path: items["params"][path] for path in frozen}
         return Saved(step, restored, rest, items["meta"]["data"])
+
+    def restore_params(self, step: int, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The parameters after `step` steps, `params` being their shapes.
+
+        Raises:
+          Exception: there is no such checkpoint, or it is damaged.
+        """
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(_on_device(params)), meta=ocp.args.JsonRestore()
+            ),
+        )
+        _check(items["params"], items["meta"])
+        return items["params"]
 
     def _discard(self, damaged: list[tuple[int, str]], then: str, say) -> None:
         if not damaged:
@@ -126,6 +138,12 @@ def _numbered(tree) -> dict[str, jax.Array]:
 def _on_device(tree):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _check(leaves: dict[str, jax.Array], meta: dict) -> None:
+    for path, checksum in _checksums(leaves).items():
+        if meta["checksums"].get(path) != checksum:
+            raise ValueError(f"the checksum of {path} is wrong")
 
 
 def _checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:

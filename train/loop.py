@@ -11,19 +11,20 @@ import jmp
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
 from train.checkpoint import CheckpointStore, Saved
 from train.data import make_batches
 from train.metrics import MetricsLog, ProgressLine, averages, is_finite
 from train.optim import learning_rate
 from train.paths import unflatten
-from train.run_folder import METRICS
+from train.run_folder import CHECKPOINTS, FINISHED, METRICS, write_json
 from train.stage import Stage
 from train.step import Teacher, TrainState, abstract_state, init_state, make_train_step
 from train.text import Corpus
 
 
-class Diverged(Exception):
-    """The loss is not finite; the last checkpoint is from before that."""
+class Diverged(UserError):
+    """A metric is not finite; the last checkpoint is from before that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,13 +80,15 @@ def run(job: Job) -> Result:
     """Runs what is left of a job; bitwise the same parameters however often it was killed.
 
     Raises:
-      Diverged: the loss is not finite.
+      Diverged: a metric is not finite.
     """
-    store = CheckpointStore(job.folder / "checkpoints")
+    store = CheckpointStore(job.folder / CHECKPOINTS)
     try:
-        return _run(job, store)
+        result = _run(job, store)
     finally:
         store.close()
+    write_json(job.folder / FINISHED, {"steps": job.steps})
+    return result
 
 
 def _run(job: Job, store: CheckpointStore) -> Result:

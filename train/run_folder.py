@@ -13,6 +13,8 @@ MODEL = "model.json"
 PLAN = "head_plan.json"
 TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+FINISHED = "finished.json"
 _SHOWN = 3
 
 
@@ -32,7 +34,7 @@ def open_run(folder: Path, record: dict) -> bool:
     path = folder / CONFIG
     record = json.loads(json.dumps(record))
     if path.is_file():
-        found = differences(json.loads(path.read_text()), record)
+        found = differences(read_json(path), record)
         if found:
             more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise UserError(
@@ -54,6 +56,18 @@ def write_json(path: Path, value) -> None:
     partial.replace(path)
 
 
+def read_json(path: Path):
+    """What `write_json` wrote.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
 def save_model(folder: Path, config: ModelConfig) -> None:
     """Writes the model's config."""
     write_json(folder / MODEL, to_plain(config))
@@ -64,7 +78,7 @@ def load_model(folder: Path) -> ModelConfig:
     path = folder / MODEL
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no {MODEL}")
-    return convert(ModelConfig, json.loads(path.read_text()), str(path))
+    return convert(ModelConfig, read_json(path), str(path))
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """One optimizer step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ def abstract_zeros(config: ModelConfig) -> dict:
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), abstract_params(config))
 
 
+@functools.cache
 def make_train_step(
     stage: Stage, config: ModelConfig, teacher_config: ModelConfig | None, policy: jmp.Policy
 ) -> Callable:

@@ -87,8 +87,10 @@ class DeltaBranch(nnx.Module):
             tails = (jnp.zeros((B, CONV_TAPS - 1, N, H), inputs[0].dtype),) * 3
         else:
             tails = (cache.conv_q_BWNH, cache.conv_k_BWNH, cache.conv_v_BWNP)
-        append = lambda tail, x: jnp.concatenate([tail, x.astype(tail.dtype)], axis=1)
-        new_tails = [append(tail, x)[:, 1 - CONV_TAPS :] for tail, x in zip(tails, inputs, strict=True)]
+        new_tails = [
+            jnp.concatenate([tail, x.astype(tail.dtype)], axis=1)[:, 1 - CONV_TAPS :]
+            for tail, x in zip(tails, inputs, strict=True)
+        ]
         if not self.choices.short_conv:
             return inputs, new_tails
         weights = (self.conv_q_WNH, self.conv_k_WNH, self.conv_v_WNH)

@@ -54,8 +54,8 @@ class HydraMixer(nnx.Module):
         heads_BTNH = jnp.concatenate(parts, axis=2)[:, :, jnp.array(self.heads.order)]
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
-            by_branch = [heads_BTNH[:, :, jnp.array(n)] for n in (self.heads.fa, self.heads.gdn) if n]
-            parts = by_branch
+            split = (self.heads.fa, self.heads.gdn)
+            parts = [heads_BTNH[:, :, jnp.array(heads)] for heads in split if heads]
         branches = [branch for branch in (self.fa, self.gdn) if branch is not None]
         out_BTD = sum(
             jnp.einsum("BTNH,NHD->BTD", part, branch.w_o_NHD[...])

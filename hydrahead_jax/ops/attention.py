@@ -14,9 +14,7 @@ def attention(
     """softmax(q k^T / sqrt(H)) v with a float32 softmax. A fully masked row gives zeros."""
     heads = jnp.array(kv_head_of_query)
     k_BSNH, v_BSNH = k_BSKH[:, :, heads], v_BSKH[:, :, heads]
-    scores_BNTS = jnp.einsum(
-        "BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32
-    )
+    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
     mask_B1TS = mask_BTS[:, None]
     scores_BNTS = jnp.where(mask_B1TS, scores_BNTS * q_BTNH.shape[-1] ** -0.5, -1e30)
     peak_BNT1 = jnp.max(scores_BNTS, axis=-1, keepdims=True)

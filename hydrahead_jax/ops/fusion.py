@@ -20,6 +20,8 @@ def scale_normalise(
     return normed_BTNH * gate_BTNH * gamma_N[:, None].astype(heads_BTNH.dtype)
 
 
-def branch_weights(x_BTD: Float[Array, "B T D"], w_D2: Float[Array, "D 2"]) -> Float[Array, "B T 2"]:
+def branch_weights(
+    x_BTD: Float[Array, "B T D"], w_D2: Float[Array, "D 2"]
+) -> Float[Array, "B T 2"]:
     """2 softmax(x W) over the two branches: exactly 1 for both where W is zero."""
     return 2.0 * jax.nn.softmax(jnp.einsum("BTD,DX->BTX", x_BTD, w_D2), axis=-1)
