@@ -37,14 +37,7 @@ def config() -> PretrainConfig:
         keys=32,
         values=32,
         stages=(
-            _stage(
-                "short",
-                steps=1000,
-                length=64,
-                batch=16,
-                needles=(3, 6),
-                optim=Muon(end_fraction=0.3),
-            ),
+            _stage("short", steps=1000, length=64, batch=16, needles=(3, 6), optim=first),
             _stage("long", steps=400, length=LENGTH, batch=8, needles=(1, 12), optim=then),
         ),
         evaluation=EvalSettings(lengths=(LENGTH,), documents=128),

@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hydrahead_jax.interop.hf_import import load_hf
 from tokenizers import Tokenizer
 
 from hydrahead_jax.cache import cache_bytes
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
 from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.interop.hf_import import load_hf
 from hydrahead_jax.selection import (
     HeadScores,
     SelectionSettings,
@@ -21,8 +22,10 @@ from hydrahead_jax.selection import (
     receivers_kept,
     select,
 )
+from train.config_file import to_plain
 from train.corpus import stdlib_documents
 from train.parallel import Task, run_parallel
+from train.run_folder import PLAN, write_json
 from train.transfer import TransferConfig
 
 
@@ -82,39 +85,23 @@ def compare(config: ComparisonConfig) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     teacher = Teacher.load(config.teacher)
-    measure = lambda: {
-        **evaluate(
-            teacher.config,
-            teacher.params,
-            teacher.tokenizer,
-            teacher.text("held_out"),
-            config.evaluation,
-        ),
-        **memory(teacher.config),
-    }
-    teacher_result = cached(out / "teacher.json", measure)
+    teacher_result = cached(
+        out / "teacher.json",
+        {"teacher": config.teacher, "evaluation": to_plain(config.evaluation)},
+        lambda: measure(teacher.config, teacher.params, teacher, config.evaluation),
+    )
     clock.lap("evaluate teacher")
-    scores = _score(teacher, config.selection, out)
+    scores = _score(teacher, config, out)
     clock.lap("score heads")
     plans = {student.name: _plan(student, scores, teacher.config) for student in config.students}
-    runs = {}
-    for name, plan in plans.items():
-        folder = out / "students" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        plan.save(folder / "head_plan.json")
-        runs[name] = dataclasses.replace(
-            config.transfer,
-            teacher=config.teacher,
-            head_plan=str(folder / "head_plan.json"),
-            out=str(folder / "run"),
-        )
+    runs = {name: _run(config, name, plan) for name, plan in plans.items()}
     tasks = {
         name: Task(
-            make_student,
-            (run, config.evaluation),
-            Path(run.run),
-            sum(stage.steps for stage in run.stages),
-            out / "students" / name / "output.log",
+            work=make_student,
+            arguments=(run, config.evaluation),
+            folder=Path(run.run),
+            steps=sum(stage.steps for stage in run.stages),
+            log=Path(run.run).with_name("output.log"),
         )
         for name, run in runs.items()
     }
@@ -125,25 +112,36 @@ def compare(config: ComparisonConfig) -> dict:
     return {"teacher": teacher_result, "students": results, "seconds": clock.laps}
 
 
-def memory(config: ModelConfig) -> dict:
-    """What a model keeps in generation: softmax heads, KV heads, bytes at 32K tokens in bf16."""
-    full = config.layers * config.query_heads
-    heads = [getattr(m, "fa_heads", range(config.query_heads)) for m in config.mixers]
+def make_student(run: TransferConfig, evaluation: EvalSettings) -> dict:
+    """Trains and evaluates one student; the work of a process of its own."""
+    config, params = transfer(run)
+    return cached(
+        Path(run.run).with_name("evaluation.json"),
+        {"run": to_plain(run), "evaluation": to_plain(evaluation)},
+        lambda: measure(config, params, Teacher.load(run.teacher), evaluation),
+    )
+
+
+def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalSettings) -> dict:
+    """One model's row of the report: accuracies, text loss, and what it keeps in generation."""
+    haystack = teacher.text("held_out")
+    heads = [getattr(mixer, "fa_heads", range(config.query_heads)) for mixer in config.mixers]
     return {
-        "fa_heads": sum(len(h) for h in heads) if heads else full,
+        **evaluate(config, params, teacher.tokenizer, haystack, settings),
+        "fa_heads": sum(len(h) for h in heads),
         "kv_heads": sum(len({config.kv_head(n) for n in h}) for h in heads),
         "cache_bytes_at_32k": cache_bytes(config, 32768),
     }
 
 
-def cached(path: Path, compute) -> dict:
-    """The JSON in `path`, computed and written if it is not there yet."""
-    if not path.exists():
-        result = compute()
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.rename(path)
-    return json.loads(path.read_text())
+def cached(path: Path, of: dict, compute: Callable[[], dict]) -> dict:
+    """What `compute` gave for the same `of`, an earlier time or now; JSON."""
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found["of"] == of:
+            return found["result"]
+    write_json(path, {"of": of, "result": compute()})
+    return json.loads(path.read_text())["result"]
 
 
 class Clock:
@@ -159,22 +157,43 @@ class Clock:
         self._last = now
 
 
-def _score(teacher: Teacher, settings: SelectionSettings, out: Path) -> HeadScores:
+def _score(teacher: Teacher, config: ComparisonConfig, out: Path) -> HeadScores:
     path = out / "head_scores.csv"
-    if not path.exists():
+
+    def score() -> dict:
         scores, account = select(
-            teacher.config, teacher.params, teacher.tokenizer, teacher.text("train"), settings
+            teacher.config,
+            teacher.params,
+            teacher.tokenizer,
+            teacher.text("train"),
+            config.selection,
         )
-        (out / "selection.json").write_text(json.dumps(account, indent=2) + "\n")
         scores.save_csv(path)
+        return account
+
+    of = {"teacher": config.teacher, "selection": to_plain(config.selection)}
+    cached(out / "selection.json", of, score)
     return HeadScores.load_csv(path)
 
 
 def _plan(student: Student, scores: HeadScores, config: ModelConfig) -> HeadPlan:
-    return allocate(
-        scores,
-        config,
-        student.strategy,
-        fa_heads=budget(config, student.ratio),
-        seed=student.seed,
+    heads = budget(config, student.ratio)
+    return allocate(scores, config, student.strategy, fa_heads=heads, seed=student.seed)
+
+
+def _run(config: ComparisonConfig, name: str, plan: HeadPlan) -> TransferConfig:
+    """The student's transfer, with its head plan written beside it."""
+    folder = student_folder(Path(config.out), name)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.save(folder / PLAN)
+    return dataclasses.replace(
+        config.transfer,
+        teacher=config.teacher,
+        head_plan=str(folder / PLAN),
+        run=str(folder / "run"),
     )
+
+
+def student_folder(out: Path, name: str) -> Path:
+    """Of one student of a comparison; a ratio's colon is no good in a file name."""
+    return out / "students" / name.replace(":", "_to_").replace(" ", "_")

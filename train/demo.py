@@ -7,15 +7,16 @@ import numpy as np
 
 from hydrahead_jax.evals.niah import needle_document, needle_symbols
 from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.interop import export_torch
 from hydrahead_jax.selection import HeadScores
 from hydrahead_jax.selection.heat_map import save_heat_map, save_knock_out_curve
 from hydrahead_jax.selection.knockout import knock_out, mean_heads, teacher_forced_accuracy
 from hydrahead_jax.selection.ranking import random_order, ranking
-from train.comparison import Clock, ComparisonConfig, Teacher, cached, compare
-from train.export import export_run
+from train.comparison import Clock, ComparisonConfig, Teacher, compare, student_folder
 from train.plots import save_loss_curves
 from train.report import print_table, write_report
-from train.run_folder import METRICS
+from train.run_folder import METRICS, PLAN
+from train.saved_model import load_saved
 from train.versions import versions
 
 
@@ -52,10 +53,8 @@ def demo(config: DemoConfig) -> dict:
     report = compare(config.comparison)
     clock = Clock()
     first = config.comparison.students[0].name
-    export = cached(
-        out / "export.json",
-        lambda: {"difference": export_run(student_run(out, first), out / "export")},
-    )
+    student = load_saved(student_folder(out, first) / "run")
+    export = export_torch(out / "export", student.config, student.params, student.tokenizer)
     clock.lap("export")
     pictures = draw(config, out)
     clock.lap("knock-out and pictures")
@@ -68,22 +67,17 @@ def demo(config: DemoConfig) -> dict:
     return report
 
 
-def student_run(out: Path, name: str) -> Path:
-    """The run folder of one student of a comparison."""
-    return out / "students" / name / "run"
-
-
 def draw(config: DemoConfig, out: Path) -> dict[str, Path]:
     """The report's pictures, by caption."""
     teacher = Teacher.load(config.comparison.teacher)
     scores = HeadScores.load_csv(out / "head_scores.csv")
     names = [student.name for student in config.comparison.students]
-    plan = HeadPlan.load(out / "students" / names[0] / "head_plan.json")
+    plan = HeadPlan.load(student_folder(out, names[0]) / PLAN)
     heat_map, curve, losses = (out / f"{n}.png" for n in ("heat_map", "knock_out", "losses"))
     save_heat_map(scores.score_LN, heat_map, plan=plan, title=f"Head scores, {names[0]}")
     by_score, at_random = knock_out_curves(config, teacher, scores)
     save_knock_out_curve(config.knock_out.counts, by_score, at_random, curve)
-    metrics = {name: student_run(out, name) / METRICS for name in names}
+    metrics = {name: student_folder(out, name) / "run" / METRICS for name in names}
     stages = tuple(stage.name for stage in config.comparison.transfer.stages)
     save_loss_curves(losses, metrics, stages)
     return {

@@ -1,16 +1,16 @@
 """The comparison over several teachers and several random draws: mean and range, not one number."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from train.comparison import ComparisonConfig, Student, cached, compare
-from train.pretrain import PretrainConfig
-from train.students import pretrain_all
+from train.comparison import ComparisonConfig, Student, compare
+from train.parallel import Task, run_parallel
+from train.pretrain import PretrainConfig, pretrain
+from train.run_folder import write_json
 from train.versions import versions
 
 
@@ -34,13 +34,11 @@ class EvidenceConfig:
 def evidence(config: EvidenceConfig) -> dict:
     """Runs everything, writes evidence.json and evidence.md, prints the table."""
     out = Path(config.out)
-    seeds = {
-        f"seed-{seed}": dataclasses.replace(
-            config.pretrain, seed=seed, out=str(out / f"teacher-{seed}")
-        )
-        for seed in config.teacher_seeds
-    }
-    pretrain_all(seeds, config.comparison.processes)
+    seeds = {f"seed {seed}": _further_teacher(config, seed) for seed in config.teacher_seeds}
+    run_parallel(
+        {name: _pretrain_task(pretrain) for name, pretrain in seeds.items()},
+        config.comparison.processes,
+    )
     teachers = {"checked-in": config.comparison.teacher}
     teachers |= {name: pretrain.out for name, pretrain in seeds.items()}
     draws = tuple(
@@ -54,12 +52,13 @@ def evidence(config: EvidenceConfig) -> dict:
         comparison = dataclasses.replace(
             config.comparison,
             teacher=folder,
-            out=str(out / name),
+            out=str(out / name.replace(" ", "_")),
             students=(*config.comparison.students, *draws),
         )
-        comparisons[name] = cached(out / f"{name}.json", lambda c=comparison: compare(c))
+        print(f"teacher: {name}", flush=True)
+        comparisons[name] = compare(comparison)
     result = {"comparisons": comparisons, "versions": versions()}
-    (out / "evidence.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(out / "evidence.json", result)
     header, rows = summary(comparisons)
     (out / "evidence.md").write_text(markdown(header, rows))
     table = Table(*header, title=f"{len(teachers)} teachers, {len(draws)} random draws each")
@@ -67,6 +66,27 @@ def evidence(config: EvidenceConfig) -> dict:
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 140).print(table)
     return result
+
+
+def _further_teacher(config: EvidenceConfig, seed: int) -> PretrainConfig:
+    out = Path(config.out)
+    return dataclasses.replace(
+        config.pretrain,
+        seed=seed,
+        run=str(out / f"pretrain-{seed}"),
+        out=str(out / f"teacher-{seed}"),
+    )
+
+
+def _pretrain_task(config: PretrainConfig) -> Task:
+    run = Path(config.run)
+    return Task(
+        work=pretrain,
+        arguments=(config,),
+        folder=run / f"seed_{config.seed}",
+        steps=sum(stage.steps for stage in config.stages),
+        log=run.with_name(f"{run.name}.log"),
+    )
 
 
 def summary(comparisons: dict[str, dict]) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,38 @@
+"""The whole path on one machine: `make demo`.
+
+Command:  python -m train demo configs/demo.py
+Hardware: 2 CPU cores, under 15 minutes.
+Expected: global-interp keeps retrieval, random heads that miss every receiver lose it.
+"""
+
+from configs.tiny_transfer import LENGTH, TEACHER, stages
+from hydrahead_jax.evals import EvalSettings
+from hydrahead_jax.selection import SelectionSettings
+from train.comparison import ComparisonConfig, Student
+from train.demo import DemoConfig, KnockOut
+from train.transfer import TransferConfig
+
+
+def config() -> DemoConfig:
+    return DemoConfig(
+        comparison=ComparisonConfig(
+            teacher=TEACHER,
+            out="runs/demo",
+            students=(
+                Student(name="global-interp-3:1", strategy="global-interp", ratio="3:1"),
+                Student(name="global-random-3:1", strategy="global-random", ratio="3:1"),
+                Student(
+                    name="random-without-receivers-3:1",
+                    strategy="random-without-receivers",
+                    ratio="3:1",
+                ),
+                Student(name="global-interp-7:1", strategy="global-interp", ratio="7:1"),
+            ),
+            selection=SelectionSettings(length=LENGTH),
+            transfer=TransferConfig(run="", teacher=TEACHER, head_plan="", stages=stages()),
+            evaluation=EvalSettings(
+                lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH), documents=64, batch=32
+            ),
+        ),
+        knock_out=KnockOut(counts=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)),
+    )
