@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jmp
 import numpy as np
 
@@ -135,8 +136,10 @@ def _run_stage(
     """From `saved`, or from the stage's start, to its end; `first` steps lie before the stage."""
     batches = make_batches(stage.data, job.corpus, _stage_seed(job.seed, stage.name))
     if saved is None:
-        state, frozen = init_state(stage, jax.tree.map(jax.numpy.copy, params))
         start = 0
+        state, frozen = init_state(stage, jax.tree.map(jnp.copy, params))
+        # As restored arrays are, so that a resumed process compiles the same program.
+        state, frozen = jax.device_put((state, frozen), jax.devices()[0])
     else:
         state, frozen, start = saved.state, saved.frozen, saved.step - first
         batches.set_state(saved.data)

@@ -1,0 +1,75 @@
+"""A model, text and stages that train in seconds."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from tokenizers import Tokenizer
+
+from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.models import init_params
+from hydrahead_jax.precision import training_policy
+from train.data import DataConfig
+from train.loop import Job
+from train.optim import AdamW
+from train.stage import MIXERS, Stage
+from train.step import Teacher
+from train.text import Corpus, TextSource
+from train.tokenizer import train_tokenizer
+
+VOCAB = 300
+TEACHER = ModelConfig(
+    vocab=VOCAB,
+    embed=16,
+    mlp=32,
+    query_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mixers=(FullAttention(),) * 2,
+    max_length=64,
+)
+STUDENT = dataclasses.replace(TEACHER, mixers=(Hydra(fa_heads=(1,)), Hydra(fa_heads=(0, 3))))
+
+
+def write_texts(folder: Path) -> TextSource:
+    """Twelve documents, some longer than a row of the stages below."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(12):
+        text = "".join(f"def f_{i}_{j}(x):\n    return x + {j}\n" for j in range(1 + i % 5))
+        (folder / f"{i:02d}.py").write_text(text)
+    return TextSource(folder=str(folder))
+
+
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["def f(x): return x + 1\n"], vocab=VOCAB, keys=8, values=8)
+
+
+def stages(text: TextSource, *, steps: int = 4, checkpoint_every: int = 2) -> tuple[Stage, ...]:
+    """The three stages of a transfer."""
+    data = DataConfig(length=24, batch=2, text=text)
+
+    def stage(name: str, loss, rate: float, **more) -> Stage:
+        optim = AdamW(learning_rate=rate, warmup_steps=1)
+        intervals = {"log_every": 1, "checkpoint_every": checkpoint_every}
+        return Stage(name=name, loss=loss, steps=steps, data=data, optim=optim, **intervals, **more)
+
+    return (
+        stage("align", "align", 1e-2, trainable=MIXERS),
+        stage("distill", "distill", 1e-2),
+        stage("finetune", "next_token", 1e-3),
+    )
+
+
+def job(folder: Path, text: TextSource, stages: tuple[Stage, ...], say=print) -> Job:
+    teacher_params = init_params(TEACHER, jax.random.key(1))
+    return Job(
+        folder=folder,
+        stages=stages,
+        model=STUDENT,
+        initial=lambda: init_params(STUDENT, jax.random.key(2)),
+        corpus=Corpus(tokenizer()),
+        seed=0,
+        policy=training_policy(),
+        teacher=lambda: Teacher(TEACHER, teacher_params),
+        say=say,
+    )

@@ -1,0 +1,56 @@
+"""Models to evaluate, score or export: a finished run, or a Hugging Face folder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.models import abstract_params
+from train.checkpoint import CheckpointStore
+from train.paths import flatten, unflatten
+from train.run_folder import CHECKPOINTS, FINISHED, MODEL, TOKENIZER, load_model, read_json
+
+
+class SavedModel(NamedTuple):
+    """Attributes:
+    config: of the model.
+    params: float32.
+    tokenizer: folder with its files.
+    """
+
+    config: ModelConfig
+    params: dict
+    tokenizer: Path
+
+
+def load_saved(folder: Path) -> SavedModel:
+    """The model in `folder`.
+
+    Raises:
+      UserError: it holds none, or a run that is not finished or was damaged.
+    """
+    if (folder / MODEL).is_file():
+        return SavedModel(*load_run(folder), folder / TOKENIZER)
+    from hydrahead_jax.interop import load_hf
+
+    return SavedModel(*load_hf(folder, jnp.float32), folder)
+
+
+def load_run(folder: Path) -> tuple[ModelConfig, dict]:
+    """Config and final parameters of a run; raises as `load_saved`."""
+    config = load_model(folder)
+    if not (folder / FINISHED).is_file():
+        raise UserError(f"{folder} is not finished; give the command that began it once more")
+    store = CheckpointStore(folder / CHECKPOINTS)
+    try:
+        steps = read_json(folder / FINISHED)["steps"]
+        return config, unflatten(store.restore_params(steps, flatten(abstract_params(config))))
+    except Exception as error:
+        raise UserError(
+            f"the last checkpoint in {folder} is missing or damaged; give the command that began "
+            f"the run once more to restore it"
+        ) from error
+    finally:
+        store.close()
