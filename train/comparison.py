@@ -25,7 +25,7 @@ from hydrahead_jax.selection import (
 from train.config_file import to_plain
 from train.corpus import stdlib_documents
 from train.parallel import Task, run_parallel
-from train.run_folder import PLAN, write_json
+from train.run_folder import METRICS, PLAN, write_json
 from train.transfer import TransferConfig
 
 
@@ -99,7 +99,7 @@ def compare(config: ComparisonConfig) -> dict:
         name: Task(
             work=make_student,
             arguments=(run, config.evaluation),
-            folder=Path(run.run),
+            metrics=Path(run.run) / METRICS,
             steps=sum(stage.steps for stage in run.stages),
             log=Path(run.run).with_name("output.log"),
         )

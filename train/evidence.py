@@ -10,7 +10,7 @@ from rich.table import Table
 from train.comparison import ComparisonConfig, Student, compare
 from train.parallel import Task, run_parallel
 from train.pretrain import PretrainConfig, pretrain
-from train.run_folder import write_json
+from train.run_folder import METRICS, write_json
 from train.versions import versions
 
 
@@ -83,7 +83,7 @@ def _pretrain_task(config: PretrainConfig) -> Task:
     return Task(
         work=pretrain,
         arguments=(config,),
-        folder=run / f"seed_{config.seed}",
+        metrics=run / f"seed_{config.seed}" / METRICS,
         steps=sum(stage.steps for stage in config.stages),
         log=run.with_name(f"{run.name}.log"),
     )

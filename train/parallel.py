@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from train.run_folder import METRICS
-
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -22,14 +20,14 @@ class Task(NamedTuple):
     """Attributes:
     work: a function that another process can import.
     arguments: of the function.
-    folder: of the run that it makes; its metrics say how far it is.
-    steps: of that run.
+    metrics: the metrics.jsonl that it writes; the last line says how far it is.
+    steps: in all.
     log: file that takes what the function prints.
     """
 
     work: Callable
     arguments: tuple
-    folder: Path
+    metrics: Path
     steps: int
     log: Path
 
@@ -91,7 +89,7 @@ def _watch(tasks: dict[str, Task], futures: dict[str, concurrent.futures.Future]
         bars = {name: progress.add_task(name, total=task.steps) for name, task in tasks.items()}
         last = time.monotonic()
         while not all(future.done() for future in futures.values()):
-            done = {name: _steps_done(task.folder) for name, task in tasks.items()}
+            done = {name: _steps_done(task.metrics) for name, task in tasks.items()}
             for name, bar in bars.items():
                 progress.update(bar, completed=done[name])
             if not console.is_terminal and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
@@ -103,8 +101,7 @@ def _watch(tasks: dict[str, Task], futures: dict[str, concurrent.futures.Future]
             time.sleep(0.5)
 
 
-def _steps_done(folder: Path) -> int:
-    path = folder / METRICS
+def _steps_done(path: Path) -> int:
     lines = path.read_text().splitlines() if path.is_file() else []
     try:
         return json.loads(lines[-1])["step"] if lines else 0

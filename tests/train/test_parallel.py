@@ -17,7 +17,9 @@ def fail():
 
 
 def task(function, tmp_path, *arguments) -> Task:
-    return Task(function, arguments, tmp_path / "run", 1, tmp_path / "logs" / "output.log")
+    return Task(
+        function, arguments, tmp_path / "metrics.jsonl", 1, tmp_path / "logs" / "output.log"
+    )
 
 
 def test_tasks_run_in_other_processes_and_what_they_print_goes_to_their_log(tmp_path):
