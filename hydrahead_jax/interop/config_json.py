@@ -1,0 +1,86 @@
+"""A model's config as plain JSON, and back."""
+
+import dataclasses
+import types
+import typing
+
+from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, Mixer, ModelConfig
+from hydrahead_jax.errors import UserError
+
+_KINDS = {"full_attention": FullAttention, "hydra": Hydra}
+
+
+def config_to_json(config: ModelConfig) -> dict:
+    """Lists, dicts, strings and numbers only; `config_from_json` inverts it exactly."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return fields | {"mixers": mixers_to_json(config.mixers)}
+
+
+def config_from_json(fields: dict) -> ModelConfig:
+    """Raises UserError for an unknown or missing field, a wrong type, or an impossible size."""
+    if not isinstance(fields, dict):
+        raise UserError(f"a model config must be a JSON object, not {fields!r}")
+    mixers = mixers_from_json(fields.get("mixers"))
+    return _build(ModelConfig, {**fields, "mixers": mixers}, "model config")
+
+
+def mixers_to_json(mixers: tuple[Mixer, ...]) -> list[dict]:
+    """One object a layer: its kind, and what the kind asks for."""
+    kinds = {kind: name for name, kind in _KINDS.items()}
+    out = []
+    for mixer in mixers:
+        fields = dataclasses.asdict(mixer)
+        if isinstance(mixer, Hydra):
+            fields["fa_heads"] = list(mixer.fa_heads)
+        out.append({"kind": kinds[type(mixer)], **fields})
+    return out
+
+
+def mixers_from_json(layers) -> tuple[Mixer, ...]:
+    """Raises UserError, naming the layer, for what `mixers_to_json` would not write."""
+    if not isinstance(layers, list):
+        raise UserError(f"'mixers' must be a list with one JSON object a layer, not {layers!r}")
+    return tuple(_mixer_from_json(index, fields) for index, fields in enumerate(layers))
+
+
+def _mixer_from_json(layer: int, fields) -> Mixer:
+    if not isinstance(fields, dict) or fields.get("kind") not in _KINDS:
+        raise UserError(f"mixer of layer {layer}: 'kind' must be one of {', '.join(_KINDS)}")
+    kind = _KINDS[fields["kind"]]
+    rest = {name: value for name, value in fields.items() if name != "kind"}
+    where = f"mixer of layer {layer}"
+    if kind is Hydra:
+        heads = rest.get("fa_heads")
+        if not isinstance(heads, list) or any(type(h) is not int or h < 0 for h in heads):
+            raise UserError(f"{where}: 'fa_heads' must be a list of head numbers, not {heads!r}")
+        choices = rest.get("choices", {})
+        if not isinstance(choices, dict):
+            raise UserError(f"{where}: 'choices' must be a JSON object, not {choices!r}")
+        rest["fa_heads"] = tuple(heads)
+        rest["choices"] = _build(HydraChoices, choices, where)
+    return _build(kind, rest, where)
+
+
+def _build(cls: type, fields: dict, where: str):
+    hints = typing.get_type_hints(cls)
+    if unknown := sorted(set(fields) - set(hints)):
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(hints)}")
+    for name, value in fields.items():
+        if not _fits(value, hints[name]):
+            raise UserError(f"{where}: {name}={value!r} must be {hints[name].__name__}")
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
+        raise UserError(f"{where}: a field is missing, one of {', '.join(missing)}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _fits(value, hint) -> bool:
+    """Whether a JSON number or string has the type of its field; other types are made here."""
+    if typing.get_origin(hint) in (typing.Literal, tuple, types.UnionType):
+        return True
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint

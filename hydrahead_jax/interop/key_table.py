@@ -1,0 +1,143 @@
+"""The one table between Hugging Face weight names and our parameters, read by import and export."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+
+from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.interop.layouts import (
+    DepthwiseConv,
+    Heads,
+    Layout,
+    OutputHeads,
+    Same,
+    Transposed,
+)
+from hydrahead_jax.models import abstract_params
+
+ParamPath = tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One Hugging Face weight.
+
+    Attributes:
+      name: of the weight.
+      paths: of the parameters that it holds.
+      layout: between the two.
+      always_float32: rounding it to bfloat16 would change a whole head or its memory span.
+    """
+
+    name: str
+    paths: tuple[ParamPath, ...]
+    layout: Layout
+    always_float32: bool = False
+
+
+def key_table(config: ModelConfig) -> list[Row]:
+    """Every weight of a model, in the order of the layers; names as in transformers' Qwen3.
+
+    A hybrid layer keeps the names of Qwen3's attention below `self_attn.fa` and `self_attn.gdn`,
+    or below `self_attn` where the branches share one projection. Its `o_proj` is whole.
+    """
+    rows = [Row("model.embed_tokens.weight", (("w_embed_VD",),), Same())]
+    for layer, mixer in enumerate(config.mixers):
+        rows += _block_rows(layer)
+        if isinstance(mixer, FullAttention):
+            rows += _full_attention_rows(config, layer)
+        else:
+            rows += _hydra_rows(config, layer, mixer)
+    rows.append(Row("model.norm.weight", (("final_norm_D",),), Same()))
+    if not config.tied_embeddings:
+        rows.append(Row("lm_head.weight", (("w_unembed_DV",),), Transposed()))
+    return rows
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight, by name; nothing is allocated."""
+    params = abstract_params(config)
+    return {
+        row.name: jax.eval_shape(row.layout.save, *(get_param(params, p) for p in row.paths)).shape
+        for row in key_table(config)
+    }
+
+
+def get_param(params: dict, path: ParamPath):
+    """The parameter at `path`."""
+    for key in path:
+        params = params[key]
+    return params
+
+
+def set_param(params: dict, path: ParamPath, value) -> None:
+    """Puts `value` at `path`, making the dicts on the way."""
+    for key in path[:-1]:
+        params = params.setdefault(key, {})
+    params[path[-1]] = value
+
+
+def _block_rows(layer: int) -> Iterator[Row]:
+    names = {
+        "input_layernorm": (("mixer_norm_D",), Same()),
+        "post_attention_layernorm": (("mlp_norm_D",), Same()),
+        "mlp.gate_proj": (("mlp", "w_gate_DF"), Transposed()),
+        "mlp.up_proj": (("mlp", "w_up_DF"), Transposed()),
+        "mlp.down_proj": (("mlp", "w_down_FD"), Transposed()),
+    }
+    for name, (path, layout) in names.items():
+        yield Row(f"model.layers.{layer}.{name}.weight", (("layers", layer, *path),), layout)
+
+
+def _full_attention_rows(config: ModelConfig, layer: int) -> Iterator[Row]:
+    name, path = _roots(layer)
+    yield from _projection_rows(config, name, path)
+    heads = (tuple(range(config.query_heads)),)
+    layout = OutputHeads(config.head_dim, heads)
+    yield Row(f"{name}.o_proj.weight", ((*path, "w_o_NHD"),), layout)
+
+
+def _hydra_rows(config: ModelConfig, layer: int, mixer: Hydra) -> Iterator[Row]:
+    name, path = _roots(layer)
+    choices = mixer.choices
+    gdn = tuple(n for n in range(config.query_heads) if n not in mixer.fa_heads)
+    branches = {kind: h for kind, h in (("fa", mixer.fa_heads), ("gdn", gdn)) if h}
+    if not choices.query_decomposition:
+        yield from _projection_rows(config, name, path)
+    for kind in branches:
+        if choices.query_decomposition:
+            yield from _projection_rows(config, f"{name}.{kind}", (*path, kind))
+        gate = ((*path, kind, "w_gate_DNH"),)
+        yield Row(f"{name}.{kind}.g_proj.weight", gate, Heads(config.head_dim))
+        if choices.fusion != "none":
+            yield Row(f"{name}.{kind}.o_norm.weight", ((*path, kind, "out_norm_H"),), Same())
+            yield Row(f"{name}.{kind}.gamma", ((*path, kind, "gamma_N"),), Same(), True)
+    if gdn:
+        yield from _delta_rows(config, f"{name}.gdn", (*path, "gdn"), choices.short_conv)
+    if choices.fusion == "gated":
+        yield Row(f"{name}.fusion_proj.weight", ((*path, "w_fusion_DX"),), Transposed())
+    layout = OutputHeads(config.head_dim, tuple(branches.values()))
+    yield Row(f"{name}.o_proj.weight", tuple((*path, k, "w_o_NHD") for k in branches), layout)
+
+
+def _delta_rows(config: ModelConfig, name: str, path: ParamPath, conv: bool) -> Iterator[Row]:
+    for letter in "qkv" if conv else "":
+        taps = ((*path, f"conv_{letter}_WNH"),)
+        yield Row(f"{name}.{letter}_conv.weight", taps, DepthwiseConv(config.head_dim))
+    yield Row(f"{name}.a_proj.weight", ((*path, "w_a_DN"),), Transposed())
+    yield Row(f"{name}.b_proj.weight", ((*path, "w_b_DN"),), Transposed())
+    yield Row(f"{name}.a_log", ((*path, "a_log_N"),), Same(), True)
+    yield Row(f"{name}.dt_bias", ((*path, "dt_bias_N"),), Same(), True)
+
+
+def _projection_rows(config: ModelConfig, name: str, path: ParamPath) -> Iterator[Row]:
+    for letter, param in (("q", "w_q_DNH"), ("k", "w_k_DKH"), ("v", "w_v_DKH")):
+        heads = Heads(config.head_dim)
+        yield Row(f"{name}.{letter}_proj.weight", ((*path, "qkv", param),), heads)
+    for letter in "qk":
+        yield Row(f"{name}.{letter}_norm.weight", ((*path, "qkv", f"{letter}_norm_H"),), Same())
+
+
+def _roots(layer: int) -> tuple[str, ParamPath]:
+    return f"model.layers.{layer}.self_attn", ("layers", layer, "mixer")

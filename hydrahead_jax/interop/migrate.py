@@ -1,0 +1,110 @@
+"""From a teacher to a hybrid that starts as close to it as its mixers allow."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.hf_config import is_teacher
+from hydrahead_jax.mixers.hydra_heads import HydraHeads, hydra_heads
+from hydrahead_jax.models import init_params, merge
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def head_rms(config: ModelConfig, params: dict, tokens_BT, segment_ids_BT=None) -> jax.Array:
+    """RMS of each head's output before W_O, float32 [L, N], over the tokens that are not padding.
+
+    Args:
+      config: of the teacher.
+      params: of the teacher.
+      tokens_BT: calibration text.
+      segment_ids_BT: packed documents, 0 is padding; all one document if None.
+    """
+    output = merge(config, params)(tokens_BT, segment_ids_BT=segment_ids_BT)
+    real_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
+    real_BT11 = (real_BT != 0)[:, :, None, None].astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(real_BT11) * config.head_dim, 1.0)
+    squares_LN = [
+        jnp.sum(real_BT11 * jnp.square(tap.heads_BTNH.astype(jnp.float32)), axis=(0, 1, 3)) / count
+        for tap in output.taps
+    ]
+    return jnp.sqrt(jnp.stack(squares_LN))
+
+
+def migrate(
+    teacher_config: ModelConfig,
+    teacher_params: dict,
+    student_config: ModelConfig,
+    key: jax.Array,
+    head_rms_LN: jax.Array,
+) -> dict:
+    """Float32 parameters of the hybrid, none of them sharing a buffer with the teacher's.
+
+    Projections, QK norms and W_O rows are the teacher's, a KV head repeated whole for every
+    delta-rule head that reads it; gamma is the teacher's head RMS, so that normalising a head does
+    not throw its scale away. Gates, convolution, decay and write strength start as the mixer
+    initialises them.
+
+    Args:
+      teacher_config: full attention in every layer.
+      teacher_params: of the teacher, in any dtype.
+      student_config: the teacher's but for the mixers, as `HeadPlan.student` makes it.
+      key: of the parameters that the teacher does not have.
+      head_rms_LN: from `head_rms`.
+
+    Raises:
+      UserError: the two configs differ in more than the mixers, or the RMS is for another model.
+    """
+    _check(teacher_config, student_config, head_rms_LN)
+    # Only the mixers are drawn; the rest, most of the memory, is copied.
+    drawn = init_params(dataclasses.replace(student_config, vocab=1, mlp=1), key)["layers"]
+    copies = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), teacher_params)
+    layers = copies["layers"]
+    for layer, mixer in enumerate(student_config.mixers):
+        if isinstance(mixer, Hydra):
+            heads = hydra_heads(student_config, mixer)
+            layers[layer]["mixer"] = _migrate_mixer(
+                layers[layer]["mixer"], drawn[layer]["mixer"], heads, head_rms_LN[layer]
+            )
+    return copies
+
+
+def _migrate_mixer(teacher: dict, drawn: dict, heads: HydraHeads, head_rms_N) -> dict:
+    """`drawn` with everything replaced that the teacher knows."""
+    student = dict(drawn)
+    if "qkv" in drawn:
+        student["qkv"] = teacher["qkv"]
+    for name, own, kv in (("fa", heads.fa, heads.kv), ("gdn", heads.gdn, heads.kv_of_gdn)):
+        if name not in drawn:
+            continue
+        own, kv = jnp.array(own), jnp.array(kv)
+        branch = drawn[name] | {"w_o_NHD": teacher["w_o_NHD"][own]}
+        if "qkv" in branch:
+            branch["qkv"] = {
+                "w_q_DNH": teacher["qkv"]["w_q_DNH"][:, own],
+                "w_k_DKH": teacher["qkv"]["w_k_DKH"][:, kv],
+                "w_v_DKH": teacher["qkv"]["w_v_DKH"][:, kv],
+                "q_norm_H": jnp.copy(teacher["qkv"]["q_norm_H"]),
+                "k_norm_H": jnp.copy(teacher["qkv"]["k_norm_H"]),
+            }
+        if "gamma_N" in branch:
+            branch["gamma_N"] = jnp.asarray(head_rms_N, jnp.float32)[own]
+        student[name] = branch
+    return student
+
+
+def _check(teacher: ModelConfig, student: ModelConfig, head_rms_LN) -> None:
+    if not is_teacher(teacher):
+        raise UserError("the teacher must have full attention in every layer")
+    for field in dataclasses.fields(ModelConfig):
+        mine, theirs = getattr(student, field.name), getattr(teacher, field.name)
+        if field.name != "mixers" and mine != theirs:
+            raise UserError(f"student and teacher differ in {field.name}: {mine} and {theirs}")
+    if student.layers != teacher.layers:
+        raise UserError(f"the student has {student.layers} layers, the teacher {teacher.layers}")
+    shape = (teacher.layers, teacher.query_heads)
+    if head_rms_LN.shape != shape:
+        raise UserError(f"head_rms_LN has shape {head_rms_LN.shape}, the teacher needs {shape}")

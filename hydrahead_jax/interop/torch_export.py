@@ -1,0 +1,180 @@
+"""A hybrid as a Hugging Face folder that PyTorch loads, with its own modelling code."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.hf_config import HYBRID_TYPE, is_teacher
+from hydrahead_jax.interop.hf_export import write_model
+from hydrahead_jax.interop.key_table import get_param, key_table, set_param
+from hydrahead_jax.interop.model_card import model_card
+from hydrahead_jax.interop.parity import Parity, check_parity, torch_is_installed
+from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES, read_json
+
+_CODE = (
+    "configuration_hydrahead.py",
+    "delta_rule_hydrahead.py",
+    "mixers_hydrahead.py",
+    "modeling_hydrahead.py",
+)
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_GENERATION = "generation_config.json"
+_WRITTEN = ("config.json", "README.md", _GENERATION, *_CODE, *_TOKENIZER)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """Attributes:
+    folder: where the export is.
+    bytes: of its weights.
+    parity: against PyTorch, or None where PyTorch is not installed.
+    """
+
+    folder: Path
+    bytes: int
+    parity: Parity | None
+
+    @property
+    def max_abs_logit_difference(self) -> float | None:
+        """Between PyTorch and JAX in float32; None if it was not measured."""
+        return self.parity and self.parity.max_abs_logit_difference
+
+    def __str__(self) -> str:
+        """One sentence for the user."""
+        where = f"{self.folder} ({self.bytes / 2**20:.1f} MiB of weights)"
+        if self.parity is None:
+            return (
+                f"exported to {where}; not compared with PyTorch, because torch and transformers "
+                "are not installed"
+            )
+        difference, equal, count = self.parity
+        tokens = "the same" if equal else "NOT the same"
+        return (
+            f"exported to {where}; PyTorch's logits differ by at most {difference:.1e}, and greedy "
+            f"generation gives {tokens} {count} tokens"
+        )
+
+
+def export_torch(
+    folder: str | Path,
+    config: ModelConfig,
+    params: dict,
+    tokenizer_folder: str | Path,
+    *,
+    card: dict | None = None,
+    dtype=jnp.float32,
+    shard_bytes: int = SHARD_BYTES,
+) -> ExportReport:
+    """Writes a folder for `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`.
+
+    The folder appears complete or not at all. Where torch and transformers are installed, the
+    export is loaded and compared before it appears.
+
+    Args:
+      folder: new, empty, or an earlier export, which is replaced.
+      config: of the hybrid.
+      params: of the hybrid.
+      tokenizer_folder: whose tokenizer files are copied byte for byte.
+      card: facts for the model card, such as {"Base model": "Qwen/Qwen3-1.7B"}.
+      dtype: of the weights; gamma, A_log and dt_bias stay float32.
+      shard_bytes: of a weight file at most.
+
+    Raises:
+      UserError: the model has no hybrid layer, the target is in use, or there is no tokenizer.
+    """
+    folder, tokenizer_folder = Path(folder).absolute(), Path(tokenizer_folder)
+    _check(folder, config, tokenizer_folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new = Path(scratch) / folder.name
+        new.mkdir()
+        write_model(new, config, params, dtype, shard_bytes=shard_bytes)
+        for name in _CODE:
+            code = resources.files("hydrahead_jax.interop.torch_model").joinpath(name)
+            (new / name).write_bytes(code.read_bytes())
+        _copy_tokenizer(tokenizer_folder, new)
+        parity = None
+        if torch_is_installed():
+            parity = check_parity(new, config, _rounded(config, params, dtype))
+        (new / "README.md").write_text(model_card(config, card or {}, parity))
+        size = sum(path.stat().st_size for path in new.glob("*.safetensors"))
+        if folder.exists():
+            os.replace(folder, Path(scratch) / "replaced")
+        os.replace(new, folder)
+    return ExportReport(folder=folder, bytes=size, parity=parity)
+
+
+def _check(folder: Path, config: ModelConfig, tokenizer_folder: Path) -> None:
+    if is_teacher(config):
+        raise UserError("this model has no hybrid layer; save it as a Qwen3 folder instead")
+    if folder.exists() and not _may_be_replaced(folder):
+        raise UserError(
+            f"{folder} is not empty and holds more than an earlier export; choose another folder"
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (tokenizer_folder / name).is_file():
+            raise UserError(f"{tokenizer_folder} has no {name}, which the export needs")
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether it is empty, or holds an export and nothing else."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    known = {*_WRITTEN, *(path.name for path in folder.glob(WEIGHT_FILES))}
+    if names - known or "config.json" not in names:
+        return False
+    return read_json(folder / "config.json").get("model_type") == HYBRID_TYPE
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer as it is; and generation_config.json, made from it if there is none."""
+    for name in (*_TOKENIZER, _GENERATION):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if not (target / _GENERATION).exists():
+        settings = {"do_sample": False} | _special_ids(source)
+        (target / _GENERATION).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _special_ids(folder: Path) -> dict[str, int]:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    settings = read_json(folder / "tokenizer_config.json")
+    ids = {}
+    for name in ("bos", "eos", "pad"):
+        token = settings.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None and (number := tokenizer.token_to_id(text)) is not None:
+            ids[f"{name}_token_id"] = number
+    return ids
+
+
+def _rounded(config: ModelConfig, params: dict, dtype) -> dict:
+    """The parameters that the export holds."""
+    out = {}
+    for row in key_table(config):
+        for path in row.paths:
+            stored = jnp.float32 if row.always_float32 else dtype
+            set_param(out, path, jax.numpy.asarray(get_param(params, path)).astype(stored))
+    return out

@@ -1,0 +1,60 @@
+"""The config of a HydraHead model, for Hugging Face transformers."""
+
+from transformers import PretrainedConfig
+
+
+class HydraHeadConfig(PretrainedConfig):
+    """A Qwen3-architecture decoder whose layers split their heads between two token mixers.
+
+    Args:
+      mixers: one object for each layer: {"kind": "full_attention"}, or {"kind": "hydra",
+        "fa_heads": [query heads with softmax attention], "choices": {...}}, all other heads
+        running the gated delta rule. Full attention in every layer if None. The choices are:
+        fusion ("scale", "none" or "gated"), neg_eigval, short_conv, conv_silu, log_scale_base,
+        log_scale_in_training and query_decomposition.
+
+    The other arguments mean what they mean in Qwen3's config.
+    """
+
+    model_type = "hydrahead"
+
+    def __init__(
+        self,
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        hidden_act="silu",
+        initializer_range=0.02,
+        use_cache=True,
+        tie_word_embeddings=True,
+        mixers=None,
+        **kwargs,
+    ):
+        if hidden_act != "silu":
+            raise ValueError(f"hidden_act={hidden_act!r}: only 'silu' is supported")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = head_dim
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_theta = rope_theta
+        self.hidden_act = hidden_act
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        if mixers is None:
+            mixers = [{"kind": "full_attention"}] * num_hidden_layers
+        if len(mixers) != num_hidden_layers:
+            raise ValueError(f"{len(mixers)} mixers for num_hidden_layers={num_hidden_layers}")
+        self.mixers = mixers
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)

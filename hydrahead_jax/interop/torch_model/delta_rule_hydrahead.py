@@ -1,0 +1,49 @@
+"""The gated delta rule, float32: token by token, and by chunks for whole prompts."""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK = 64
+
+
+def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):
+    """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q."""
+    state_BNHP = state_BNHP * log_decay_BN.exp()[..., None, None]
+    error_BNP = v_BNP - torch.einsum("bnhp,bnh->bnp", state_BNHP, k_BNH)
+    write_BNP = beta_BN[..., None] * error_BNP
+    state_BNHP = state_BNHP + torch.einsum("bnh,bnp->bnhp", k_BNH, write_BNP)
+    return torch.einsum("bnhp,bnh->bnp", state_BNHP, q_BNH), state_BNHP
+
+
+def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
+    """The same over many tokens: within a chunk the recurrence is one triangular system."""
+    T = q_BTNH.shape[1]
+    q, k, v, log_decay, beta = (
+        _chunks(x) for x in (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN[..., None], beta_BTN[..., None])
+    )
+    ones_CC = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device)
+    # [i, j] = sum of log_decay over j < m <= i, as a sum and not as a difference of two.
+    between = log_decay.expand(*log_decay.shape[:-1], CHUNK).masked_fill(~ones_CC.tril(-1), 0)
+    decay = torch.where(ones_CC.tril(), between.cumsum(-2).exp(), 0.0)
+    from_entry = log_decay.cumsum(-2).exp()
+    to_exit = decay[..., -1, :, None]
+    system = (beta * (k @ k.transpose(-1, -2)) * decay).tril(-1)
+    right_side = torch.cat([beta * v, beta * from_entry * k], dim=-1)
+    solved = torch.linalg.solve_triangular(system, right_side, upper=False, unitriangular=True)
+    written, erased = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+    scores = (q @ k.transpose(-1, -2)) * decay
+    outputs = []
+    for z in range(q.shape[0]):
+        write = written[z] - erased[z] @ state_BNHP
+        outputs.append(from_entry[z] * (q[z] @ state_BNHP) + scores[z] @ write)
+        added = (to_exit[z] * k[z]).transpose(-1, -2) @ write
+        state_BNHP = from_entry[z, :, :, -1:] * state_BNHP + added
+    out_BNTP = torch.cat(outputs, dim=2)
+    return out_BNTP.transpose(1, 2)[:, :T], state_BNHP
+
+
+def _chunks(x_BTNH):
+    """[B, T, N, H] -> [Z, B, N, C, H]; what is added at the end neither decays nor writes."""
+    B, T, N, H = x_BTNH.shape
+    x_BTNH = F.pad(x_BTNH, (0, 0, 0, 0, 0, -T % CHUNK))
+    return x_BTNH.reshape(B, -1, CHUNK, N, H).permute(1, 0, 3, 2, 4)
