@@ -83,7 +83,9 @@ class ModelConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even for RoPE")
         for index, mixer in enumerate(self.mixers):
             heads = mixer.fa_heads if isinstance(mixer, Hydra) else ()
-            if list(heads) != sorted(set(heads)) or any(h >= self.query_heads for h in heads):
+            if list(heads) != sorted(set(heads)) or any(
+                not 0 <= h < self.query_heads for h in heads
+            ):
                 raise ValueError(
                     f"layer {index}: fa_heads={heads} must be sorted, unique and below "
                     f"{self.query_heads}"

@@ -96,5 +96,5 @@ def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dt
 
 def cache_bytes(config: ModelConfig, length: int, dtype=jnp.bfloat16) -> int:
     """Bytes of keys, values and states that one sequence of `length` tokens holds."""
-    cache = jax.eval_shape(lambda: init_cache(config, 1, length, dtype))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers))
+    leaves = jax.eval_shape(lambda: jax.tree.leaves(init_cache(config, 1, length, dtype).layers))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
