@@ -58,7 +58,7 @@ def demo(config: DemoConfig) -> dict:
     clock.lap("export")
     pictures = draw(config, out)
     clock.lap("knock-out and pictures")
-    report["export_max_abs_logit_difference"] = export["difference"]
+    report["export_max_abs_logit_difference"] = export.max_abs_logit_difference
     report["seconds"] |= clock.laps
     report["versions"] = versions()
     page = write_report(out, report, pictures)
