@@ -1,11 +1,13 @@
 """The commands; what they need is imported when one is called, so that --help is quick."""
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
 Assignments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE")]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
@@ -22,8 +24,98 @@ def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
     command(load_config(config, PretrainConfig, assignments), say=_say)
 
 
+def select(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Score a teacher's heads and write the plan of those that stay softmax.
+
+    Args:
+        config: Python file whose config() returns a SelectConfig.
+        assignments: Changes to the config, such as ratio=7:1.
+    """
+    from train.config_file import load_config
+    from train.select import SelectConfig, select_heads
+
+    select_heads(load_config(config, SelectConfig, assignments), say=_say)
+
+
+def transfer(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Turn a teacher into a hybrid, stage by stage; continues a run that was interrupted.
+
+    Args:
+        config: Python file whose config() returns a TransferConfig.
+        assignments: Changes to the config, such as stages.align.optim.learning_rate=3e-4.
+    """
+    from train.config_file import load_config
+    from train.transfer import TransferConfig
+    from train.transfer import transfer as command
+
+    command(load_config(config, TransferConfig, assignments), say=_say)
+
+
+def evaluate(
+    run: Folder,
+    assignments: Assignments = (),
+    text: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure retrieval and text loss of a run, or of a Hugging Face folder.
+
+    Args:
+        run: Folder of a finished run, or Hugging Face folder.
+        assignments: Changes to the EvalSettings, such as documents=128.
+        text: Folder of held-out text; the held-out part of the standard library if absent.
+        out: File for the report, JSON.
+    """
+    from train.evaluate import evaluate_saved
+    from train.text import TextSource
+
+    evaluate_saved(run, assignments, TextSource(folder=text), out, say=_say)
+
+
+def export(run: Folder, out: Path) -> None:
+    """Write a run's hybrid as a Hugging Face folder that PyTorch loads.
+
+    Args:
+        run: Folder of a finished run.
+        out: New folder.
+    """
+    from train.export import export_run
+
+    export_run(run, out, say=_say)
+
+
+def demo(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Score, convert, evaluate and export a small teacher, and write a report.
+
+    Args:
+        config: Python file whose config() returns a DemoConfig.
+        assignments: Changes to the config.
+    """
+    from train.config_file import load_config
+    from train.demo import DemoConfig
+    from train.demo import demo as command
+
+    command(load_config(config, DemoConfig, assignments))
+
+
+def evidence(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Repeat the demo's comparison over several teachers and random draws.
+
+    Args:
+        config: Python file whose config() returns an EvidenceConfig.
+        assignments: Changes to the config.
+    """
+    from train.config_file import load_config
+    from train.evidence import EvidenceConfig
+    from train.evidence import evidence as command
+
+    command(load_config(config, EvidenceConfig, assignments))
+
+
 def _say(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-COMMANDS = {"pretrain": pretrain}
+COMMANDS = {
+    command.__name__: command
+    for command in (pretrain, select, transfer, evaluate, export, demo, evidence)
+}

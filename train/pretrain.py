@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import EvalSettings, evaluate
+from hydrahead_jax.interop import save_hf_teacher
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import Precision, training_policy
 from train.config_file import to_plain
@@ -93,7 +94,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
     check(config)
     documents = read_documents(config.text)
     folder = Path(config.run)
-    open_run(folder, to_plain(config))
+    open_run(folder, _record(config))
     tokenizer = _tokenizer(config, documents, folder / TOKENIZER)
     corpus = Corpus(tokenizer)
     haystack = held_out_tokens(corpus, config.evaluation_text)
@@ -154,7 +155,7 @@ def _tokenizer(config: PretrainConfig, documents: list[str], folder: Path) -> To
 
 
 def _job(config: PretrainConfig, corpus: Corpus, folder: Path, seed: int, say) -> Job:
-    open_run(folder, to_plain(config) | {"seed": seed})
+    open_run(folder, _record(config) | {"seed": seed})
     save_model(folder, config.model)
     return Job(
         folder=folder,
@@ -168,6 +169,11 @@ def _job(config: PretrainConfig, corpus: Corpus, folder: Path, seed: int, say) -
     )
 
 
+def _record(config: PretrainConfig) -> dict:
+    """What determines the teacher."""
+    return {k: v for k, v in to_plain(config).items() if k not in ("run", "out")}
+
+
 def _reached(config: PretrainConfig, report: dict) -> bool:
     length = str(config.evaluation.lengths[0])
     return all(
@@ -177,8 +183,6 @@ def _reached(config: PretrainConfig, report: dict) -> bool:
 
 
 def _save(config: PretrainConfig, params: dict, tokenizer: Path, run_folder: Path) -> None:
-    from hydrahead_jax.interop import save_hf_teacher
-
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     save_hf_teacher(out, config.model, params)

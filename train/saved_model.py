@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop import load_hf
 from hydrahead_jax.models import abstract_params
 from train.checkpoint import CheckpointStore
 from train.paths import flatten, unflatten
@@ -33,8 +34,6 @@ def load_saved(folder: Path) -> SavedModel:
     """
     if (folder / MODEL).is_file():
         return SavedModel(*load_run(folder), folder / TOKENIZER)
-    from hydrahead_jax.interop import load_hf
-
     return SavedModel(*load_hf(folder, jnp.float32), folder)
 
 
@@ -43,14 +42,14 @@ def load_run(folder: Path) -> tuple[ModelConfig, dict]:
     config = load_model(folder)
     if not (folder / FINISHED).is_file():
         raise UserError(f"{folder} is not finished; give the command that began it once more")
+    steps = read_json(folder / FINISHED)["steps"]
     store = CheckpointStore(folder / CHECKPOINTS)
     try:
-        steps = read_json(folder / FINISHED)["steps"]
+        if flaw := store.flaw(steps):
+            raise UserError(
+                f"the last checkpoint in {folder} {flaw}; give the command that began the run "
+                f"once more to restore it"
+            )
         return config, unflatten(store.restore_params(steps, flatten(abstract_params(config))))
-    except Exception as error:
-        raise UserError(
-            f"the last checkpoint in {folder} is missing or damaged; give the command that began "
-            f"the run once more to restore it"
-        ) from error
     finally:
         store.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from train.corpus import Split, stdlib_documents
 from train.tokenizer import END_OF_TEXT
@@ -86,6 +87,22 @@ class Corpus:
         if key not in self._encoded:
             self._encoded[key] = encode_documents(self.tokenizer, read_documents(source, split))
         return self._encoded[key]
+
+
+def load_corpus(path: Path, model: ModelConfig) -> Corpus:
+    """Text in the tokens of a tokenizer.json.
+
+    Raises:
+      UserError: there is none, or it has tokens that the model does not know.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no tokenizer {path}")
+    tokenizer = Tokenizer.from_file(str(path))
+    if tokenizer.get_vocab_size() > model.vocab:
+        raise UserError(
+            f"{path} has {tokenizer.get_vocab_size()} tokens, the model knows {model.vocab}"
+        )
+    return Corpus(tokenizer)
 
 
 def held_out_tokens(corpus: Corpus, source: TextSource) -> np.ndarray:

@@ -1,7 +1,6 @@
 """From a teacher and a head plan to a trained hybrid, in stages."""
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer
 
 from hydrahead_jax.config import HydraChoices, ModelConfig
-from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import head_rms, load_hf, migrate
 from hydrahead_jax.precision import Precision, compute_params, training_policy
@@ -22,7 +19,7 @@ from train.paths import flatten
 from train.run_folder import PLAN, copy_tokenizer, open_run, save_model
 from train.stage import Stage, check_stages
 from train.step import Teacher
-from train.text import Corpus
+from train.text import Corpus, load_corpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,26 +102,9 @@ def initial_student(
     length = min(data.length, len(tokens))
     starts = np.linspace(0, len(tokens) - length, config.calibration_rows).astype(int)
     tokens_BT = jnp.asarray(np.stack([tokens[start : start + length] for start in starts]))
-    measure = jax.jit(functools.partial(head_rms, teacher_config))
-    head_rms_LN = measure(teacher_params, tokens_BT)
+    head_rms_LN = head_rms(teacher_config, teacher_params, tokens_BT)
     key = jax.random.key(config.seed)
     return migrate(teacher_config, teacher_params, student, key, head_rms_LN)
-
-
-def load_corpus(path: Path, model: ModelConfig) -> Corpus:
-    """Text in the tokens of a tokenizer.json.
-
-    Raises:
-      UserError: there is none, or it has tokens that the model does not know.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no tokenizer {path}")
-    tokenizer = Tokenizer.from_file(str(path))
-    if tokenizer.get_vocab_size() > model.vocab:
-        raise UserError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, the model knows {model.vocab}"
-        )
-    return Corpus(tokenizer)
 
 
 def _record(config: TransferConfig, plan: HeadPlan, teacher_params: dict) -> dict:

@@ -4,9 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.interop import save_hf_teacher
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import training_policy
 from train.data import DataConfig
@@ -15,7 +18,8 @@ from train.optim import AdamW
 from train.stage import MIXERS, Stage
 from train.step import Teacher
 from train.text import Corpus, TextSource
-from train.tokenizer import train_tokenizer
+from train.tokenizer import save_tokenizer, train_tokenizer
+from train.transfer import TransferConfig
 
 VOCAB = 300
 TEACHER = ModelConfig(
@@ -58,6 +62,43 @@ def stages(text: TextSource, *, steps: int = 4, checkpoint_every: int = 2) -> tu
         stage("distill", "distill", 1e-2),
         stage("finetune", "next_token", 1e-3),
     )
+
+
+def write_teacher(folder: Path, **options) -> dict:
+    """A random teacher as a Hugging Face folder with a tokenizer; returns its parameters."""
+    params = init_params(TEACHER, jax.random.key(1))
+    save_hf_teacher(folder, TEACHER, params, jnp.float32, **options)
+    save_tokenizer(tokenizer(), folder, TEACHER.max_length)
+    return params
+
+
+def transfer_config(folder: Path, **options) -> TransferConfig:
+    """A transfer whose teacher, plan and text are in `folder`, written where they are missing."""
+    if not (folder / "teacher").exists():
+        write_teacher(folder / "teacher")
+    HeadPlan(fa_heads=((1,), (0, 3)), query_heads=4, kv_heads=2, strategy="test").save(
+        folder / "head_plan.json"
+    )
+    return TransferConfig(
+        run=str(folder / "run"),
+        teacher=str(folder / "teacher"),
+        head_plan=str(folder / "head_plan.json"),
+        stages=stages(write_texts(folder / "text"), **options),
+        calibration_rows=4,
+    )
+
+
+def write_config(folder: Path, **options) -> str:
+    """A config file for `transfer_config`, as the command line takes it."""
+    transfer_config(folder, **options)
+    path = folder / "experiment.py"
+    path.write_text(
+        "from pathlib import Path\n"
+        "from tests.train import small\n\n\n"
+        "def config():\n"
+        f"    return small.transfer_config(Path({str(folder)!r}), **{options!r})\n"
+    )
+    return str(path)
 
 
 def job(folder: Path, text: TextSource, stages: tuple[Stage, ...], say=print) -> Job:

@@ -132,9 +132,7 @@ def test_damaged_checkpoint_falls_back(damage, text, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted[0], folder)
     newest = folder / CHECKPOINTS / "12"
-    files = [p for p in newest.glob("params/**/*") if p.is_file() and p.stat().st_size > 2000]
-    assert files
-    for path in files:
+    for path in [max(newest.glob("params/d/*"), key=lambda p: p.stat().st_size)]:
         content = bytearray(path.read_bytes())
         if damage == "truncate":
             path.write_bytes(content[: len(content) // 2])
@@ -163,12 +161,25 @@ def load_run_params(folder):
 def test_all_checkpoints_damaged_starts_anew(text, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted[0], folder)
-    for path in (folder / CHECKPOINTS).glob("*/meta/metadata"):
+    for path in (folder / CHECKPOINTS).glob("*/data/metadata"):
         path.write_text("{")
     said = []
     result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
     assert sum("damaged" in s for s in said) == 3
-    assert any("no earlier one is left, so the run starts anew" in s for s in said)
+    assert any(
+        s.endswith("is damaged (data/metadata has changed); the run starts anew") for s in said
+    )
+    assert_bitwise(result.params, uninterrupted[1])
+
+
+def test_checkpoint_without_seal_is_not_trusted(text, uninterrupted, tmp_path):
+    """The process was killed between the last file and the checksums."""
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], folder)
+    (folder / CHECKPOINTS / "12" / "checksums.json").unlink()
+    said = []
+    result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    assert "the checkpoint at step 12 is incomplete; continuing from the one at step 10" in said
     assert_bitwise(result.params, uninterrupted[1])
 
 
@@ -176,7 +187,7 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(text, tmp_path):
     align = small.stages(text)[0]
     job = small.job(tmp_path, text, (align,))
     wild = dataclasses.replace(align, optim=dataclasses.replace(align.optim, learning_rate=1e30))
-    with pytest.raises(loop.Diverged, match="'align' diverged by step 3: .*loss.* not finite"):
+    with pytest.raises(loop.Diverged, match=r"'align' diverged by step 3: .*loss.* not finite"):
         loop.run(dataclasses.replace(job, stages=(wild,)))
     kept = sorted(int(p.name) for p in (tmp_path / CHECKPOINTS).iterdir())
     assert kept == [2]

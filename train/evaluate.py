@@ -1,0 +1,46 @@
+"""Retrieval and text loss of a run, or of a Hugging Face folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from hydrahead_jax.evals import EvalSettings, evaluate
+from train.config_file import override
+from train.run_folder import write_json
+from train.saved_model import load_saved
+from train.text import TextSource, held_out_tokens, load_corpus
+
+
+def evaluate_saved(
+    folder: Path,
+    assignments: tuple[str, ...] = (),
+    text: TextSource = TextSource(),
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Evaluates at one, two and four times the trained length, unless `lengths` is assigned.
+
+    Args:
+      folder: a finished run, or a Hugging Face folder.
+      assignments: changes to the `EvalSettings`, such as "documents=128".
+      text: held-out text.
+      out: file for the report, JSON.
+      say: takes the report.
+
+    Raises:
+      UserError: the folder holds no model, or the settings do not suit it.
+    """
+    model = load_saved(folder)
+    longest = model.config.max_length
+    settings = EvalSettings(lengths=(longest, 2 * longest, 4 * longest))
+    for assignment in assignments:
+        settings = override(settings, assignment)
+    corpus = load_corpus(model.tokenizer / "tokenizer.json", model.config)
+    haystack = held_out_tokens(corpus, text)
+    report = evaluate(model.config, model.params, corpus.tokenizer, haystack, settings)
+    report = {"settings": dataclasses.asdict(settings), **report}
+    if out is not None:
+        write_json(out, report)
+    say(json.dumps(report, indent=2))
+    return report
