@@ -1,0 +1,57 @@
+"""Model configs: presets, and what they refuse."""
+
+import math
+
+import jax
+import pytest
+
+from hydrahead_jax.config import QWEN3_SIZES, FullAttention, Hydra, HydraChoices, ModelConfig, qwen3
+from hydrahead_jax.models import abstract_params
+
+PARAMETERS = {
+    "0.6b": 596_049_920,
+    "1.7b": 1_720_574_976,
+    "4b": 4_022_468_096,
+    "8b": 8_190_735_360,
+    "14b": 14_768_307_200,
+    "32b": 32_762_123_264,
+}
+SIZES = dict(vocab=8, embed=8, mlp=8, query_heads=4, kv_heads=2, head_dim=4)
+
+
+@pytest.mark.parametrize("size", QWEN3_SIZES)
+def test_qwen3_presets_have_the_published_number_of_parameters(size):
+    leaves = jax.tree.leaves(abstract_params(qwen3(size)))
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == PARAMETERS[size]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: qwen3("2b"), r"no Qwen3 of size '2b'; there are 0\.6b, 1\.7b"),
+        (lambda: HydraChoices(log_scale_base=1.0), "log_scale_base=1.0 must be above 1"),
+        (
+            lambda: ModelConfig(**SIZES | {"kv_heads": 3}, mixers=(FullAttention(),)),
+            "4 query heads are not a multiple of 3 KV heads",
+        ),
+        (
+            lambda: ModelConfig(**SIZES | {"head_dim": 5}, mixers=(FullAttention(),)),
+            "head_dim=5 must be even",
+        ),
+        (
+            lambda: ModelConfig(**SIZES, mixers=(FullAttention(), Hydra(fa_heads=(2, 1)))),
+            r"layer 1: fa_heads=\(2, 1\) must be sorted",
+        ),
+        (
+            lambda: ModelConfig(**SIZES, mixers=(Hydra(fa_heads=(4,)),)),
+            r"layer 0: fa_heads=\(4,\) must be sorted, unique and below 4",
+        ),
+        (
+            lambda: ModelConfig(**SIZES, mixers=(Hydra(fa_heads=(-1, 2)),)),
+            r"layer 0: fa_heads=\(-1, 2\) must be",
+        ),
+    ],
+)
+def test_impossible_models_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
