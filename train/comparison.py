@@ -26,7 +26,7 @@ from train.config_file import to_plain
 from train.corpus import stdlib_documents
 from train.parallel import Task, run_parallel
 from train.run_folder import METRICS, PLAN, write_json
-from train.transfer import TransferConfig
+from train.transfer import TransferConfig, transfer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
