@@ -1,7 +1,6 @@
 """A model's config as plain JSON, and back."""
 
 import dataclasses
-import types
 import typing
 
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, Mixer, ModelConfig
@@ -18,8 +17,6 @@ def config_to_json(config: ModelConfig) -> dict:
 
 def config_from_json(fields: dict) -> ModelConfig:
     """Raises UserError for an unknown or missing field, a wrong type, or an impossible size."""
-    if not isinstance(fields, dict):
-        raise UserError(f"a model config must be a JSON object, not {fields!r}")
     mixers = mixers_from_json(fields.get("mixers"))
     return _build(ModelConfig, {**fields, "mixers": mixers}, "model config")
 
@@ -65,22 +62,25 @@ def _build(cls: type, fields: dict, where: str):
     hints = typing.get_type_hints(cls)
     if unknown := sorted(set(fields) - set(hints)):
         raise UserError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(hints)}")
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in fields]:
+        raise UserError(f"{where}: {', '.join(missing)} missing")
     for name, value in fields.items():
-        if not _fits(value, hints[name]):
-            raise UserError(f"{where}: {name}={value!r} must be {hints[name].__name__}")
+        if problem := _misfit(value, hints[name]):
+            raise UserError(f"{where}: {name}={value!r} must be {problem}")
     try:
         return cls(**fields)
-    except TypeError as error:
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
-        raise UserError(f"{where}: a field is missing, one of {', '.join(missing)}") from error
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def _fits(value, hint) -> bool:
-    """Whether a JSON number or string has the type of its field; other types are made here."""
-    if typing.get_origin(hint) in (typing.Literal, tuple, types.UnionType):
-        return True
+def _misfit(value, hint) -> str | None:
+    """What a value from JSON should have been; None for one that fits, or that was made here."""
+    if typing.get_origin(hint) is typing.Literal:
+        names = typing.get_args(hint)
+        return None if value in names else f"one of {', '.join(names)}"
     if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
+        return None if type(value) in (int, float) else "a number"
+    if hint in (int, bool, str):
+        return None if type(value) is hint else hint.__name__
+    return None

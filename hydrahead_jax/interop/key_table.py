@@ -1,9 +1,11 @@
 """The one table between Hugging Face weight names and our parameters, read by import and export."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
 from hydrahead_jax.interop.layouts import (
@@ -58,10 +60,14 @@ def key_table(config: ModelConfig) -> list[Row]:
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every weight, by name; nothing is allocated."""
     params = abstract_params(config)
-    return {
-        row.name: jax.eval_shape(row.layout.save, *(get_param(params, p) for p in row.paths)).shape
-        for row in key_table(config)
-    }
+    ours = lambda row: tuple(get_param(params, path).shape for path in row.paths)
+    return {row.name: _saved_shape(row.layout, ours(row)) for row in key_table(config)}
+
+
+@functools.cache
+def _saved_shape(layout: Layout, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.eval_shape(layout.save, *params).shape
 
 
 def get_param(params: dict, path: ParamPath):

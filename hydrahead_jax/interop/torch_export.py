@@ -8,7 +8,6 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
@@ -176,5 +175,5 @@ def _rounded(config: ModelConfig, params: dict, dtype) -> dict:
     for row in key_table(config):
         for path in row.paths:
             stored = jnp.float32 if row.always_float32 else dtype
-            set_param(out, path, jax.numpy.asarray(get_param(params, path)).astype(stored))
+            set_param(out, path, jnp.asarray(get_param(params, path)).astype(stored))
     return out
