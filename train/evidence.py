@@ -92,7 +92,7 @@ def _pretrain_task(config: PretrainConfig) -> Task:
 def summary(comparisons: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     """Mean and range over teachers and draws, one row for the teacher and each kind of student."""
     length = next(iter(next(iter(comparisons.values()))["teacher"]["niah_single"]))
-    header = ["model", "runs", f"single {length}", f"multi-key {length}", "text loss"]
+    header = ["model", "runs", f"single {length}", f"multi {length}", "text loss"]
     header += ["KV heads", "receivers kept"]
     groups: dict[str, list[dict]] = {"teacher": [c["teacher"] for c in comparisons.values()]}
     for comparison in comparisons.values():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _STYLES = ("-", "--", "-.", ":")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -31,7 +32,10 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
                 color=_COLOURS[index % len(_COLOURS)],
                 linestyle=_STYLES[index % len(_STYLES)],
             )
-        panel.set(title=stage, xlabel="step", yscale="log")
+        panel.set(title=stage, xlabel="step")
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(color="0.9")
     panels[0].set_ylabel("loss")
-    panels[0].legend(fontsize="small")
+    panels[0].legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=150)

@@ -5,6 +5,7 @@ import html
 import json
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -12,9 +13,9 @@ from rich.table import Table
 def table_rows(report: dict) -> tuple[list[str], list[list[str]]]:
     """Column names, and one row for the teacher and each student."""
     lengths = list(report["teacher"]["niah_single"])
-    header = ["model", "softmax heads", "KV heads", "cache at 32K"]
+    header = ["model", "FA heads", "KV heads", "cache 32K"]
     header += [f"single {length}" for length in lengths]
-    header += [f"multi-key {length}" for length in lengths]
+    header += [f"multi {length}" for length in lengths]
     header += ["text loss"]
     models = {"teacher": report["teacher"], **report["students"]}
     return header, [_row(name, model) for name, model in models.items()]
@@ -29,11 +30,12 @@ def _row(name: str, model: dict) -> list[str]:
 
 
 def print_table(report: dict) -> None:
-    """The table of all models, on the terminal."""
+    """The table of all models, on the terminal; columns give document lengths."""
     header, rows = table_rows(report)
-    table = Table(title="Retrieval by generation, exact match")
+    table = Table(title="Retrieval by generation, exact match", box=box.SIMPLE_HEAD)
     for index, column in enumerate(header):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        side = "left" if index == 0 else "right"
+        table.add_column(column.replace(" ", "\n"), justify=side, no_wrap=True)
     for row in rows:
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 140).print(table)
@@ -96,7 +98,8 @@ figcaption, footer {{ color: #444; font-size: 0.9rem; }}
 <h1>HydraHead on a small teacher</h1>
 <p>Each student keeps softmax attention on the heads of its plan; all other heads became Gated
 DeltaNet. Needle accuracy is exact match by generation on documents never trained on; columns give
-the document length in tokens, the first being the teacher's training length.</p>
+the document length in tokens, the first being the teacher's training length; single: one needle,
+multi: several keys; FA heads: those that stay softmax; KV heads: those still cached.</p>
 <table>{table}</table>
 <p>{difference} Whether length extension holds, or 7:1 equals 3:1, cannot be concluded at this
 scale, and one draw of random heads says little: <code>make evidence</code> repeats the comparison
