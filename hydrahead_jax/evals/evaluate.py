@@ -7,6 +7,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.evals.niah import needle_document, needle_symbols
 from hydrahead_jax.evals.niah_accuracy import MULTIKEY_NEEDLES, SINGLE_NEEDLES, niah_accuracy
 from hydrahead_jax.evals.text_loss import text_loss
 
@@ -31,6 +33,14 @@ class EvalSettings:
     prefill_chunk: int | None = 256
     seed: int = 0
 
+    def __post_init__(self):
+        counts = (self.documents, self.needles, self.text_windows, self.batch)
+        if not self.lengths or min(counts) < 1:
+            raise UserError(
+                "an evaluation needs at least one length, and at least one document, needle, text "
+                f"window and row a batch; it has {self}"
+            )
+
 
 def evaluate(
     config: ModelConfig,
@@ -54,9 +64,13 @@ def evaluate(
     Returns:
       As it stands in JSON: "niah_single" and "niah_multikey", each {str(length): accuracy},
       "text_loss" in nats a token, and "text_loss_by_position", {"first-last": loss}.
+
+    Raises:
+      UserError: some document or text window cannot be made; before anything is computed.
     """
-    report = {"niah_single": {}, "niah_multikey": {}}
     kinds = {"niah_single": SINGLE_NEEDLES, "niah_multikey": settings.needles}
+    report = {kind: {} for kind in kinds}
+    _check(tokenizer, haystack_tokens, settings)
     total, done = len(kinds) * len(settings.lengths) + 1, 0
     for kind, needles in kinds.items():
         for length in settings.lengths:
@@ -84,3 +98,11 @@ def evaluate(
     )
     progress("text_loss", total, total)
     return {**report, "text_loss": loss.mean, "text_loss_by_position": loss.by_position}
+
+
+def _check(tokenizer: Tokenizer, haystack_tokens: np.ndarray, settings: EvalSettings) -> None:
+    symbols, rng = needle_symbols(tokenizer), np.random.default_rng(0)
+    haystack_tokens = np.asarray(haystack_tokens, np.int32)
+    for needles in (SINGLE_NEEDLES, settings.needles):
+        for length in settings.lengths:
+            needle_document(symbols, haystack_tokens, rng, length=length, needles=needles)

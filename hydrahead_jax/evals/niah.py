@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from hydrahead_jax.errors import UserError
+
 VALUE_LENGTH = 2
 NEEDLE_LENGTH = 1 + VALUE_LENGTH
 
@@ -41,7 +43,7 @@ def needle_symbols(tokenizer: Tokenizer) -> NeedleSymbols:
     """The key and value symbols of a tokenizer.
 
     Raises:
-      ValueError: it has none.
+      UserError: it has none.
     """
     vocabulary = tokenizer.get_vocab()
     ids = lambda kind: np.array(
@@ -50,7 +52,7 @@ def needle_symbols(tokenizer: Tokenizer) -> NeedleSymbols:
     )
     symbols = NeedleSymbols(ids("key"), ids("val"))
     if not len(symbols.keys) or not len(symbols.values):
-        raise ValueError(
+        raise UserError(
             "the tokenizer has no <key_00> and <val_00> symbols, which needle documents are made "
             "of; use a tokenizer that was made by `python -m train pretrain`"
         )
@@ -77,19 +79,21 @@ def needle_document(
       asked: indices of the needles to ask for, in order; one at random if None.
 
     Raises:
-      ValueError: the needles and queries do not fit, or there are fewer keys than needles.
+      UserError: the needles and queries do not fit, or there are fewer keys than needles.
     """
     if asked is None:
         asked = rng.integers(needles, size=1)
     body = length - NEEDLE_LENGTH * len(asked)
     text = body - NEEDLE_LENGTH * needles
     if text < needles or needles > len(symbols.keys):
-        raise ValueError(
+        raise UserError(
             f"{needles} needles and {len(asked)} queries do not fit into {length} tokens with "
-            f"{len(symbols.keys)} keys"
+            f"{len(symbols.keys)} keys; ask for longer documents or fewer needles"
         )
     if len(haystack) < text:
-        raise ValueError(f"the haystack has {len(haystack)} tokens, the document needs {text}")
+        raise UserError(
+            f"the haystack has {len(haystack)} tokens, the document needs {text}; give more text"
+        )
     keys = rng.choice(symbols.keys, needles, replace=False)
     codes = rng.choice(len(symbols.values) ** VALUE_LENGTH, needles, replace=False)
     digits = np.stack(np.unravel_index(codes, (len(symbols.values),) * VALUE_LENGTH), axis=1)

@@ -41,7 +41,7 @@ def niah_accuracy(
       prefill_chunk: see `generate`.
 
     Raises:
-      ValueError: the tokenizer has no needle symbols, or a document cannot be made.
+      UserError: the tokenizer has no needle symbols, or a document cannot be made.
     """
     symbols = needle_symbols(tokenizer)
     haystack_tokens = np.asarray(haystack_tokens, np.int32)

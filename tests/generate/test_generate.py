@@ -1,0 +1,101 @@
+"""Continuations of ragged prompts."""
+
+import numpy as np
+import pytest
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.generate import api, generate
+from hydrahead_jax.models import merge
+from tests.models.toy import MODELS, TEACHER, B, T, hidden, params_of
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
+NEW = 6
+HYBRID = "gated fusion, shared projections"
+
+
+def run(name: str = "teacher", prompts=PROMPTS, **settings):
+    return generate(MODELS[name], params_of(name), prompts, max_new_tokens=NEW, **settings)
+
+
+@pytest.mark.parametrize("name", ["teacher", HYBRID])
+def test_greedy_takes_the_most_likely_token_of_the_full_forward(name):
+    replies = run(name)
+    tokens_BT, ids_BT = np.zeros((2, B, T), np.int32)
+    for row, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
+        length = len(prompt) + NEW
+        tokens_BT[row, :length], ids_BT[row, :length] = prompt + reply, 1
+    hidden_BTD, _ = hidden(MODELS[name], params_of(name), tokens_BT, ids_BT)
+    best_BT = np.argmax(merge(MODELS[name], params_of(name)).logits(hidden_BTD), axis=-1)
+    for row, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
+        last = len(prompt) - 1
+        assert best_BT[row, last : last + NEW].tolist() == reply
+
+
+@pytest.mark.parametrize("name", ["teacher", HYBRID])
+def test_prefill_in_chunks_gives_the_same_tokens(name):
+    """A chunk of 4: the longest prompt takes two, the shortest starts in the second."""
+    assert run(name, prefill_chunk=4) == run(name)
+
+
+def test_sampling_is_determined_by_the_seed():
+    first, again = (run(temperature=1.0, seed=1) for _ in range(2))
+    assert first == again != run(temperature=1.0, seed=2)
+    assert run(temperature=1.0, top_k=1, seed=1) == run()
+
+
+def test_a_stop_token_ends_a_reply_and_is_not_part_of_it():
+    whole = run()
+    stop = whole[2][3]
+    cut = [row[: row.index(stop)] if stop in row else row for row in whole]
+    assert run(stop_token=stop) == cut != whole
+
+
+def test_generation_ends_when_all_rows_have_stopped():
+    assert run(prompts=[PROMPTS[0]] * 2, stop_token=run()[0][0]) == [[], []]
+
+
+def test_a_function_is_compiled_once_for_prompts_of_similar_length(monkeypatch):
+    traced, prefill = [], api.prefill
+
+    def counted(*args, **kwargs):
+        traced.append(1)
+        return prefill(*args, **kwargs)
+
+    monkeypatch.setattr(api, "prefill", counted)
+    for prompts in ([[1] * 3, [2] * 9], [[3] * 20, [4]], [[5], [6]]):
+        generate(TEACHER, params_of("teacher"), prompts, max_new_tokens=4, seed=3)
+    assert len(traced) == 1
+
+
+def test_no_prompts_no_replies():
+    assert run(prompts=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(prompts=[[1], []]), "prompt 1 is empty; a prompt needs at least one token"),
+        (dict(prompts=[[1, 96]]), "prompt 0 has token ids from 1 to 96, the model knows 0 to 95"),
+        (dict(prompts=[[-1]]), "prompt 0 has token ids from -1 to -1"),
+        (
+            dict(prompts=[[1] * 123]),
+            r"come to 129 tokens and the model was trained for 128; shorten them, or allow it",
+        ),
+        (dict(prefill_chunk=0), "prefill_chunk is 0; give 1 or more"),
+        (dict(temperature=-1.0), "temperature is -1.0"),
+    ],
+)
+def test_impossible_requests_are_refused_in_one_sentence(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_no_new_tokens_are_refused():
+    with pytest.raises(UserError, match="max_new_tokens is 0; give 1 or more"):
+        generate(TEACHER, params_of("teacher"), PROMPTS, max_new_tokens=0)
+
+
+def test_beyond_the_trained_length_on_request():
+    replies = run(prompts=[[1] * 123], beyond_trained_length=True)
+    assert [len(reply) for reply in replies] == [NEW]
