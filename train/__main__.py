@@ -1,5 +1,6 @@
 """`python -m train COMMAND CONFIG [key=value ...]`."""
 
+import logging
 import os
 import sys
 
@@ -14,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code; a user's mistake is one sentence on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands.COMMANDS,

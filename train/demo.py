@@ -63,7 +63,7 @@ def demo(config: DemoConfig) -> dict:
     report["versions"] = versions()
     page = write_report(out, report, pictures)
     print_table(report)
-    print(f"report: {page}\nfor PyTorch: {out / 'export'}")
+    print(f"{export}\nreport: {page}")
     return report
 
 
