@@ -7,16 +7,15 @@ import numpy as np
 
 from hydrahead_jax.evals.niah import needle_document, needle_symbols
 from hydrahead_jax.head_plan import HeadPlan
-from hydrahead_jax.interop import export_torch
 from hydrahead_jax.selection import HeadScores
 from hydrahead_jax.selection.heat_map import save_heat_map, save_knock_out_curve
 from hydrahead_jax.selection.knockout import knock_out, mean_heads, teacher_forced_accuracy
 from hydrahead_jax.selection.ranking import random_order, ranking
 from train.comparison import Clock, ComparisonConfig, Teacher, compare, student_folder
+from train.export import export_run
 from train.plots import save_loss_curves
 from train.report import print_table, write_report
 from train.run_folder import METRICS, PLAN
-from train.saved_model import load_saved
 from train.versions import versions
 
 
@@ -53,17 +52,17 @@ def demo(config: DemoConfig) -> dict:
     report = compare(config.comparison)
     clock = Clock()
     first = config.comparison.students[0].name
-    student = load_saved(student_folder(out, first) / "run")
-    export = export_torch(out / "export", student.config, student.params, student.tokenizer)
+    exported = []
+    difference = export_run(student_folder(out, first) / "run", out / "export", exported.append)
     clock.lap("export")
     pictures = draw(config, out)
     clock.lap("knock-out and pictures")
-    report["export_max_abs_logit_difference"] = export.max_abs_logit_difference
+    report["export_max_abs_logit_difference"] = difference
     report["seconds"] |= clock.laps
     report["versions"] = versions()
     page = write_report(out, report, pictures)
     print_table(report)
-    print(f"{export}\nreport: {page}")
+    print(*exported, f"report: {page}", sep="\n")
     return report
 
 

@@ -79,7 +79,9 @@ def _run_torch(folder, tokens_BT, real_BT, new_tokens: int) -> tuple[np.ndarray,
     """Logits [B, T, V] and greedily generated tokens [B, new_tokens]."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32
     ).eval()
