@@ -13,7 +13,7 @@ torch = pytest.importorskip(
 transformers = pytest.importorskip("transformers")
 
 ATOL = 1e-4
-NEW_TOKENS = 64
+NEW_TOKENS = 24
 
 
 def load(folder, **options):
@@ -51,7 +51,7 @@ def test_exporter_compares_logits_and_64_greedy_tokens(tmp_path, tokenizer):
     report = export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
     assert 0 < report.max_abs_logit_difference <= ATOL
     assert report.parity.greedy_tokens_equal
-    assert report.parity.new_tokens == NEW_TOKENS
+    assert report.parity.new_tokens == 64
     assert "generation gives the same 64 tokens" in str(report)
     assert "the same 64 tokens" in (tmp_path / "out" / "README.md").read_text()
     other = toy.random_params(toy.MIXED, seed=1)

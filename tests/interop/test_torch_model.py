@@ -157,6 +157,15 @@ def test_bfloat16_keeps_decay_and_gamma_in_float32(folder):
     assert np.abs(out.logits.float().numpy() - exact).max() < 0.1 * np.ptp(exact)
 
 
+def test_autocast_leaves_the_state_in_float32(model):
+    batch = tokens(1, 70)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        out = model(batch, use_cache=True)
+    assert out.past_key_values.layers[1].state_BNHP.dtype == torch.float32
+    exact = logits(model, batch)
+    assert np.abs(out.logits.float().numpy() - exact).max() < 0.1 * np.ptp(exact)
+
+
 def test_beams_carry_their_states_along(model):
     """Beams swap rows of the cache: what they score is what the model says of their tokens."""
     batch = tokens(2, 30)

@@ -6,6 +6,15 @@ import torch.nn.functional as F
 CHUNK = 64
 
 
+def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
+    """Output [B, T, N, P] and the state after the last token; all of it float32."""
+    inputs = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN)
+    if q_BTNH.shape[1] > 1:
+        return delta_rule_chunked(*inputs, state_BNHP)
+    out_BNP, state_BNHP = delta_rule_step(*(x[:, 0] for x in inputs), state_BNHP)
+    return out_BNP[:, None], state_BNHP
+
+
 def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):
     """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q."""
     state_BNHP = state_BNHP * log_decay_BN.exp()[..., None, None]

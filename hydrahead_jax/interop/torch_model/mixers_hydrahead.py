@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_hydrahead import HydraHeadConfig
-from .delta_rule_hydrahead import delta_rule_chunked, delta_rule_step
+from .delta_rule_hydrahead import delta_rule
 
 CONV_TAPS = 4
 FUSION_EPS = 1e-6
@@ -214,11 +214,8 @@ class DeltaHeads(Branch):
         if state_BNHP is None:
             B, _, N, H = q_BTNH.shape
             state_BNHP = inputs[0].new_zeros(B, N, H, H)
-        if x_BTD.shape[1] == 1:
-            out_BNP, state_BNHP = delta_rule_step(*(x[:, 0] for x in inputs), state_BNHP)
-            out_BTNP = out_BNP[:, None]
-        else:
-            out_BTNP, state_BNHP = delta_rule_chunked(*inputs, state_BNHP)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            out_BTNP, state_BNHP = delta_rule(*inputs, state_BNHP)
         if cache is not None:
             cache.state_BNHP = state_BNHP
         return out_BTNP.to(v_BTNH.dtype)
