@@ -1,15 +1,21 @@
 """Facts that hold for the teacher and for every hybrid."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hydrahead_jax import config as config_module
 from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.models import abstract_params, merge
+from hydrahead_jax.precision import compute_params, training_policy
 from tests.models.toy import ALL, MODELS, B, H, N, T, distinct_tokens, hidden, hybrid, params_of
-from tests.tolerances import OP, assert_close
+from tests.tolerances import OP, assert_close, error_ratio
 
+LEGEND = set(re.findall(r"\b([A-Z]) [a-z]", config_module.__doc__))
 PACKED_IDS = np.ones((B, T), np.int32)
 PACKED_IDS[0] = [1] * 4 + [2] * 5 + [3] * 3
 PACKED_IDS[1] = [0, 0] + [1] * 6 + [2] * 3 + [0]
@@ -54,6 +60,18 @@ def test_a_token_depends_on_earlier_tokens_of_its_document_only(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_what_stands_on_padding_does_not_matter(name):
+    tokens_BT = distinct_tokens()
+    other_BT = np.where(PACKED_IDS == 0, tokens_BT[::-1], tokens_BT)
+    run = lambda tokens_BT: np.asarray(
+        hidden(MODELS[name], params_of(name), tokens_BT, PACKED_IDS)[0]
+    )
+    real_BT = PACKED_IDS != 0
+    np.testing.assert_array_equal(run(other_BT)[real_BT], run(tokens_BT)[real_BT])
+    assert np.any(run(other_BT)[~real_BT] != run(tokens_BT)[~real_BT])
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_head_edits(name):
     """Mask 0 keeps the head, mask 1 takes the value, both exactly; a half lies between."""
     config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()
@@ -94,7 +112,7 @@ def test_a_parameter_s_name_ends_in_one_letter_a_dimension(name):
     assert len(leaves) > 10
     for path, leaf in leaves:
         suffix = path[-1].key.rsplit("_", 1)[-1]
-        assert suffix.isupper() and len(suffix) == leaf.ndim, jax.tree_util.keystr(path)
+        assert len(suffix) == leaf.ndim and set(suffix) <= LEGEND, jax.tree_util.keystr(path)
         assert leaf.dtype == jnp.float32
 
 
@@ -116,9 +134,24 @@ def test_the_log_scale_is_for_inference_unless_asked_for(name, in_training):
     np.testing.assert_array_equal(changed_BTN, wanted_BTN)
 
 
+def test_the_legend_is_that_of_the_notation_page():
+    page = (Path(__file__).parents[2] / "docs" / "notation.md").read_text()
+    assert set(re.findall(r"^\| ([A-Z]) \|", page, flags=re.MULTILINE)) == LEGEND
+
+
 def test_branches_without_heads_have_no_parameters():
     kinds = [set(abstract_params(hybrid(heads))["layers"][0]["mixer"]) for heads in ((), ALL)]
     assert kinds == [{"gdn"}, {"fa"}]
+
+
+@pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections"])
+def test_bfloat16_parameters_are_computed_with_in_bfloat16(name):
+    """What the policy keeps in float32 does not promote the residual stream."""
+    config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()
+    low = compute_params(training_policy("bfloat16"), params)
+    low_BTD, taps = hidden(config, low, tokens_BT)
+    assert {x.dtype for x in jax.tree.leaves((low_BTD, taps))} == {jnp.dtype(jnp.bfloat16)}
+    assert error_ratio(low_BTD.astype(jnp.float32), hidden(config, params, tokens_BT)[0]) < 0.05
 
 
 def test_the_unembedding_is_the_embedding_only_where_they_are_tied():
