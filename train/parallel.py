@@ -98,7 +98,7 @@ def _watch(tasks: dict[str, Task], futures: dict[str, concurrent.futures.Future]
                 print(f"{sum(done.values())} of {total} steps of {len(tasks)} runs", flush=True)
             if any(f.done() and f.exception() for f in futures.values()):
                 return
-            time.sleep(0.5)
+            time.sleep(1)
 
 
 def _steps_done(path: Path) -> int:
