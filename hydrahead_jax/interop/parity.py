@@ -1,5 +1,6 @@
 """Whether an exported folder computes in PyTorch what its parameters compute here."""
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
@@ -51,13 +52,13 @@ def check_parity(
       new_tokens: to generate.
       seed: of the prompt.
     """
-    tokens_BT = np.random.default_rng(seed).integers(config.vocab, size=(2, length))
+    tokens_BT = np.random.default_rng(seed).integers(config.vocab, size=(2, length), dtype=np.int32)
     real_BT = np.ones_like(tokens_BT)
     real_BT[1, : min(_PADDING, length - 1)] = 0
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     theirs_BTV, theirs_BT = _run_torch(folder, tokens_BT, real_BT, new_tokens)
     with jax.default_matmul_precision("highest"):
-        ours_BTV = _logits(config, params, tokens_BT, real_BT)
+        ours_BTV = np.asarray(_logits(config, params, tokens_BT, real_BT))
         prompts = [row[real == 1].tolist() for row, real in zip(tokens_BT, real_BT, strict=True)]
         ours_BT = generate(
             config, params, prompts, max_new_tokens=new_tokens, beyond_trained_length=True
@@ -66,13 +67,10 @@ def check_parity(
     return Parity(float(difference_BTV.max()), ours_BT == theirs_BT.tolist(), new_tokens)
 
 
-def _logits(config: ModelConfig, params: dict, tokens_BT, real_BT) -> np.ndarray:
-    def forward(params, tokens_BT, segment_ids_BT):
-        model = merge(config, params)
-        return model.logits(model(tokens_BT, segment_ids_BT=segment_ids_BT).hidden_BTD)
-
-    as_int32 = lambda x_BT: jnp.asarray(x_BT, jnp.int32)
-    return np.asarray(jax.jit(forward)(params, as_int32(tokens_BT), as_int32(real_BT)))
+@functools.partial(jax.jit, static_argnames="config")
+def _logits(config: ModelConfig, params: dict, tokens_BT, segment_ids_BT) -> jax.Array:
+    model = merge(config, params)
+    return model.logits(model(tokens_BT, segment_ids_BT=segment_ids_BT).hidden_BTD)
 
 
 def _run_torch(folder, tokens_BT, real_BT, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:

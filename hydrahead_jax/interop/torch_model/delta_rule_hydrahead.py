@@ -38,8 +38,9 @@ def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BN
     to_exit = decay[..., -1, :, None]
     system = (beta * (k @ k.transpose(-1, -2)) * decay).tril(-1)
     right_side = torch.cat([beta * v, beta * from_entry * k], dim=-1)
-    solved = torch.linalg.solve_triangular(system, right_side, upper=False, unitriangular=True)
-    written, erased = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+    written, erased = (_unit_lower_inverse(system) @ right_side).split(
+        [v.shape[-1], k.shape[-1]], dim=-1
+    )
     scores = (q @ k.transpose(-1, -2)) * decay
     outputs = []
     for z in range(q.shape[0]):
@@ -49,6 +50,23 @@ def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BN
         state_BNHP = from_entry[z, :, :, -1:] * state_BNHP + added
     out_BNTP = torch.cat(outputs, dim=2)
     return out_BNTP.transpose(1, 2)[:, :T], state_BNHP
+
+
+def _unit_lower_inverse(lower_CC):
+    """(I + lower)^-1 for strictly lower triangular matrices, block by block as substitution goes.
+
+    Two neighbouring diagonal blocks of inverses X1, X2 become one: [[X1, 0], [-X2 L X1, X2]].
+    """
+    index_C = torch.arange(CHUNK, device=lower_CC.device)
+    inverse_CC = torch.eye(CHUNK, device=lower_CC.device).expand_as(lower_CC)
+    size = 1
+    while size < CHUNK:
+        block_C = index_C // size
+        below = (block_C[:, None] == block_C + 1) & (block_C % 2 == 0)
+        between_CC = torch.where(below, lower_CC, 0.0)
+        inverse_CC = inverse_CC - inverse_CC @ between_CC @ inverse_CC
+        size *= 2
+    return inverse_CC
 
 
 def _chunks(x_BTNH):
