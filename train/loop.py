@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import jmp
@@ -13,6 +14,7 @@ import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.models import abstract_params
 from train.checkpoint import CheckpointStore, Saved
 from train.data import make_batches
 from train.metrics import MetricsLog, ProgressLine, averages, is_finite
@@ -100,6 +102,7 @@ def _run(job: Job, store: CheckpointStore) -> Result:
     if saved is not None:
         job.say(f"resuming {job.folder} at step {step} of {job.steps}")
     params = job.initial() if saved is None else _params(saved.state, saved.frozen)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, abstract_params(job.model))
     teacher = job.teacher() if job.teacher is not None else None
     log = MetricsLog(job.folder, METRICS, step)
     try:

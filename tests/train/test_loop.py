@@ -191,3 +191,11 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(text, tmp_path):
         loop.run(dataclasses.replace(job, stages=(wild,)))
     kept = sorted(int(p.name) for p in (tmp_path / CHECKPOINTS).iterdir())
     assert kept == [2]
+
+
+def test_parameters_of_another_model_are_refused_before_the_first_step(text, tmp_path):
+    job = small.job(tmp_path, text, small.stages(text))
+    job = dataclasses.replace(job, initial=lambda: init_params(small.TEACHER, jax.random.key(0)))
+    with pytest.raises(AssertionError, match="assert_trees_all_equal"):
+        loop.run(job)
+    assert not (tmp_path / METRICS).exists()
