@@ -19,11 +19,11 @@ evidence: $(VENV)/installed
 	$(VENV)/bin/python -m train evidence configs/evidence.py
 
 test: $(VENV)/installed lint
-	$(VENV)/bin/python -m pytest -n $(WORKERS) tests
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
 
 # The newest jax, on Python 3.12 or 3.13. PyTorch parity tests run in `make test` only.
 test-latest: $(LATEST_VENV)/installed
-	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) tests
+	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
