@@ -172,9 +172,9 @@ def _needle_maker(data: DataConfig, documents: list[np.ndarray], corpus: Corpus,
 
     def make(index: int) -> dict:
         rng = np.random.default_rng((seed, index))
-        count = rng.integers(*needles.needles, endpoint=True)
+        count = int(rng.integers(*needles.needles, endpoint=True))
         asked = rng.permutation(np.repeat(np.arange(count), needles.queries_per_needle))
-        length = rng.integers(*needles.lengths, endpoint=True) - 1
+        length = int(rng.integers(*needles.lengths, endpoint=True)) - 1
         document = needle_document(
             symbols, haystack, rng, length=length, needles=count, asked=asked
         )

@@ -17,6 +17,7 @@ from hydrahead_jax.interop import save_hf_teacher
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import Precision, training_policy
 from train.config_file import to_plain
+from train.data import make_batches
 from train.loop import Job, run
 from train.run_folder import METRICS, TOKENIZER, open_run, save_model, write_json
 from train.stage import Stage, check_stages
@@ -97,6 +98,8 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
     open_run(folder, _record(config))
     tokenizer = _tokenizer(config, documents, folder / TOKENIZER)
     corpus = Corpus(tokenizer)
+    for stage in config.stages:
+        make_batches(stage.data, corpus, config.seed)
     haystack = held_out_tokens(corpus, config.evaluation_text)
     for seed in range(config.seed, config.seed + config.attempts):
         job = _job(config, corpus, folder / f"seed_{seed}", seed, say)

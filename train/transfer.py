@@ -14,6 +14,7 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import head_rms, load_hf, migrate
 from hydrahead_jax.precision import Precision, compute_params, training_policy
 from train.config_file import to_plain
+from train.data import make_batches
 from train.loop import Job, run
 from train.paths import flatten
 from train.run_folder import PLAN, copy_tokenizer, open_run, save_model
@@ -64,7 +65,7 @@ def transfer(
     check_stages(config.stages, teacher_config.max_length)
     corpus = load_corpus(teacher_folder / "tokenizer.json", teacher_config)
     for stage in config.stages:
-        corpus.documents(stage.data.text)
+        make_batches(stage.data, corpus, config.seed)
     open_run(folder, _record(config, plan, teacher_params))
     save_model(folder, student)
     plan.save(folder / PLAN)

@@ -12,7 +12,7 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import save_hf_teacher
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import training_policy
-from train.data import DataConfig
+from train.data import DataConfig, NeedleData
 from train.loop import Job
 from train.optim import AdamW
 from train.stage import MIXERS, Stage
@@ -99,6 +99,18 @@ def write_config(folder: Path, **options) -> str:
         f"    return small.transfer_config(Path({str(folder)!r}), **{options!r})\n"
     )
     return str(path)
+
+
+def with_needles(config: TransferConfig) -> TransferConfig:
+    """The same with needle documents in every stage."""
+    needles = NeedleData(share=0.5, lengths=(20, 24), needles=(1, 1))
+    return dataclasses.replace(
+        config,
+        stages=tuple(
+            dataclasses.replace(stage, data=dataclasses.replace(stage.data, needles=needles))
+            for stage in config.stages
+        ),
+    )
 
 
 def job(folder: Path, text: TextSource, stages: tuple[Stage, ...], say=print) -> Job:

@@ -48,7 +48,11 @@ def start(work: Path, run: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
@@ -109,7 +113,7 @@ def test_finished_run_says_so(work, finished, capsys):
 
 
 def test_damaged_newest_checkpoint_is_said_and_repaired(work, finished, capsys):
-    run = work / "damaged"
+    run = work / "flawed"
     shutil.copytree(finished, run)
     newest = run / CHECKPOINTS / str(3 * STEPS)
     for path in (newest / "params").glob("ocdbt.process_0/d/*"):
