@@ -17,7 +17,7 @@ COMMANDS = [
     if line.strip()
 ]
 SHORTER = {
-    "select": ["selection.pairs=6"],
+    "select": ["settings.pairs=6"],
     "transfer": [f"stages.{stage}.steps=2" for stage in ("align", "distill", "finetune")],
     "evaluate": ["lengths=(256,)", "documents=8", "batch=8", "text_windows=4"],
     "export": [],
