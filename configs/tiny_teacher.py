@@ -1,8 +1,8 @@
 """The small teacher in configs/assets/tiny_teacher.
 
 Command:  python -m train pretrain configs/tiny_teacher.py
-Hardware: one core of a 2-core x86-64 machine, about 12 minutes.
-Expected: niah_single 1.00 and niah_multikey (8 needles) 0.95 or more at 256 tokens.
+Hardware: one x86-64 core, 7 minutes; 15 where the machine is shared.
+Expected: niah_single 1.00 and niah_multikey (8 needles) 0.99 or more at 256 tokens.
 
 32 heads in 4 layers. Documents are the standard library's own sources with needles in them: first
 short ones, where the retrieval circuit forms, then ones of the full length.
