@@ -1,15 +1,33 @@
 """The public functions of the gated delta rule."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Op
 from pallas_kernels.gated_delta.chunked import gated_delta_chunked
+from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
 
+
+def _segments_by_gates(implementation):
+    """An implementation that knows of no segments, made to take them."""
+
+    @functools.wraps(implementation)
+    def call(q, k, v, log_decay_BTN, beta_BTN, state_BNHP, segment_ids_BT=None, **kwargs):
+        gates = effective_gates(log_decay_BTN, beta_BTN, segment_ids_BT)
+        out_BTNP, state_BNHP = implementation(q, k, v, *gates, state_BNHP, **kwargs)
+        if segment_ids_BT is not None:
+            real_BT11 = (segment_ids_BT != 0)[..., None, None]
+            out_BTNP = jnp.where(real_BT11, out_BTNP, jnp.zeros((), out_BTNP.dtype))
+        return out_BTNP, state_BNHP
+
+    return call
+
+
 _gated_delta = Op("gated_delta")
-_gated_delta.register("chunked", gated_delta_chunked)
+_gated_delta.register("chunked", _segments_by_gates(gated_delta_chunked))
 _gated_delta.register("reference", gated_delta_reference)
 
 _gated_delta_step = Op("gated_delta_step")
@@ -27,54 +45,56 @@ def gated_delta(
     segment_ids_BT: Int[Array, "B T"] | None = None,
     scale: float | None = None,
     implementation: str | None = None,
+    interpret=False,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule over a sequence.
 
         S <- exp(log_decay) S;   S <- S + beta k (v - S^T k)^T;   o = scale * S^T q
 
     The rule of arXiv 2412.06464, Eq 10, with the state stored transposed (keys by values).
-    Products are taken in full float32 on every backend: the state sums over the whole sequence.
+    Differentiable in every array argument, initial state included, and through both results.
 
     Args:
       q_BTKH: queries, used as given: the caller L2-normalises.
       k_BTKH: keys, likewise. N must be a multiple of K: value head n reads key head n // (N / K).
       v_BTNP: values.
-      log_decay_BTN: at most 0, and finite.
+      log_decay_BTN: at most 0. Below -128 it counts as -128, which already forgets everything.
       beta_BTN: write strength, in [0, 2].
       initial_state_BNHP: float32 state before the first token; zero if None.
       segment_ids_BT: a change of id resets the state. 0 is padding: it neither reads nor writes,
         its output is zero, and it does not end a segment. The initial state belongs to the
         segment of the first token that is not padding.
       scale: of the output; 1 / sqrt(H) if None.
-      implementation: "chunked" (plain JAX, differentiable), "reference" (sequential, float32),
-        or None for the best that accepts the arguments.
+      implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX), "reference"
+        (sequential, float32), or None for the best that accepts the arguments, logged once.
+      interpret: runs the Pallas kernels of a named implementation in their interpreter, on any
+        machine; True, or the interpreter's own parameters.
 
     Returns:
       The output in the dtype of v, and the float32 state after the last non-padding token.
 
     Raises:
       ValueError: N is not a multiple of K, or `implementation` is unknown.
+      NotImplementedError: the named implementation does not take these arguments or this machine.
     """
     _check_groups(k_BTKH.shape[2], v_BTNP.shape[2])
     dtype = jnp.promote_types(v_BTNP.dtype, jnp.float32)
-    B, T, _, H = q_BTKH.shape
-    _, _, N, P = v_BTNP.shape
+    B, _, N, P = v_BTNP.shape
+    H = q_BTKH.shape[-1]
     if initial_state_BNHP is None:
         initial_state_BNHP = jnp.zeros((B, N, H, P), dtype)
-    if segment_ids_BT is None:
-        segment_ids_BT = jnp.ones((B, T), jnp.int32)
-    with jax.default_matmul_precision("highest"):
-        return _gated_delta(
-            q_BTKH,
-            k_BTKH,
-            v_BTNP,
-            log_decay_BTN.astype(dtype),
-            beta_BTN.astype(dtype),
-            initial_state_BNHP.astype(dtype),
-            segment_ids_BT,
-            scale=H**-0.5 if scale is None else scale,
-            implementation=implementation,
-        )
+    return _gated_delta(
+        q_BTKH,
+        k_BTKH,
+        v_BTNP,
+        log_decay_BTN.astype(dtype),
+        beta_BTN.astype(dtype),
+        initial_state_BNHP.astype(dtype),
+        *([] if segment_ids_BT is None else [segment_ids_BT]),
+        scale=H**-0.5 if scale is None else scale,
+        implementation=implementation,
+        interpret=interpret,
+    )
 
 
 def gated_delta_step(
@@ -87,21 +107,22 @@ def gated_delta_step(
     *,
     scale: float | None = None,
     implementation: str | None = None,
+    interpret=False,
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule for one token: the decode step. Arguments as `gated_delta`."""
     _check_groups(k_BKH.shape[1], v_BNP.shape[1])
     dtype = jnp.promote_types(v_BNP.dtype, jnp.float32)
-    with jax.default_matmul_precision("highest"):
-        return _gated_delta_step(
-            q_BKH,
-            k_BKH,
-            v_BNP,
-            log_decay_BN.astype(dtype),
-            beta_BN.astype(dtype),
-            state_BNHP.astype(dtype),
-            scale=q_BKH.shape[-1] ** -0.5 if scale is None else scale,
-            implementation=implementation,
-        )
+    return _gated_delta_step(
+        q_BKH,
+        k_BKH,
+        v_BNP,
+        log_decay_BN.astype(dtype),
+        beta_BN.astype(dtype),
+        state_BNHP.astype(dtype),
+        scale=q_BKH.shape[-1] ** -0.5 if scale is None else scale,
+        implementation=implementation,
+        interpret=interpret,
+    )
 
 
 def _check_groups(key_heads: int, value_heads: int) -> None:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta.inverse import unit_lower_inverse
-from pallas_kernels.gated_delta.segments import state_runs
 
 
 def gated_delta_chunked(
@@ -19,41 +18,36 @@ def gated_delta_chunked(
     log_decay_BTN,
     beta_BTN,
     state_BNHP,
-    segment_ids_BT,
     *,
     scale,
+    interpret=False,
     chunk: int = 32,
 ):
     """See `api.gated_delta`. Memory is linear in T; one state a chunk is kept for the backward."""
+    with jax.default_matmul_precision("highest"):
+        return _chunked(
+            q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, scale=scale, chunk=chunk
+        )
+
+
+def _chunked(q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, chunk):
     dtype = jnp.promote_types(v_BTNP.dtype, jnp.float32)
     B, T, N, P = v_BTNP.shape
     group = N // k_BTKH.shape[2]
-    real_BT1 = (segment_ids_BT != 0)[..., None]
     q_BTNH = jnp.repeat(q_BTKH, group, axis=2).astype(dtype) * scale
     k_BTNH = jnp.repeat(k_BTKH, group, axis=2).astype(dtype)
-    log_decay_BTN = jnp.where(real_BT1, log_decay_BTN, 0.0)
-    beta_BTN = jnp.where(real_BT1, beta_BTN, 0.0)
 
     split = lambda x: _split(x, chunk)
     q_ZBNCH, k_ZBNCH, v_ZBNCP = split(q_BTNH), split(k_BTNH), split(v_BTNP.astype(dtype))
     log_decay_ZBNC, beta_ZBNC = split(log_decay_BTN), split(beta_BTN)
-    runs_BT = state_runs(segment_ids_BT)
-    runs_ZBC = _split(runs_BT, chunk, mode="edge")
-    entering_ZB = jnp.concatenate([jnp.zeros((1, B), runs_BT.dtype), runs_ZBC[:-1, :, -1]])
-
-    same_ZB1CC = (runs_ZBC[..., :, None] == runs_ZBC[..., None, :])[:, :, None]
     decay_ZBNCC = jnp.where(
-        same_ZB1CC & jnp.tril(jnp.ones((chunk, chunk), bool)),
+        jnp.tril(jnp.ones((chunk, chunk), bool)),
         jnp.exp(_pairwise_log_decay(log_decay_ZBNC)),
         0.0,
     )
-    from_entry_ZBNC = jnp.where(
-        (runs_ZBC == entering_ZB[..., None])[:, :, None],
-        jnp.exp(jnp.cumsum(log_decay_ZBNC, axis=-1)),
-        0.0,
-    )
+    from_entry_ZBNC = jnp.exp(jnp.cumsum(log_decay_ZBNC, axis=-1))
     keys_ZBNCC = jnp.einsum("ZBNCH,ZBNDH->ZBNCD", k_ZBNCH, k_ZBNCH)
-    lower_ZBNCC = jnp.tril(beta_ZBNC[..., None] * keys_ZBNCC * same_ZB1CC, -1)
+    lower_ZBNCC = jnp.tril(beta_ZBNC[..., None] * keys_ZBNCC, -1)
     solve_ZBNCC = unit_lower_inverse(lower_ZBNCC) * decay_ZBNCC * beta_ZBNC[..., None, :]
     scores_ZBNCC = jnp.einsum("ZBNCH,ZBNDH->ZBNCD", q_ZBNCH, k_ZBNCH) * decay_ZBNCC
 
@@ -81,17 +75,16 @@ def gated_delta_chunked(
         ),
     )
     out_BTNP = jnp.moveaxis(out_ZBNCP, (0, 3), (1, 2)).reshape(B, -1, N, P)[:, :T]
-    return jnp.where(real_BT1[..., None], out_BTNP, 0.0).astype(v_BTNP.dtype), state_BNHP
+    return out_BTNP.astype(v_BTNP.dtype), state_BNHP
 
 
-def _split(x_BT, chunk: int, mode: str = "constant"):
-    """[B, T, N, ...] -> [Z, B, N, C, ...] chunks, padded at the end; [B, T] -> [Z, B, C]."""
-    B, T = x_BT.shape[:2]
+def _split(x_BTN, chunk: int):
+    """[B, T, N, ...] -> [Z, B, N, C, ...] chunks, padded with zeros at the end."""
+    B, T = x_BTN.shape[:2]
     chunks = -(-T // chunk)
-    widths = [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * (x_BT.ndim - 2)
-    x_BZC = jnp.pad(x_BT, widths, mode=mode).reshape(B, chunks, chunk, *x_BT.shape[2:])
-    x_ZBC = jnp.moveaxis(x_BZC, 1, 0)
-    return x_ZBC if x_BT.ndim == 2 else jnp.moveaxis(x_ZBC, 2, 3)
+    widths = [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * (x_BTN.ndim - 2)
+    x_BZC = jnp.pad(x_BTN, widths).reshape(B, chunks, chunk, *x_BTN.shape[2:])
+    return jnp.moveaxis(jnp.moveaxis(x_BZC, 1, 0), 2, 3)
 
 
 def _pairwise_log_decay(log_decay_ZBNC):

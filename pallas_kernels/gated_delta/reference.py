@@ -3,30 +3,47 @@
 Computes in float32, or in float64 when the values come in float64.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta.segments import state_runs
 
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
-def gated_delta_step_reference(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale):
+
+def gated_delta_step_reference(
+    q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret=False
+):
     """One token. See `api.gated_delta_step`."""
     dtype = jnp.promote_types(v_BNP.dtype, jnp.float32)
     group = v_BNP.shape[1] // k_BKH.shape[1]
     q_BNH = jnp.repeat(q_BKH, group, axis=1).astype(dtype)
     k_BNH = jnp.repeat(k_BKH, group, axis=1).astype(dtype)
     state_BNHP = state_BNHP * jnp.exp(log_decay_BN)[..., None, None]
-    read_BNP = jnp.einsum("BNHP,BNH->BNP", state_BNHP, k_BNH)
+    read_BNP = _einsum("BNHP,BNH->BNP", state_BNHP, k_BNH)
     write_BNP = beta_BN[..., None] * (v_BNP.astype(dtype) - read_BNP)
-    state_BNHP = state_BNHP + jnp.einsum("BNH,BNP->BNHP", k_BNH, write_BNP)
-    out_BNP = scale * jnp.einsum("BNHP,BNH->BNP", state_BNHP, q_BNH)
+    state_BNHP = state_BNHP + _einsum("BNH,BNP->BNHP", k_BNH, write_BNP)
+    out_BNP = scale * _einsum("BNHP,BNH->BNP", state_BNHP, q_BNH)
     return out_BNP.astype(v_BNP.dtype), state_BNHP
 
 
 def gated_delta_reference(
-    q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, segment_ids_BT, *, scale
+    q_BTKH,
+    k_BTKH,
+    v_BTNP,
+    log_decay_BTN,
+    beta_BTN,
+    state_BNHP,
+    segment_ids_BT=None,
+    *,
+    scale,
+    interpret=False,
 ):
     """A `lax.scan` over time. See `api.gated_delta`."""
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones(q_BTKH.shape[:2], jnp.int32)
     runs_BT = state_runs(segment_ids_BT)
     starts_BT = jnp.diff(runs_BT, axis=1, prepend=0) > 0
 
