@@ -1,0 +1,114 @@
+"""Any jax function compiled for an H200 on a machine without a GPU, and what its kernels cost."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pallas_kernels.hardware_free.isolated import run_isolated
+from pallas_kernels.hardware_free.memory import Memory, memory_of
+from pallas_kernels.hardware_free.sass import GpuKernel, read_kernels
+
+PACKAGES = ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cu13")
+PROGRAMS = ("ptxas", "nvdisasm")
+INSTALL = "pip install 'hydrahead_jax[hardware_free]' (Python 3.12 or newer)"
+
+# An H200 as XLA describes it: NVIDIA's data sheet and the limits of compute capability 9.0.
+_H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 150000000000 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_str: "NVIDIA H200"
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GpuProgram:
+    """A function as compiled for an H200.
+
+    Attributes:
+      kernels: its Mosaic GPU kernels, in order of name; XLA's own are not among them.
+      memory: device memory of the whole program.
+    """
+
+    kernels: tuple[GpuKernel, ...]
+    memory: Memory
+
+
+def compile_for_h200(fn, *shapes, dump: str | None = None) -> GpuProgram:
+    """Compiles `jit(fn)` for one H200 in a new process; no GPU and no driver needed.
+
+    Args:
+      fn: a function importable by name, or a functools.partial of one.
+      shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
+      dump: a folder that keeps PTX, SASS and the compilers' reports.
+
+    Raises:
+      NotImplementedError: a package is missing, or `fn` refuses its arguments.
+      IsolatedError: the compiler failed; the message ends with its words.
+    """
+    if missing := missing_tools():
+        raise NotImplementedError(f"compiling for H200 needs {', '.join(missing)}: {INSTALL}")
+    keep = contextlib.nullcontext(dump) if dump else tempfile.TemporaryDirectory(prefix="sass_")
+    with keep as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        memory = run_isolated(_compile, fn, shapes, environment=_environment(folder))
+        return GpuProgram(kernels=read_kernels(folder), memory=memory)
+
+
+def missing_tools() -> list[str]:
+    """Packages and programs that the compiler for H200 lacks here."""
+    missing = [name for name in PACKAGES if not _installed(name)]
+    if "nvidia.cu13" in missing:
+        return missing
+    return missing + [name for name in PROGRAMS if not Path(_cuda_root(), "bin", name).exists()]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _cuda_root() -> str:
+    return str(Path(next(iter(importlib.util.find_spec("nvidia.cu13").submodule_search_locations))))
+
+
+def _environment(folder: str) -> dict[str, str]:
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={_cuda_root()} --xla_gpu_autotune_level=0",
+        "MOSAIC_GPU_DUMP_TO": folder,
+        "MOSAIC_GPU_DUMP_PTX": "1",
+        "MOSAIC_GPU_DUMP_PTXAS": "1",
+        "MOSAIC_GPU_DUMP_RESOURCES": "1",
+        "MOSAIC_GPU_DUMP_SASS": "1",
+    }
+
+
+def _compile(fn, shapes) -> Memory:
+    from jax.experimental import topologies
+
+    os.environ["MOSAIC_GPU_CUDA_ROOT"] = _cuda_root()  # jax sets another when it is imported
+    jax.config.update("jax_enable_compilation_cache", False)
+    topology = topologies.get_topology_desc("", "cuda", target_config=_H200, topology="1x1x1")
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("chip",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+    )
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        compiled = jax.jit(fn).lower(*placed).compile()
+    return memory_of(compiled)

@@ -1,0 +1,130 @@
+"""Reads what Mosaic GPU dumps of each kernel: ptxas' report, resources, machine code.
+
+The machine code (nvdisasm with control codes) has one instruction a line:
+
+    wait mask : read barrier : write barrier : yield : stall count   /*address*/  instruction
+
+The stall count is the least number of cycles before the same warp issues again, so a sum of stall
+counts is what one warp needs if it never waits for memory, for a tensor core or for another warp.
+"""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+_INSTRUCTION = re.compile(r"\s*\S+?:\S:\S:\S:(\d\d)\s+/\*[0-9a-f]+\*/\s+(.*?)\s*$")
+_LABEL = re.compile(r"\s*(\.L_\S+):")
+_LOOP_BRANCH = re.compile(r"@!?U?P\w+ BRA\S*\s.*`\((\.L_\S+)\)")
+_WGMMA = re.compile(r"(?:@!?U?P\w+ )?HGMMA\.64x(\d+)x(\d+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Code:
+    """A stretch of machine code, taken once from top to bottom.
+
+    Attributes:
+      instructions: how many.
+      wgmma: of them, warpgroup matrix products.
+      stall_cycles: sum of the stall counts.
+      tensor_cycles: what the products keep one multiprocessor's tensor cores busy, at Hopper's
+        2,048 bf16 multiply-adds a cycle (4,096 FLOP, NVIDIA H100 white paper).
+    """
+
+    instructions: int
+    wgmma: int
+    stall_cycles: int
+    tensor_cycles: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GpuKernel:
+    """What the compiler says of one kernel.
+
+    Attributes:
+      registers: per thread.
+      spill_bytes: local memory stored and loaded because registers ran out, per thread.
+      shared_memory: bytes per block.
+      code: all of it.
+      loop: the body of the loop with the most matrix products; None without one.
+    """
+
+    name: str
+    registers: int
+    spill_bytes: int
+    shared_memory: int
+    code: Code
+    loop: Code | None
+
+    @property
+    def wgmma(self) -> int:
+        return self.code.wgmma
+
+
+def read_kernels(folder: str) -> tuple[GpuKernel, ...]:
+    """The kernels whose dumps (`MOSAIC_GPU_DUMP_TO`) lie in `folder`."""
+    paths = sorted(Path(folder).glob("*.ptxas"), key=_order)
+    return tuple(map(_read_kernel, paths))
+
+
+def _order(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
+
+
+def _read_kernel(path: Path) -> GpuKernel:
+    report = path.read_text()
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+    resources = path.with_suffix(".resources.txt").read_text()
+    listing = path.with_suffix(".sass_ctrl").read_text()
+    return GpuKernel(
+        name=path.stem,
+        registers=int(re.search(r"Used (\d+) registers", report)[1]),
+        spill_bytes=sum(map(int, spills)),
+        shared_memory=int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1]),
+        code=read_code(listing),
+        loop=read_loop(listing),
+    )
+
+
+def read_code(listing: str) -> Code:
+    """All instructions of a listing."""
+    return _summary(_parse(listing)[0])
+
+
+def read_loop(listing: str) -> Code | None:
+    """The loop with the most matrix products, the innermost if several have as many.
+
+    A loop ends with a backward branch under a predicate. Backward branches without one return from
+    code that the compiler moved out of the way.
+    """
+    instructions, labels = _parse(listing)
+    ranges = [
+        (labels[branch[1]], end + 1)
+        for end, (_, text) in enumerate(instructions)
+        if (branch := _LOOP_BRANCH.match(text)) and labels.get(branch[1], end) < end
+    ]
+    bodies = [_summary(instructions[start:end]) for start, end in ranges]
+    with_products = [x for x in bodies if x.wgmma]
+    return max(with_products, key=lambda x: (x.wgmma, -x.instructions), default=None)
+
+
+@functools.lru_cache(maxsize=2)
+def _parse(listing: str) -> tuple[list[tuple[int, str]], dict[str, int]]:
+    """[(stall count, instruction)], and the index that each label stands before."""
+    instructions, labels = [], {}
+    for line in listing.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif found := _INSTRUCTION.match(line):
+            instructions.append((int(found[1]), found[2]))
+    return instructions, labels
+
+
+def _summary(instructions: list[tuple[int, str]]) -> Code:
+    products = [found for _, text in instructions if (found := _WGMMA.match(text))]
+    return Code(
+        instructions=len(instructions),
+        wgmma=len(products),
+        stall_cycles=sum(stall for stall, _ in instructions),
+        tensor_cycles=sum(64 * int(x[1]) * int(x[2]) // 2048 for x in products),
+    )
