@@ -9,6 +9,7 @@ from pallas_kernels.dispatch import Op
 from pallas_kernels.gated_delta.chunked import gated_delta_chunked
 from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
+from pallas_kernels.gated_delta.tpu.op import gated_delta_tpu
 
 
 def _segments_by_gates(implementation):
@@ -27,6 +28,7 @@ def _segments_by_gates(implementation):
 
 
 _gated_delta = Op("gated_delta")
+_gated_delta.register("tpu", _segments_by_gates(gated_delta_tpu))
 _gated_delta.register("chunked", _segments_by_gates(gated_delta_chunked))
 _gated_delta.register("reference", gated_delta_reference)
 

@@ -1,0 +1,1 @@
+"""The gated delta rule as Pallas kernels for TPU."""

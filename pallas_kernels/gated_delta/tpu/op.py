@@ -1,0 +1,156 @@
+"""The TPU implementation of the gated delta rule."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.gated_delta.tpu.backward import backward
+from pallas_kernels.gated_delta.tpu.blocks import CHUNK, choose_blocks
+from pallas_kernels.gated_delta.tpu.forward import forward
+from pallas_kernels.gated_delta.tpu.gates import chunk_gates, gate_gradients
+from pallas_kernels.gated_delta.tpu.layout import Layout
+from pallas_kernels.target import target
+from pallas_kernels.varying import vary_alike
+
+HEAD_DIMS = (64, 128, 256)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """What the kernels are specialised to, besides the arrays' shapes."""
+
+    forward: Layout
+    backward: Layout
+    scale: float
+    interpret: Any
+
+    def __hash__(self):
+        return hash((self.forward, self.backward, self.scale))
+
+
+def gated_delta_tpu(
+    q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, interpret=False
+):
+    """See `api.gated_delta`.
+
+    Between forward and backward it keeps the state that enters each chunk of 128 tokens and the
+    chunk's inverse: H * P / 128 + 256 numbers in bf16 a token and value head (float32: H * P / 128
+    + 128). They are named "gated_delta_states" and "gated_delta_inverses" for the policies of
+    `jax.checkpoint`.
+
+    Raises:
+      NotImplementedError: another device, dtype or head dimension than the kernels are for.
+    """
+    _check(q_BTKH, k_BTKH, v_BTNP, interpret)
+    B, T, K, H = k_BTKH.shape
+    N, P = v_BTNP.shape[2:]
+    chunks = -(-T // CHUNK)
+    blocks = choose_blocks(
+        chunks=chunks,
+        key_heads=K,
+        value_heads=N,
+        H=H,
+        P=P,
+        dtype=v_BTNP.dtype,
+        device_kind=target(q_BTKH).device_kind,
+    )
+    shape = dict(batch=B, length=chunks * CHUNK, value_heads=N, H=H, P=P)
+    call = Call(
+        forward=Layout(blocks=blocks[0], reverse=False, **shape),
+        backward=Layout(blocks=blocks[1], reverse=True, **shape),
+        scale=scale,
+        interpret=pltpu.InterpretParams() if interpret is True else interpret,
+    )
+    flat = lambda x: _pad_time(x.reshape(B, T, -1), chunks * CHUNK)
+    sequences = map(flat, (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN))
+    out_BTD, state_BNHP = _rule(call, *vary_alike(*sequences, state_BNHP))
+    return out_BTD[:, :T].reshape(v_BTNP.shape), state_BNHP
+
+
+def _check(q_BTKH, k_BTKH, v_BTNP, interpret) -> None:
+    device = target(q_BTKH)
+    if not interpret and device.platform != "tpu":
+        raise NotImplementedError(
+            f"the device is {device.device_kind}; the kernels run on TPU, or anywhere with "
+            "interpret=True"
+        )
+    dtypes = {str(x.dtype) for x in (q_BTKH, k_BTKH, v_BTNP)}
+    if dtypes not in ({"bfloat16"}, {"float32"}):
+        raise NotImplementedError(
+            f"q, k and v are {', '.join(sorted(dtypes))}; all bfloat16 or all float32 are accepted"
+        )
+    for name, size in (("q and k", q_BTKH.shape[-1]), ("v", v_BTNP.shape[-1])):
+        if size not in HEAD_DIMS:
+            raise NotImplementedError(
+                f"the head dimension of {name} is {size}; {HEAD_DIMS} are accepted"
+            )
+
+
+def _pad_time(x_BTD, length: int):
+    """Tokens of zeros at the end: no decay, no write."""
+    missing = length - x_BTD.shape[1]
+    return jnp.pad(x_BTD, [(0, 0), (0, missing), (0, 0)]) if missing else x_BTD
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rule(call: Call, q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, state_BNHP):
+    gates = _gates(call.forward, log_decay_BTN, beta_BTN, v_BTD)
+    return forward(
+        *(q_BTD, k_BTD, v_BTD, gates, state_BNHP),
+        layout=call.forward,
+        scale=call.scale,
+        save=False,
+        interpret=call.interpret,
+    )
+
+
+def _rule_forward(call: Call, q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, state_BNHP):
+    gates = _gates(call.forward, log_decay_BTN, beta_BTN, v_BTD)
+    out_BTD, final_BNHP, states, inverses = forward(
+        *(q_BTD, k_BTD, v_BTD, gates, state_BNHP),
+        layout=call.forward,
+        scale=call.scale,
+        save=True,
+        interpret=call.interpret,
+    )
+    states = checkpoint_name(states, "gated_delta_states")
+    inverses = checkpoint_name(inverses, "gated_delta_inverses")
+    saved = (q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, states, inverses)
+    return (out_BTD, final_BNHP), saved
+
+
+def _rule_backward(call: Call, saved, cotangents):
+    q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, states, inverses = saved
+    dout_BTD, dfinal_BNHP = cotangents
+    gates = _gates(call.backward, log_decay_BTN, beta_BTN, v_BTD)
+    dq, dk, dv_BTD, *dgates, dstate_BNHP = backward(
+        *(q_BTD, k_BTD, v_BTD, dout_BTD, gates, states, inverses, dfinal_BNHP),
+        layout=call.backward,
+        scale=call.scale,
+        interpret=call.interpret,
+    )
+    dkeys = (_sum_shared(call.backward, x).astype(q_BTD.dtype) for x in (dq, dk))
+    return *dkeys, dv_BTD, *gate_gradients(*dgates, beta_BTN), dstate_BNHP
+
+
+_rule.defvjp(_rule_forward, _rule_backward)
+
+
+def _gates(layout: Layout, log_decay_BTN, beta_BTN, v_BTD):
+    float32 = v_BTD.dtype == jnp.float32
+    return chunk_gates(log_decay_BTN, beta_BTN, layout.blocks, float32=float32)
+
+
+def _sum_shared(layout: Layout, dkey_BTD):
+    """Over the programs whose value heads read one key head."""
+    shared = layout.blocks.programs_a_key_head
+    if shared == 1:
+        return dkey_BTD
+    B, T, _ = dkey_BTD.shape
+    dkey_BTKRH = dkey_BTD.reshape(B, T, -1, shared, layout.H)
+    return jnp.sum(dkey_BTKRH, axis=3, dtype=jnp.float32).reshape(B, T, -1)
