@@ -1,16 +1,14 @@
 """Any jax function compiled for an H200 on a machine without a GPU, and what its kernels cost."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from pallas_kernels.hardware_free.isolated import run_isolated
+from pallas_kernels.hardware_free.isolated import dump_folder, run_isolated
 from pallas_kernels.hardware_free.memory import Memory, memory_of
 from pallas_kernels.hardware_free.sass import GpuKernel, read_kernels
 
@@ -52,7 +50,7 @@ def compile_for_h200(fn, *shapes, dump: str | None = None) -> GpuProgram:
     Args:
       fn: a function importable by name, or a functools.partial of one.
       shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
-      dump: a folder that keeps PTX, SASS and the compilers' reports.
+      dump: a new folder that keeps PTX, SASS and the compilers' reports.
 
     Raises:
       NotImplementedError: a package is missing, or `fn` refuses its arguments.
@@ -60,9 +58,7 @@ def compile_for_h200(fn, *shapes, dump: str | None = None) -> GpuProgram:
     """
     if missing := missing_tools():
         raise NotImplementedError(f"compiling for H200 needs {', '.join(missing)}: {INSTALL}")
-    keep = contextlib.nullcontext(dump) if dump else tempfile.TemporaryDirectory(prefix="sass_")
-    with keep as folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    with dump_folder(dump) as folder:
         memory = run_isolated(_compile, fn, shapes, environment=_environment(folder))
         return GpuProgram(kernels=read_kernels(folder), memory=memory)
 

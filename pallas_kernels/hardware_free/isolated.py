@@ -1,12 +1,13 @@
 """A function run in a fresh interpreter, because compilers read their flags once a process."""
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 _MAIN = """
@@ -56,6 +57,21 @@ def run_isolated(
     if kind == "failed":
         raise IsolatedError(value)
     return value
+
+
+@contextlib.contextmanager
+def dump_folder(kept: str | None) -> Iterator[str]:
+    """A folder for a compiler's dumps: a new one at the path `kept`, or one that vanishes.
+
+    Raises:
+      FileExistsError: `kept` exists; dumps of two programs would mix.
+    """
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="dump_") as folder:
+            yield folder
+    else:
+        Path(kept).mkdir(parents=True)
+        yield kept
 
 
 def answer(folder: str) -> None:

@@ -34,6 +34,64 @@ def wgmma_matmul(a_MK, b_KN):
     )(a_MK, b_KN)
 
 
+def tpu_matmul(a_MK, b_KN):
+    """bf16 matmul on a grid of 8 x 8 blocks of 512 x 512, the whole of K at once."""
+
+    def block_product(a_ref, b_ref, out_ref):
+        product = jnp.dot(a_ref[...], b_ref[...], preferred_element_type=jnp.float32)
+        out_ref[...] = product.astype(out_ref.dtype)
+
+    K = a_MK.shape[1]
+    return pl.pallas_call(
+        block_product,
+        out_shape=jax.ShapeDtypeStruct((4096, 4096), a_MK.dtype),
+        grid=(8, 8),
+        in_specs=[
+            pl.BlockSpec((512, K), lambda i, j: (i, 0)),
+            pl.BlockSpec((K, 512), lambda i, j: (0, j)),
+        ],
+        out_specs=pl.BlockSpec((512, 512), lambda i, j: (i, j)),
+        name="tpu_matmul",
+    )(a_MK, b_KN)
+
+
+def tpu_loop_and_branch(x_MK):
+    """Grid of 16; each step multiplies 7 times in a loop, and step 3 writes zeros instead."""
+
+    def powers(x_ref, out_ref):
+        x = x_ref[...]
+        multiply = lambda _, y: jnp.dot(y, x, preferred_element_type=jnp.float32).astype(y.dtype)
+        y = jax.lax.fori_loop(0, 7, multiply, x)
+
+        @pl.when(pl.program_id(0) == 3)
+        def zeros():
+            out_ref[...] = jnp.zeros_like(out_ref)
+
+        @pl.when(pl.program_id(0) != 3)
+        def values():
+            out_ref[...] = jnp.exp(y.astype(jnp.float32))
+
+    block = pl.BlockSpec((256, 256), lambda i: (i, 0))
+    return pl.pallas_call(
+        powers,
+        out_shape=jax.ShapeDtypeStruct(x_MK.shape, jnp.float32),
+        grid=(16,),
+        in_specs=[block],
+        out_specs=block,
+        name="powers",
+    )(x_MK)
+
+
+def tpu_scan(a_MK, b_KN):
+    """The matmul 5 times in an XLA loop."""
+
+    def step(a_MK, x):
+        product_MN = tpu_matmul(a_MK, b_KN)
+        return (product_MN[:, : a_MK.shape[1]] * x).astype(a_MK.dtype), jnp.sum(product_MN)
+
+    return jax.lax.scan(step, a_MK, jnp.arange(5.0))
+
+
 def refuses(x):
     raise NotImplementedError(f"dtype {x.dtype}; none is accepted")
 

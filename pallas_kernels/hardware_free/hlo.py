@@ -1,0 +1,97 @@
+"""Reads from a compiled program's text how often each of its instructions runs."""
+
+import re
+from collections import Counter
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^  (?:ROOT )?%?([\w.-]+) = (.*)$")
+_OPCODE = re.compile(r"[\])}] ([\w-]+)\((?:%?([\w.-]+)\))?")
+_CALLED = re.compile(r"\b(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_WHILE = re.compile(r" while\(%?([\w.-]+)\), condition=%?([\w.-]+), body=%?([\w.-]+)")
+_COMPARE = re.compile(r" compare\(%?([\w.-]+), %?([\w.-]+)\), direction=(\w+)")
+_CONSTANT = re.compile(r" constant\((-?\d+)\)")
+_ELEMENT = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
+_VMEM = re.compile(
+    r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"'
+)
+
+Computations = dict[str, dict[str, str]]
+
+
+def executions(text: str) -> Counter[str]:
+    """How often each instruction outside fusions runs, by name.
+
+    Every branch of a conditional counts as run.
+
+    Raises:
+      ValueError: a loop does not count up to a constant.
+    """
+    computations, entry = _parse(text)
+    counts: Counter[str] = Counter()
+    _count(computations, entry, 1, counts)
+    return counts
+
+
+def vmem_bytes(text: str) -> dict[str, int]:
+    """The on-chip memory of each TPU kernel that uses any, by instruction."""
+    lines = filter(None, map(_INSTRUCTION.match, text.splitlines()))
+    return {line[1]: int(found[1]) for line in lines if (found := _VMEM.search(line[2]))}
+
+
+def _parse(text: str) -> tuple[Computations, str]:
+    computations: Computations = {}
+    entry, current = "", {}
+    for line in text.splitlines():
+        if instruction := _INSTRUCTION.match(line):
+            current[instruction[1]] = instruction[2]
+        elif header := _COMPUTATION.match(line):
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+    return computations, entry
+
+
+def _count(computations: Computations, name: str, times: int, counts: Counter[str]) -> None:
+    for instruction, right in computations[name].items():
+        counts[instruction] += times
+        if loop := _WHILE.search(right):
+            trips = _trips(computations, name, *loop.groups())
+            _count(computations, loop[3], times * trips, counts)
+            continue
+        if _OPCODE.search(right)[1] in ("call", "conditional", "async-start"):
+            called = _CALLED.findall(right)
+            for branches in _BRANCHES.findall(right):
+                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            for computation in called:
+                _count(computations, computation, times, counts)
+
+
+def _trips(computations: Computations, name: str, state: str, condition: str, body: str) -> int:
+    """Trips of a while loop that counts up by one to a constant."""
+    tests = list(filter(None, map(_COMPARE.search, computations[condition].values())))
+    if len(tests) != 1 or tests[0][3] != "LT":
+        raise ValueError(f"cannot count the trips of the loop with condition {condition}")
+    left, right = (computations[condition][operand] for operand in tests[0].groups()[:2])
+    limit, element = _CONSTANT.search(right), _ELEMENT.search(left)
+    if not limit or not element:
+        raise ValueError(f"cannot count the trips of the loop with condition {condition}")
+    start = _element(computations[name], state, int(element[1]))
+    return int(limit[1]) - _constant(computations[name], start)
+
+
+def _element(instructions: dict[str, str], name: str, index: int) -> str:
+    """The instruction that is element `index` of a tuple; "" where the tuple is made elsewhere."""
+    _, is_tuple, operands = instructions[name].partition(" tuple(")
+    return re.findall(r"%([\w.-]+)", operands)[index] if is_tuple else ""
+
+
+def _constant(instructions: dict[str, str], name: str) -> int:
+    """The value of an instruction that copies a constant; 0 if it does not."""
+    while name in instructions:
+        if found := _CONSTANT.search(instructions[name]):
+            return int(found[1])
+        opcode, operand = _OPCODE.search(instructions[name]).groups()
+        if opcode not in ("copy", "bitcast", "copy-start", "copy-done"):
+            break
+        name = operand
+    return 0

@@ -1,0 +1,193 @@
+"""Any jax function compiled for a TPU on a machine without one, and what its schedule costs."""
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pallas_kernels.hardware_free import hlo
+from pallas_kernels.hardware_free.bundles import (
+    Listing,
+    frequencies,
+    read_listing,
+    top_level_frequencies,
+)
+from pallas_kernels.hardware_free.isolated import dump_folder, run_isolated
+from pallas_kernels.hardware_free.memory import Memory, memory_of
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+TOP_LEVEL = "TLP"  # the compiler's name for the program that calls the kernels
+_INSTRUCTIONS = "packed-bundles-post-ra"
+_UTILIZATION = "pre-delay_hlo-static-per-bundle-utilization"
+_DUMP = re.compile(r"\d+-([^<].*)-\d+-packed-bundles-post-ra\.txt$")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TpuKernel:
+    """One Pallas kernel, fusion or copy, over the whole program.
+
+    Attributes:
+      executions: how often the program calls it.
+      cycles: in all of them.
+      slots: per unit, held in all of them. MATMUL is how long the matrix units are occupied, which
+        is not how much of them is used: half-filled tiles hold them as long as full ones.
+      grid_steps: trips of its longest outer loop, 2 more than a Pallas grid has; 1 without a loop.
+      step_cycles: cycles of one such trip.
+      vmem_bytes: its on-chip memory.
+      uncounted_loops: loops without a constant trip count, taken as running once.
+    """
+
+    name: str
+    executions: int
+    cycles: float
+    slots: Mapping[str, float]
+    grid_steps: int
+    step_cycles: float
+    vmem_bytes: int
+    uncounted_loops: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TpuProgram:
+    """A function as scheduled for one TPU core.
+
+    Attributes:
+      device_kind: as JAX names it.
+      capacity: slots of each unit in a cycle.
+      kernels: everything that runs, XLA's fusions and copies and the calling program included, by
+        falling cycles.
+      memory: device memory of the whole program.
+    """
+
+    device_kind: str
+    capacity: Mapping[str, int]
+    kernels: tuple[TpuKernel, ...]
+    memory: Memory
+
+    @property
+    def cycles(self) -> float:
+        return sum(kernel.cycles for kernel in self.kernels)
+
+    @property
+    def vmem_bytes(self) -> int:
+        return max(kernel.vmem_bytes for kernel in self.kernels)
+
+    def slots(self, unit: str) -> float:
+        return sum(kernel.slots[unit] for kernel in self.kernels)
+
+    def share(self, unit: str) -> float:
+        """Slots held of all slots there are in the program's cycles."""
+        return self.slots(unit) / (self.capacity[unit] * self.cycles)
+
+
+def compile_for_tpu(
+    fn,
+    *shapes,
+    chip: str = "v6e",
+    weights: Mapping[str, Mapping[int, float]] | None = None,
+    dump: str | None = None,
+) -> TpuProgram:
+    """Compiles `jit(fn)` for one core of a TPU in a new process; no TPU needed.
+
+    Args:
+      fn: a function importable by name, or a functools.partial of one.
+      shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
+      chip: a key of TOPOLOGIES.
+      weights: by kernel and branch, see `bundles.frequencies`.
+      dump: a new folder that keeps the schedules and the compiled program's text.
+
+    Raises:
+      NotImplementedError: libtpu is missing, or `fn` refuses its arguments.
+      IsolatedError: the compiler failed; the message ends with its words.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise NotImplementedError(
+            "compiling for TPU needs libtpu: pip install 'hydrahead_jax[hardware_free]'"
+        )
+    with dump_folder(dump) as folder:
+        device_kind, text, memory = run_isolated(
+            _compile, fn, shapes, TOPOLOGIES[chip], environment=_environment(folder)
+        )
+        Path(folder, "compiled_hlo.txt").write_text(text)
+        listings = read_listings(folder)
+    return TpuProgram(
+        device_kind=device_kind,
+        capacity=listings[0].capacity,
+        kernels=_kernels(listings, text, weights or {}),
+        memory=memory,
+    )
+
+
+def read_listings(folder: str) -> list[Listing]:
+    """Every kernel dumped into `folder`."""
+    listings = []
+    for path in sorted(Path(folder).iterdir()):
+        if (found := _DUMP.match(path.name)) and "schedule-analysis" not in path.name:
+            stem = path.name[: found.end(1)]
+            slots = next(x for x in Path(folder).iterdir() if _is_slots(x.name, stem))
+            listings.append(read_listing(found[1], path.read_text(), slots.read_text()))
+    return listings
+
+
+def _is_slots(name: str, stem: str) -> bool:
+    return re.fullmatch(re.escape(stem) + rf"-\d+-{_UTILIZATION}\.txt", name) is not None
+
+
+def _kernels(listings, text: str, weights) -> tuple[TpuKernel, ...]:
+    executions, vmem = hlo.executions(text), hlo.vmem_bytes(text)
+    kernels = []
+    for listing in listings:
+        if listing.name == TOP_LEVEL:
+            times, often = 1, top_level_frequencies(listing, executions)
+        else:
+            times = executions[listing.name]
+            often = frequencies(listing, weights.get(listing.name))
+        kernels.append(_kernel(listing, times, often, vmem.get(listing.name, 0)))
+    return tuple(sorted(kernels, key=lambda kernel: -kernel.cycles))
+
+
+def _kernel(listing: Listing, times: int, often: np.ndarray, vmem_bytes: int) -> TpuKernel:
+    spans = [(often[x.first : x.last + 1].sum(), x.trips or 1) for x in listing.loops]
+    loop_cycles, trips = max(spans, default=(often.sum(), 1))
+    return TpuKernel(
+        name=listing.name,
+        executions=times,
+        cycles=float(times * often.sum()),
+        slots={unit: float(times * often @ held) for unit, held in listing.slots.items()},
+        grid_steps=trips,
+        step_cycles=float(loop_cycles / trips),
+        vmem_bytes=vmem_bytes,
+        uncounted_loops=sum(loop.trips is None for loop in listing.loops),
+    )
+
+
+def _environment(folder: str) -> dict[str, str]:
+    passes = f".*({_INSTRUCTIONS}|{_UTILIZATION}).*"
+    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true"
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "LIBTPU_INIT_ARGS": f"{flags} --xla_jf_dump_llo_pass_label_regex={passes}",
+    }
+
+
+def _compile(fn, shapes, topology_name: str) -> tuple[str, str, Memory]:
+    from jax.experimental import topologies
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_name)
+    mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("chip",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+    )
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        compiled = jax.jit(fn).lower(*placed).compile()
+    return topology.devices[0].device_kind, compiled.as_text(), memory_of(compiled)

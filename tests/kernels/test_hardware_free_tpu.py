@@ -1,0 +1,205 @@
+"""Compiling for TPUs without one, and reading the schedule, on programs with known counts."""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.hardware_free import bundles, hlo, tpu
+from tests.kernels import programs
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware_free)")
+FACTORS = (
+    jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
+    jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16),
+)
+MULTIPLY_ADDS = 4096 * 1024 * 4096
+
+
+@functools.cache
+def program(fn, *shapes, chip="v6e"):
+    return tpu.compile_for_tpu(fn, *shapes, chip=chip)
+
+
+def kernel(compiled, name):
+    (found,) = [x for x in compiled.kernels if x.name.startswith(name)]
+    return found
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("chip", "multiply_adds_a_slot", "capacity"),
+    [
+        ("v5e", 128 * 128, 4),
+        ("v5p", 128 * 128, 4),
+        ("v6e", 8 * 128 * 128, 2),
+        ("tpu7x", 8 * 128 * 128, 2),
+    ],
+)
+def test_matmul_holds_the_matrix_units_exactly_as_long_as_it_must(
+    chip, multiply_adds_a_slot, capacity
+):
+    compiled = program(programs.tpu_matmul, *FACTORS, chip=chip)
+    found = kernel(compiled, "tpu_matmul")
+    assert found.grid_steps == 8 * 8 + 2
+    assert found.executions == 1
+    assert found.uncounted_loops == 0
+    assert found.slots["MATMUL"] / found.grid_steps == MULTIPLY_ADDS / 64 / multiply_adds_a_slot
+    assert compiled.capacity["MATMUL"] == capacity
+    assert found.slots["MATMUL"] / capacity < found.step_cycles * 66 <= found.cycles
+    assert 2 << 20 < found.vmem_bytes < 16 << 20
+    assert compiled.memory.arguments == 2 * 4096 * 1024 * 2
+    assert compiled.memory.results == 4096 * 4096 * 2
+
+
+@needs_libtpu
+def test_program_is_the_sum_of_its_kernels():
+    compiled = program(programs.tpu_matmul, *FACTORS)
+    assert {x.name.partition(".")[0] for x in compiled.kernels} == {"tpu_matmul", "TLP"}
+    assert compiled.cycles == sum(x.cycles for x in compiled.kernels)
+    found = kernel(compiled, "tpu_matmul")
+    assert compiled.share("MATMUL") == found.slots["MATMUL"] / (2 * compiled.cycles)
+    assert 0.6 < compiled.share("MATMUL") < 0.9
+
+
+@needs_libtpu
+def test_loop_inside_a_kernel_counts_its_trips():
+    shape = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
+    found = kernel(program(programs.tpu_loop_and_branch, shape), "powers")
+    assert found.grid_steps == 16 + 2
+    assert found.slots["MATMUL"] == 18 * 7 * 256**3 / (8 * 128 * 128)
+
+
+@needs_libtpu
+def test_kernel_in_an_xla_loop_counts_once_a_trip():
+    compiled = program(programs.tpu_scan, *FACTORS)
+    found = kernel(compiled, "tpu_matmul")
+    assert found.executions == 5
+    assert found.slots["MATMUL"] == 5 * 66 * MULTIPLY_ADDS / 64 / (8 * 128 * 128)
+    others = [x for x in compiled.kernels if x is not found]
+    assert sum(x.executions == 5 for x in others) >= 3  # XLA's own kernels of the loop
+    assert kernel(compiled, "TLP").cycles > 5 * 100
+
+
+def test_missing_libtpu_is_said_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotImplementedError, match=r"pip install 'hydrahead_jax\[hardware_free\]'"):
+        tpu.compile_for_tpu(programs.tpu_matmul, *FACTORS)
+
+
+@needs_libtpu
+def test_refusal_arrives_as_refusal():
+    with pytest.raises(NotImplementedError, match="dtype bfloat16; none is accepted"):
+        tpu.compile_for_tpu(programs.refuses, FACTORS[0])
+
+
+def test_old_dumps_are_not_mixed_with_new_ones(tmp_path):
+    with pytest.raises(FileExistsError):
+        tpu.compile_for_tpu(programs.tpu_matmul, *FACTORS, dump=str(tmp_path))
+
+
+INSTRUCTIONS = """= control target key start
+     0   :  { %s1 = smov.u32 0 } /* Start region 0 */
+   0x1 LB: > { %s2 = sadd.s32 1, %s1 }
+   0x2   : > { %p3 = scmp.ge.s32.totalorder %s2, 10 /* loop exit test */ }
+   0x3   : > { %p4 = scmp.ne.s32.totalorder %s2, 7 }
+   0x4   : > { %9 = sbr.rel (%p4) target bundleno = 12 (0xc), region = 3 }
+   0x5   :  {}
+   0x6   :  {}
+   0x7   :  {}
+   0x8   :  {}
+   0x9   : > { %v5 = vmatmul.f32 %v1  ;;  %v6 = vadd %v1 }
+   0xa   : > { %v7 = vadd %v1 }
+   0xb   : > { %v8 = vadd %v1 }
+   0xc   : > { %10 = sbr.rel (!%p3) target bundleno = 1 (0x1), region = 2 }
+   0xd   :  {}
+   0xe   :  {}
+   0xf   :  {}
+  0x10   :  {}
+  0x11   :  { %11 = vsyncadd }
+"""
+COLUMNS = "\n".join(
+    f"{int('vmatmul' in line)} {line.count('vadd')}" for line in INSTRUCTIONS.splitlines()[1:]
+)
+UTILIZATION = f"== CAPACTIY:\nMATMUL, VALU\n    2     4\n== UTILIZATION:\n{COLUMNS}\n"
+
+
+def listing(instructions=INSTRUCTIONS):
+    return bundles.read_listing("made_up", instructions, UTILIZATION)
+
+
+def test_listing_finds_the_loop_and_the_predicated_region():
+    found = listing()
+    assert found.bundles == 18
+    assert found.capacity == {"MATMUL": 2, "VALU": 4}
+    assert found.loops == (bundles.Loop(first=1, last=16, trips=10),)
+    (region,) = found.regions
+    assert (region.first, region.last, region.branch) == (9, 11, 4)
+    assert region.condition == "scmp.ne.s32.totalorder %s2, 7"
+
+
+def test_frequencies_multiply_trips_and_weights():
+    often = bundles.frequencies(listing())
+    assert often.sum() == 1 + 10 * 16 + 1
+    assert often @ listing().slots["VALU"] == 10 * 3
+    weighed = bundles.frequencies(listing(), {4: 0.1})
+    np.testing.assert_allclose(weighed.sum(), 1 + 10 * 13 + 1 * 3 + 1)
+    np.testing.assert_allclose(weighed @ listing().slots["MATMUL"], 1)
+
+
+def test_loop_with_an_unknown_bound_says_so():
+    (loop,) = listing(INSTRUCTIONS.replace("%s2, 10 /*", "%s2, %s9 /*")).loops
+    assert loop.trips is None
+    assert bundles.frequencies(listing(INSTRUCTIONS.replace(", 10 /*", ", %s9 /*"))).sum() == 18
+
+
+def test_rows_and_bundles_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="made_up: 18 bundles but 17 rows"):
+        short = UTILIZATION.rstrip().rsplit("\n", 1)[0]
+        bundles.read_listing("made_up", INSTRUCTIONS, short)
+
+
+HLO = """HloModule jit_f
+
+%body.1 (arg.1: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %arg.1 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %fusion.2 = f32[8]{0} fusion(%arg.1), kind=kLoop, calls=%fused_computation.3
+  ROOT %tuple.4 = (s32[]{:T(128)}, f32[8]{0}) tuple(%arg.1, %fusion.2)
+}
+
+%test.5 (arg.6: (s32[], f32[8])) -> pred[] {
+  %arg.6 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %limit.7 = s32[]{:T(128)} constant(12)
+  %index.8 = s32[]{:T(128)} get-tuple-element(%arg.6), index=0
+  ROOT %lt.9 = pred[]{:T(512)} compare(%index.8, %limit.7), direction=LT, metadata={op_name="lt"}
+}
+
+%called.17 (arg.18: f32[8]) -> f32[8] {
+  %arg.18 = f32[8]{0} parameter(0)
+  ROOT %copy.19 = f32[8]{0} copy(%arg.18)
+}
+
+ENTRY %main.10 (x.11: f32[8]) -> (s32[], f32[8]) {
+  %x.11 = f32[8]{0} parameter(0)
+  %start.12 = s32[]{:T(128)} constant(2)
+  %copy.13 = s32[]{:T(128)} copy(%start.12)
+  %tuple.14 = (s32[]{:T(128)}, f32[8]{0}) tuple(%copy.13, %x.11)
+  %while.15 = (s32[]{:T(128)}, f32[8]{0}) while(%tuple.14), condition=%test.5, body=%body.1
+  ROOT %call.16 = f32[8]{0:T(8,128)} call(%x.11), to_apply=%called.17
+}
+"""
+
+
+def test_while_loop_runs_from_its_start_to_its_limit():
+    counts = hlo.executions(HLO)
+    assert counts["fusion.2"] == 12 - 2
+    assert counts["copy.13"] == counts["while.15"] == counts["copy.19"] == 1
+
+
+def test_loop_that_cannot_be_counted_is_refused():
+    with pytest.raises(ValueError, match=r"trips of the loop with condition test\.5"):
+        hlo.executions(HLO.replace("direction=LT", "direction=NE"))
