@@ -10,7 +10,7 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest lint clean
+.PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -18,16 +18,26 @@ demo: $(VENV)/installed
 evidence: $(VENV)/installed
 	$(VENV)/bin/python -m train evidence configs/evidence.py
 
-test: $(VENV)/installed lint
+test: $(VENV)/hardware_free lint
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
 
 # The newest jax, on Python 3.12 or 3.13. PyTorch parity tests run in `make test` only.
-test-latest: $(LATEST_VENV)/installed
+test-latest: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# What the TPU and GPU compilers make of the kernels, into docs/kernels.md; needs neither device.
+# make kernels-report REPORT="--implementation tpu" makes only those rows anew.
+kernels-report: $(LATEST_VENV)/hardware_free
+	$(LATEST_VENV)/bin/python -m pallas_kernels.report --all-targets $(REPORT) \
+	  --json benchmarks/results/kernels_by_compiler.json --markdown docs/kernels.md
+
+# Times on the device at hand, after each implementation's numbers were found right.
+kernels-benchmark: $(LATEST_VENV)/installed
+	$(LATEST_VENV)/bin/python -m benchmarks.kernels $(BENCHMARK)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +47,10 @@ $(VENV)/installed: pyproject.toml
 $(LATEST_VENV)/installed: pyproject.toml
 	python=$${LATEST_PYTHON:-$$(.ci/latest-python)} && $$python -m venv $(LATEST_VENV)
 	$(LATEST_VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+%/hardware_free: %/installed
+	$*/bin/python -m pip install --quiet --editable ".[hardware_free]"
 	touch $@
 
 clean:

@@ -122,6 +122,25 @@ def compile_for_tpu(
     )
 
 
+def fold_small(program: TpuProgram, *, share: float = 0.01) -> TpuProgram:
+    """The program with all kernels below a share of its cycles added up to one, "others"."""
+    large = [kernel for kernel in program.kernels if kernel.cycles >= share * program.cycles]
+    small = program.kernels[len(large) :]
+    if not small:
+        return program
+    others = TpuKernel(
+        name="others",
+        executions=sum(kernel.executions for kernel in small),
+        cycles=sum(kernel.cycles for kernel in small),
+        slots={unit: sum(x.slots[unit] for x in small) for unit in program.capacity},
+        grid_steps=1,
+        step_cycles=0.0,
+        vmem_bytes=max(kernel.vmem_bytes for kernel in small),
+        uncounted_loops=sum(kernel.uncounted_loops for kernel in small),
+    )
+    return dataclasses.replace(program, kernels=(*large, others))
+
+
 def read_listings(folder: str) -> list[Listing]:
     """Every kernel dumped into `folder`."""
     listings = []
@@ -167,7 +186,7 @@ def _kernel(listing: Listing, times: int, often: np.ndarray, vmem_bytes: int) ->
 
 def _environment(folder: str) -> dict[str, str]:
     passes = f".*({_INSTRUCTIONS}|{_UTILIZATION}).*"
-    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true"
+    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     return {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",

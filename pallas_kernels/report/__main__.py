@@ -1,23 +1,18 @@
 """`python -m pallas_kernels.report`: what the kernels cost on a target, at hand or not."""
 
 import argparse
-import dataclasses
-import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from pallas_kernels.report import tables
 from pallas_kernels.report.chips import CHIPS
 from pallas_kernels.report.ops import OPS, PASSES
+from pallas_kernels.report.records import merge, read, write
 from pallas_kernels.report.rows import Row, Task, make_row
 
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
-PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,16 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not tasks:
         raise SystemExit(f"no production shape of {options.op} has these tokens and heads")
-    rows = [_make_row(number, len(tasks), task) for number, task in enumerate(tasks, 1)]
+    rows, known = [], read(options.json) if options.json and options.json.exists() else []
+    for number, task in enumerate(tasks, 1):
+        rows.append(_make_row(number, len(tasks), task))
+        if options.json:
+            write(options.json, merge(known, rows))
     for chip in targets:
         print(f"\n{options.op} on {chip}\n\n{chip_report(chip, rows, tables.plain)}")
         if kernels := tables.kernel_lines([row for row in rows if row.chip == chip]):
             print(f"\n{tables.plain(tables.KERNEL_COLUMNS, kernels)}")
-    print(f"\n{provenance()}")
-    if options.json:
-        write_json(options.json, rows)
+    print(f"\n{tables.provenance(rows)}")
     if options.markdown:
-        replace_block(options.markdown, markdown_block(options.op, targets, rows))
+        page = [row for row in merge(known, rows) if row.op == options.op and row.chip in CHIPS]
+        replace_block(options.markdown, markdown_block(options.op, page))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     found.add_argument("--tokens", nargs="+", type=int, help="production shapes of these lengths")
     found.add_argument("--heads", nargs="+", type=int, help="and of these numbers of heads")
-    found.add_argument("--json", type=Path, help="file to write every figure to")
-    found.add_argument("--markdown", type=Path, help="file whose marked block becomes the tables")
+    found.add_argument("--json", type=Path, help="file of every figure; its other rows stay")
+    found.add_argument("--markdown", type=Path, help="page to put the tables of --json into")
     return found
 
 
@@ -70,14 +68,13 @@ def chosen_shapes(options) -> list:
 
 def chip_report(chip: str, rows: Sequence[Row], form) -> str:
     here = [row for row in rows if row.chip == chip]
-    lines = [line for row in here for line in tables.cells(row)]
-    return f"{tables.floors_line(here)}\n\n{form(tables.columns(chip), lines)}"
+    return f"{tables.floors(here)}\n\n{form(tables.columns(chip), tables.lines(here))}"
 
 
-def markdown_block(op: str, targets: Sequence[str], rows: Sequence[Row]) -> str:
+def markdown_block(op: str, rows: Sequence[Row]) -> str:
     """The generated part of docs/kernels.md."""
-    parts = [provenance()]
-    for chip in targets:
+    parts = [tables.provenance(rows)]
+    for chip in [name for name in CHIPS if any(row.chip == name for row in rows)]:
         floors, _, table = chip_report(chip, rows, tables.markdown).partition("\n\n")
         items = "\n".join(f"- {line}" for line in floors.splitlines())
         parts.append(f"### {op} on {chip}\n\n{items}\n\n{table}")
@@ -95,32 +92,6 @@ def replace_block(path: Path, block: str) -> None:
     if not begin or not end:
         raise ValueError(f"{path} lacks the marks {BEGIN} and {END}")
     path.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")
-
-
-def write_json(path: Path, rows: Sequence[Row]) -> None:
-    record = {"made": provenance(), "rows": [dataclasses.asdict(row) for row in rows]}
-    path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def provenance() -> str:
-    """Versions and commit, in one line."""
-    versions = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
-    return ", ".join([f"commit {_commit()}", f"Python {platform.python_version()}", *versions])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)
-    commit = run("rev-parse", "--short", "HEAD").stdout.strip()
-    changed = run("status", "--porcelain", "--untracked-files=no", "--", here.parent).stdout
-    return (commit or "unknown") + (" with changes" if changed.strip() else "")
 
 
 def _make_row(number: int, total: int, task: Task) -> Row:

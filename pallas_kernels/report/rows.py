@@ -10,9 +10,10 @@ import jax
 from pallas_kernels.hardware_free.gpu import GpuProgram, compile_for_h200
 from pallas_kernels.hardware_free.isolated import IsolatedError
 from pallas_kernels.hardware_free.memory import Memory
-from pallas_kernels.hardware_free.tpu import TpuProgram, compile_for_tpu
+from pallas_kernels.hardware_free.tpu import TpuProgram, compile_for_tpu, fold_small
 from pallas_kernels.report.chips import CHIPS, chip_of
 from pallas_kernels.report.ops import OPS
+from pallas_kernels.report.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Row:
     useful: share of the matrix units' peak that `flops` make up in those seconds.
     program: what the compiler says; None on a device at hand.
     refusal: why there is no figure.
+    made: versions and commit.
     """
 
     op: str
@@ -54,6 +56,7 @@ class Row:
     useful: float | None = None
     program: TpuProgram | GpuProgram | None = None
     refusal: str | None = None
+    made: str = ""
 
     @property
     def floor_s(self) -> float | None:
@@ -79,7 +82,7 @@ def make_row(task: Task) -> Row:
         fn, shapes = OPS[task.op].program(task.shape, task.implementation, task.passes)
         if task.chip == "h200":
             return dataclasses.replace(row, program=compile_for_h200(fn, *shapes))
-        program = compile_for_tpu(fn, *shapes, chip=task.chip)
+        program = fold_small(compile_for_tpu(fn, *shapes, chip=task.chip))
         scheduled_s = program.cycles / CHIPS[task.chip].clock
         row = _with_seconds(row, max(scheduled_s, row.memory_floor_s))
         return dataclasses.replace(row, program=program)
@@ -131,6 +134,7 @@ def _floors(task: Task) -> Row:
         least_bytes=least_bytes,
         compute_floor_s=CHIPS[name].compute_s(flops) if name else None,
         memory_floor_s=CHIPS[name].memory_s(least_bytes) if name else None,
+        made=provenance(),
     )
 
 

@@ -51,9 +51,9 @@ GPU_COLUMNS = (
 LOCAL_COLUMNS = ("implementation", "pass", "shape", "measured ms", "floor ms", "x floor", "useful")
 
 
-def floors_line(rows: Sequence[Row]) -> str:
+def floors(rows: Sequence[Row]) -> str:
     """FLOP, bytes and floors of every shape and pass among the rows."""
-    lines = []
+    found = []
     for row in {(row.shape, row.passes): row for row in rows}.values():
         line = f"{row.shape} {row.passes}: {row.flops / 1e9:.1f} GFLOP"
         line += f", {row.least_bytes / 2**20:.0f} MiB"
@@ -63,12 +63,33 @@ def floors_line(rows: Sequence[Row]) -> str:
         if row.floor_s is not None and row.chip in CHIPS and row.chip != "h200":
             cycles = row.floor_s * CHIPS[row.chip].clock / row.units
             line += f" = {cycles:.2f} cycles a token-head"
-        lines.append(line)
-    return "\n".join(lines)
+        found.append(line)
+    return "\n".join(found)
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Which versions and which commit made the rows of each implementation."""
+    made: dict[str, dict[str, None]] = {}
+    for row in rows:
+        made.setdefault(row.made, {})[row.implementation] = None
+    return "\n".join(f"{', '.join(names)}: {versions}" for versions, names in made.items())
 
 
 def columns(chip: str) -> tuple[str, ...]:
     return {"h200": GPU_COLUMNS, "local": LOCAL_COLUMNS}.get(chip, TPU_COLUMNS)
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """The lines of all rows; an implementation that refuses them all for one reason has one."""
+    found = []
+    for name in {row.implementation: None for row in rows}:
+        own = [row for row in rows if row.implementation == name]
+        refusals = {row.refusal for row in own}
+        if len(refusals) == 1 and None not in refusals:
+            found.append([name, "all", "all", *refusals])
+        else:
+            found += [line for row in own for line in cells(row)]
+    return found
 
 
 def cells(row: Row) -> list[list[str]]:
@@ -105,21 +126,21 @@ def kernel_lines(rows: Sequence[Row], *, least_share: float = 0.02) -> list[list
     ]
 
 
-def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table; short lines are filled up."""
-    full = [[*line, *[""] * (len(names) - len(line))] for line in lines]
+    full = [[*line, *[""] * (len(names) - len(line))] for line in body]
     table = [names, ["---"] * len(names), *full]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
-def plain(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def plain(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they must be; the last cell of a short line runs on."""
-    fit = [names, *(line for line in lines if len(line) == len(names))]
+    fit = [names, *(line for line in body if len(line) == len(names))]
     widths = [max(len(line[i]) for line in fit) for i in range(len(names))]
     pad = lambda line: "  ".join(
         cell.ljust(width) for cell, width in zip(line, widths, strict=False)
     )
-    return "\n".join(pad(line).rstrip() for line in [names, *lines])
+    return "\n".join(pad(line).rstrip() for line in [names, *body])
 
 
 def _tpu_cells(row: Row, program: TpuProgram) -> list[str]:
@@ -142,10 +163,10 @@ def _tpu_cells(row: Row, program: TpuProgram) -> list[str]:
 
 def _gpu_cells(row: Row, head: list[str], program: GpuProgram) -> list[list[str]]:
     start = [*head, f"{row.floor_s * 1e3:.3f}", _memory(program.memory)]
-    lines = []
+    found = []
     for kernel in program.kernels:
         loop = kernel.loop
-        lines.append(
+        found.append(
             [
                 *start,
                 kernel.name,
@@ -157,7 +178,7 @@ def _gpu_cells(row: Row, head: list[str], program: GpuProgram) -> list[list[str]
                 f"{loop.stall_cycles} / {loop.tensor_cycles}" if loop else "-",
             ]
         )
-    return lines or [[*start, "XLA's own kernels only"]]
+    return found or [[*start, "XLA's own kernels only"]]
 
 
 def _memory(memory) -> str:

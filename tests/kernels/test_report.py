@@ -1,0 +1,253 @@
+"""The report: floors, what a row says, the command, and the page it generates."""
+
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from pallas_kernels.hardware_free.gpu import GpuProgram
+from pallas_kernels.hardware_free.memory import Memory
+from pallas_kernels.hardware_free.sass import Code, GpuKernel
+from pallas_kernels.hardware_free.tpu import TpuKernel, TpuProgram, fold_small
+from pallas_kernels.report import __main__ as command
+from pallas_kernels.report import gated_delta, records, rows, tables
+from pallas_kernels.report.chips import CHIPS, chip_of
+from pallas_kernels.report.gated_delta import Shape
+from pallas_kernels.report.ops import OPS, PASSES
+from pallas_kernels.report.rows import Row, Task, make_row
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+SHAPE = Shape(tokens=8192, heads=16, key_heads=16)
+SMALL = Shape(tokens=64, heads=2, key_heads=1, head_size=16)
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+def task(**changes):
+    fields = {"op": "gated_delta", "chip": "v6e", "implementation": "chunked", "shape": SHAPE}
+    return Task(**{**fields, "passes": "forward", **changes})
+
+
+def tpu_program(cycles=500_000.0):
+    slots = {unit: cycles / 4 for unit in ("MATMUL", "VALU", "XLU", "VLOAD:FILL", "VSTORE:SPILL")}
+    kernel = TpuKernel(
+        name="made_up",
+        executions=1,
+        cycles=cycles,
+        slots=slots,
+        grid_steps=10,
+        step_cycles=cycles / 10,
+        vmem_bytes=3 << 20,
+        uncounted_loops=0,
+    )
+    return TpuProgram(
+        device_kind="TPU v6 lite",
+        capacity={"MATMUL": 2, "VALU": 4, "XLU": 2},
+        kernels=(kernel,),
+        memory=Memory(arguments=1 << 20, results=1 << 20, temporaries=1 << 20),
+    )
+
+
+def gpu_program():
+    code = Code(instructions=10, wgmma=4, stall_cycles=30, tensor_cycles=20)
+    kernel = GpuKernel(
+        name="scan_0", registers=200, spill_bytes=8, shared_memory=2048, code=code, loop=code
+    )
+    return GpuProgram(
+        kernels=(kernel, dataclasses.replace(kernel, loop=None)),
+        memory=Memory(arguments=0, results=0, temporaries=0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "forward", "backward"), [(1, 1032, 1808), (2, 776, 1296), (4, 648, 1040)]
+)
+def test_least_bytes_a_token_head(group, forward, backward):
+    shape = Shape(tokens=100, heads=8, key_heads=8 // group)
+    assert gated_delta.least_bytes(shape, "forward") == 800 * forward
+    assert gated_delta.least_bytes(shape, "forward+backward") == 800 * (forward + backward)
+
+
+def test_flops_a_token_head():
+    forward = gated_delta.flops(SHAPE, "forward") / SHAPE.units
+    both = gated_delta.flops(SHAPE, "forward+backward") / SHAPE.units
+    assert round(forward, -2) == 166_600
+    assert round(both - forward) == 491_520
+
+
+@pytest.mark.parametrize(
+    ("chip", "clock", "bytes_per_cycle"),
+    [
+        ("v5e", 1.5e9, 545),
+        ("v5p", 1.75e9, 790),
+        ("v6e", 1.75e9, 936),
+        ("tpu7x", 2.2e9, 1677),
+        ("h200", 1.83e9, 2625),
+    ],
+)
+def test_peaks_agree_with_the_clock(chip, clock, bytes_per_cycle):
+    found = CHIPS[chip]
+    assert found.clock == pytest.approx(clock, rel=0.005)
+    per_core = found.bandwidth * found.compiled_cores / found.cores / found.clock
+    assert per_core == pytest.approx(bytes_per_cycle, rel=0.005)
+    assert chip_of(found.device_kinds[0]) == chip
+
+
+def test_floor_on_a_chip_of_two_cores_is_that_of_one():
+    assert CHIPS["v5p"].compute_s(459e12) == 2
+    assert CHIPS["v5p"].memory_s(2765e9) == 2
+    assert CHIPS["h200"].compute_s(989.4e12) == 1
+    assert chip_of("cpu") is None
+
+
+def test_schedule_gives_time_ratio_and_useful_share(monkeypatch):
+    monkeypatch.setattr(rows, "compile_for_tpu", lambda *args, **kwargs: tpu_program())
+    row = make_row(task())
+    assert row.seconds == pytest.approx(500_000 / 1.751e9, rel=1e-3)
+    assert row.memory_floor_s == pytest.approx(82.6e-6, rel=1e-2)
+    assert row.over_floor == pytest.approx(500_000 / 1.751e9 / 82.6e-6, rel=1e-2)
+    assert row.useful == pytest.approx(166_571 * SHAPE.units / (524_288 * 500_000), rel=1e-3)
+    (line,) = tables.cells(row)
+    assert len(line) == len(tables.TPU_COLUMNS)
+    named = dict(zip(tables.TPU_COLUMNS, line, strict=True))
+    assert named["cycles a token-head"] == "3.81"
+    assert named["matrix units occupied"] == "12.5%"
+    assert named["useful"] == "8.3%"
+    assert named["thousand fills / spills"] == "125 / 125"
+    assert named["HBM MiB (least)"] == "3 (2)"
+    assert named["largest kernel: steps x cycles"] == "made_up: 10 x 50000"
+
+
+def test_no_schedule_beats_the_memory_floor(monkeypatch):
+    monkeypatch.setattr(rows, "compile_for_tpu", lambda *args, **kwargs: tpu_program(1000.0))
+    assert make_row(task()).over_floor == 1
+
+
+def test_rows_come_back_from_their_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "compile_for_tpu", lambda *args, **kwargs: tpu_program())
+    monkeypatch.setattr(rows, "compile_for_h200", lambda *args: gpu_program())
+    made = [make_row(task()), make_row(task(chip="h200"))]
+    records.write(tmp_path / "rows.json", made)
+    assert records.read(tmp_path / "rows.json") == made
+
+
+def test_new_rows_replace_old_ones_of_the_same_task(monkeypatch):
+    monkeypatch.setattr(rows, "compile_for_tpu", lambda *args, **kwargs: tpu_program())
+    old = [make_row(task()), make_row(task(implementation="tpu"))]
+    monkeypatch.setattr(rows, "compile_for_tpu", lambda *args, **kwargs: tpu_program(600_000.0))
+    new = [make_row(task()), make_row(task(chip="v5e"))]
+    assert records.merge(old, new) == [new[0], old[1], new[1]]
+
+
+def test_small_kernels_are_added_up():
+    (kernel,) = tpu_program().kernels
+    small = dataclasses.replace(kernel, cycles=2000.0, slots={**kernel.slots, "VALU": 7.0})
+    program = dataclasses.replace(tpu_program(), kernels=(kernel, small, small))
+    folded = fold_small(program)
+    assert [x.name for x in folded.kernels] == ["made_up", "others"]
+    assert folded.cycles == program.cycles
+    assert folded.slots("VALU") == program.slots("VALU")
+    assert fold_small(tpu_program()) == tpu_program()
+
+
+def test_gpu_row_has_a_line_a_kernel(monkeypatch):
+    monkeypatch.setattr(rows, "compile_for_h200", lambda *args: gpu_program())
+    lines = tables.cells(make_row(task(chip="h200")))
+    assert [len(line) for line in lines] == [len(tables.GPU_COLUMNS)] * 2
+    assert lines[0][-7:] == ["scan_0", "200", "8", "2.0", "4", "30", "30 / 20"]
+
+
+def test_refusals_are_told_once():
+    made_up = dict(op="gated_delta", chip="v6e", implementation="gpu", units=1, flops=1.0)
+    same = [
+        Row(**made_up, least_bytes=1.0, shape=shape, passes=passes, refusal="needs Hopper")
+        for shape in ("a", "b")
+        for passes in PASSES
+    ]
+    assert tables.lines(same) == [["gpu", "all", "all", "needs Hopper"]]
+    text = tables.markdown(tables.TPU_COLUMNS, tables.lines(same))
+    assert all(line.count("|") == len(tables.TPU_COLUMNS) + 1 for line in text.splitlines())
+
+
+def test_refusal_is_a_row_that_says_so(monkeypatch):
+    def refuse(*args):
+        raise NotImplementedError("head size 16; 64, 128 or 256 is accepted")
+
+    monkeypatch.setattr(rows, "measure", refuse)
+    refused = make_row(task(chip="local", shape=SMALL))
+    assert refused.refusal == "head size 16; 64, 128 or 256 is accepted"
+    assert refused.seconds is None
+
+
+@pytest.fixture
+def small_op(monkeypatch):
+    monkeypatch.setattr(gated_delta, "SHAPES", (SMALL,))
+
+
+def test_command_measures_the_device_at_hand(small_op, capsys, tmp_path):
+    path = tmp_path / "report.json"
+    command.main(["--target", "local", "--implementation", "chunked", "--json", str(path)])
+    out = capsys.readouterr().out
+    assert "T64 N2 K1 H16" in out
+    assert all(column in out for column in tables.LOCAL_COLUMNS)
+    found = records.read(path)
+    assert [row.passes for row in found] == list(PASSES)
+    assert all(row.seconds > 0 for row in found)
+    assert all("jax " in row.made and "commit " in row.made for row in found)
+    command.main(["--target", "local", "--implementation", "reference", "--json", str(path)])
+    both = records.read(path)
+    assert both[:2] == found
+    assert [row.implementation for row in both] == ["chunked"] * 2 + ["reference"] * 2
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware_free)")
+def test_command_reads_a_real_schedule_and_fills_the_page(small_op, capsys, tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    arguments = ["--target", "v6e", "--implementation", "chunked", "--passes", "forward"]
+    command.main([*arguments, "--markdown", str(path)])
+    assert "cycles a token-head" in capsys.readouterr().out
+    page = path.read_text()
+    assert page.startswith(f"before\n{command.BEGIN}\nchunked: commit ")
+    assert page.endswith(f"{command.END}\nafter\n")
+    assert "old" not in page
+    (header, _, line) = [text for text in page.splitlines() if text.startswith("|")]
+    assert header == "| " + " | ".join(tables.TPU_COLUMNS) + " |"
+    cycles = float(line.split("|")[4])
+    assert 10 < cycles < 1e4
+
+
+def test_page_without_marks_is_refused(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        command.replace_block(path, "x")
+
+
+def test_shape_that_does_not_exist_is_refused():
+    with pytest.raises(SystemExit, match="no production shape"):
+        command.main(["--target", "v6e", "--tokens", "7"])
+
+
+@functools.cache
+def page_sections() -> dict[str, str]:
+    block = PAGE.read_text().partition(command.BEGIN)[2].partition(command.END)[0]
+    head, *sections = block.split("\n### ")
+    assert "chunked" in head and ": commit " in head and "jax " in head
+    return {text.partition("\n")[0]: text for text in sections}
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("op", OPS)
+def test_page_has_what_the_command_writes(op, chip):
+    section = page_sections()[f"{op} on {chip}"]
+    header, dashes, *body = [line for line in section.splitlines() if line.startswith("|")]
+    assert header == "| " + " | ".join(tables.columns(chip)) + " |"
+    assert dashes == "| " + " | ".join(["---"] * len(tables.columns(chip))) + " |"
+    found = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in body}
+    for name in OPS[op].implementations():
+        wanted = {(name, passes, str(shape)) for passes in PASSES for shape in OPS[op].SHAPES}
+        assert wanted <= found or (name, "all", "all") in found
+    for shape in OPS[op].SHAPES:
+        assert f"- {shape} forward: " in section
