@@ -6,7 +6,16 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "torch")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "jax-cuda13-plugin",
+    "nvidia-cuda-nvcc",
+    "flash-linear-attention",
+    "triton",
+    "tokamax",
+)
 _ROOT = Path(__file__).parents[1]
 
 

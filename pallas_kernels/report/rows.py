@@ -91,21 +91,23 @@ def make_row(task: Task) -> Row:
 
 
 def measure(task: Task, *, samples: int = 20) -> float:
-    """Median seconds of a call on the default device, after warming up.
-
-    A sample is several calls in a row, so that the time to launch them hides behind them.
-    """
+    """Median seconds of a call on the default device."""
     op = OPS[task.op]
     fn, _ = op.program(task.shape, task.implementation, task.passes)
     arrays, run = jax.block_until_ready(op.inputs(task.shape, task.passes)), jax.jit(fn)
     return median_seconds(lambda: run(*arrays), samples=samples)
 
 
-def median_seconds(call, *, samples: int = 20, longest_s: float = 20.0) -> float:
-    """Median time of `call`, whose result is waited for; fewer samples beyond `longest_s`."""
-    jax.block_until_ready(call())
+def median_seconds(
+    call, *, wait=jax.block_until_ready, samples: int = 20, longest_s: float = 60.0
+) -> float:
+    """Median time of `call`, after warming up; fewer samples where they would take `longest_s`.
+
+    A sample is several calls in a row, so that the time to launch them hides behind them.
+    """
+    wait(call())
     start = time.perf_counter()
-    jax.block_until_ready(call())
+    wait(call())
     once = time.perf_counter() - start
     calls = max(1, min(10, round(0.01 / once)))
     samples = max(3, min(samples, round(longest_s / (once * calls))))
@@ -113,7 +115,7 @@ def median_seconds(call, *, samples: int = 20, longest_s: float = 20.0) -> float
     for _ in range(samples):
         start = time.perf_counter()
         results = [call() for _ in range(calls)]
-        jax.block_until_ready(results)
+        wait(results)
         times.append((time.perf_counter() - start) / calls)
     return statistics.median(times)
 

@@ -1,0 +1,104 @@
+"""The benchmark command: what it checks, what it refuses, what it writes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks import kernels
+from benchmarks.contestants import Contestant, contestants, ours
+from pallas_kernels.report.gated_delta import Shape
+from tests.kernels.oracle import Results
+
+SMALL = ["--tokens", "64", "128", "--heads", "2", "--group", "2", "--head-size", "16"]
+
+
+def timing(name="a", tokens=2048, forward_s=1.0, backward_s=2.0):
+    return kernels.Timing(
+        implementation=name,
+        shape=f"T{tokens} N2 H16",
+        tokens=tokens,
+        forward_s=forward_s,
+        backward_s=backward_s,
+        forward_floor_s=0.5,
+        backward_floor_s=None,
+    )
+
+
+def wrong(name: str) -> Contestant:
+    """The chunked form with gradients of q one per cent too large."""
+    right = ours("chunked")
+
+    def results(inputs) -> Results:
+        found = right.results(inputs)
+        return found._replace(dq=found.dq * 1.01)
+
+    return dataclasses.replace(right, name=name, results=results)
+
+
+def test_command_checks_times_and_writes(tmp_path, capsys):
+    path = tmp_path / "times.json"
+    kernels.main(["--implementation", "chunked", "tpu", "--out", str(path), *SMALL])
+    out = capsys.readouterr().out
+    record = json.loads(path.read_text())
+    assert [row["shape"] for row in record["timings"]] == ["T64 N2 K1 H16", "T128 N2 K1 H16"]
+    assert all(row["forward_s"] > 0 and row["backward_s"] > 0 for row in record["timings"])
+    assert {row["implementation"] for row in record["timings"]} == {"chunked"}
+    assert record["device"] == "cpu" and "jax " in record["made"]
+    assert list(record["not_reported"]) == ["tpu"]
+    assert "not reported: tpu: " in out
+    assert "T64 to T128 within" in out
+
+
+def test_wrong_results_are_not_reported(monkeypatch, tmp_path, capsys):
+    first_cases = kernels.hostile_cases(16)[:2]
+    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: first_cases)
+    skewed = wrong("skewed")
+    monkeypatch.setattr(kernels, "contestants", lambda names: [skewed])
+    path = tmp_path / "times.json"
+    kernels.main(["--out", str(path), *SMALL])
+    record = json.loads(path.read_text())
+    assert record["timings"] == []
+    assert any("dq 1.0e-02 > 0.008" in text for text in record["not_reported"]["skewed"])
+    kernels.main(["--out", str(path), "--time-failing", *SMALL])
+    record = json.loads(path.read_text())
+    assert len(record["timings"]) == 2
+    assert all("dq 1.0e-02 > 0.008" in row["failures"][0] for row in record["timings"])
+    assert "skewed (fails its check)" in capsys.readouterr().out
+
+
+def test_every_kind_of_hostile_input_is_checked():
+    cases = kernels.hostile_cases(64)
+    assert {case.keys for case in cases} == {"random", "identical", "cosine 0.9", "zero"}
+    assert {case.log_decay for case in cases} >= {"random", "mixed", 0.0, -20.0, -1e4}
+    assert {case.value_heads // case.key_heads for case in cases} == {1, 2}
+    assert {(case.key_dim, case.value_dim, case.dtype) for case in cases} == {(64, 64, "bfloat16")}
+
+
+def test_defaults_are_what_runs_here():
+    names = [contestant.name for contestant in contestants()]
+    assert "chunked" in names and "reference" in names
+    assert "fla" not in names and "tokamax KDA" not in names
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.09, "proportional"), (1.2, "NOT proportional")])
+def test_cost_a_token_is_compared_with_the_longest(factor, verdict):
+    lines = kernels.proportionality(
+        [timing(tokens=2048, forward_s=2.0 * factor), timing(tokens=4096, forward_s=4.0)]
+    )
+    assert lines[0].startswith(f"a N2 H16 forward: {verdict}, T2048 to T4096")
+    assert "NOT" in lines[1]  # twice the cost a token in the backward
+
+
+def test_report_gives_ratios_to_known_floors_only():
+    (_, line) = kernels.report([timing()]).splitlines()
+    assert line.split() == ["a", "T2048", "N2", "H16", "1000.000", "2.0", "2000.000", "-"]
+
+
+def test_backward_floor_is_that_of_the_backward_alone(monkeypatch):
+    shape = Shape(tokens=8192, heads=32, key_heads=16)
+    assert kernels.floors(shape) == (None, None)
+    monkeypatch.setattr(kernels, "chip_of", lambda kind: "h200")
+    forward, backward = kernels.floors(dataclasses.replace(shape, tokens=32768))
+    assert forward == pytest.approx(0.177e-3, rel=0.01)  # compute
+    assert backward == pytest.approx(0.521e-3, rel=0.01)  # compute; traffic takes 0.28
