@@ -69,8 +69,9 @@ def gated_delta(
       scale: of the output; 1 / sqrt(H) if None.
       implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX), "reference"
         (sequential, float32), or None for the best that accepts the arguments, logged once.
-      interpret: runs the Pallas kernels of a named implementation in their interpreter, on any
-        machine; True, or the interpreter's own parameters.
+      interpret: runs the Pallas kernels of a named implementation in an interpreter, on any
+        machine: True, or `pltpu.InterpretParams()` or `plgpu.InterpretGPUParams()`, which also
+        find races. Inside `jax.shard_map` use True with `check_vma=False`.
 
     Returns:
       The output in the dtype of v, and the float32 state after the last non-padding token.

@@ -58,7 +58,7 @@ def backward(
     parts = inverses.shape[-1] // CHUNK
     return pl.pallas_call(
         functools.partial(_kernel, layout=layout, scale=scale),
-        grid=layout.grid,
+        grid=layout.grid(B),
         in_specs=[
             *(keys, keys, values, values),
             *[gate] * len(gates),

@@ -45,7 +45,7 @@ def forward(q_BTD, k_BTD, v_BTD, gates: Gates, state_BNHP, *, layout, scale, sav
     keys, gate = layout.keys(), layout.gates()
     return pl.pallas_call(
         functools.partial(_kernel, layout=layout, scale=scale),
-        grid=layout.grid,
+        grid=layout.grid(B),
         in_specs=[keys, keys, layout.values(), *[gate] * len(gates), layout.state()],
         out_specs=specs,
         out_shape=outputs,

@@ -21,7 +21,6 @@ class Layout:
 
     blocks: Blocks
     reverse: bool
-    batch: int
     length: int
     value_heads: int
     H: int
@@ -32,8 +31,11 @@ class Layout:
         return self.value_heads // self.blocks.heads
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        return self.batch, self.programs, self.length // self.blocks.tokens
+    def steps(self) -> int:
+        return self.length // self.blocks.tokens
+
+    def grid(self, batch: int) -> tuple[int, int, int]:
+        return batch, self.programs, self.steps
 
     def keys(self) -> pl.BlockSpec:
         """[B, T, K * H]; programs that share a key head read the same block."""
@@ -83,4 +85,4 @@ class Layout:
         return pl.BlockSpec(shape, lambda b, n, t: (b, self._time(t), block_of_program(n)))
 
     def _time(self, t):
-        return self.grid[2] - 1 - t if self.reverse else t
+        return self.steps - 1 - t if self.reverse else t

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.gated_delta.tpu.backward import backward
 from pallas_kernels.gated_delta.tpu.blocks import CHUNK, choose_blocks
 from pallas_kernels.gated_delta.tpu.forward import forward
@@ -59,12 +59,12 @@ def gated_delta_tpu(
         dtype=v_BTNP.dtype,
         device_kind=target(q_BTKH).device_kind,
     )
-    shape = dict(batch=B, length=chunks * CHUNK, value_heads=N, H=H, P=P)
+    shape = dict(length=chunks * CHUNK, value_heads=N, H=H, P=P)
     call = Call(
         forward=Layout(blocks=blocks[0], reverse=False, **shape),
         backward=Layout(blocks=blocks[1], reverse=True, **shape),
         scale=scale,
-        interpret=pltpu.InterpretParams() if interpret is True else interpret,
+        interpret=interpret,
     )
     flat = lambda x: _pad_time(x.reshape(B, T, -1), chunks * CHUNK)
     sequences = map(flat, (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN))
@@ -100,24 +100,13 @@ def _pad_time(x_BTD, length: int):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rule(call: Call, q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, state_BNHP):
     gates = _gates(call.forward, log_decay_BTN, beta_BTN, v_BTD)
-    return forward(
-        *(q_BTD, k_BTD, v_BTD, gates, state_BNHP),
-        layout=call.forward,
-        scale=call.scale,
-        save=False,
-        interpret=call.interpret,
-    )
+    return _forward_kernel(call, save=False)(q_BTD, k_BTD, v_BTD, gates, state_BNHP)
 
 
 def _rule_forward(call: Call, q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, state_BNHP):
     gates = _gates(call.forward, log_decay_BTN, beta_BTN, v_BTD)
-    out_BTD, final_BNHP, states, inverses = forward(
-        *(q_BTD, k_BTD, v_BTD, gates, state_BNHP),
-        layout=call.forward,
-        scale=call.scale,
-        save=True,
-        interpret=call.interpret,
-    )
+    kernel = _forward_kernel(call, save=True)
+    out_BTD, final_BNHP, states, inverses = kernel(q_BTD, k_BTD, v_BTD, gates, state_BNHP)
     states = checkpoint_name(states, "gated_delta_states")
     inverses = checkpoint_name(inverses, "gated_delta_inverses")
     saved = (q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, states, inverses)
@@ -128,17 +117,24 @@ def _rule_backward(call: Call, saved, cotangents):
     q_BTD, k_BTD, v_BTD, log_decay_BTN, beta_BTN, states, inverses = saved
     dout_BTD, dfinal_BNHP = cotangents
     gates = _gates(call.backward, log_decay_BTN, beta_BTN, v_BTD)
-    dq, dk, dv_BTD, *dgates, dstate_BNHP = backward(
-        *(q_BTD, k_BTD, v_BTD, dout_BTD, gates, states, inverses, dfinal_BNHP),
-        layout=call.backward,
-        scale=call.scale,
-        interpret=call.interpret,
+    dq, dk, dv_BTD, *dgates, dstate_BNHP = _backward_kernel(call)(
+        q_BTD, k_BTD, v_BTD, dout_BTD, gates, states, inverses, dfinal_BNHP
     )
     dkeys = (_sum_shared(call.backward, x).astype(q_BTD.dtype) for x in (dq, dk))
     return *dkeys, dv_BTD, *gate_gradients(*dgates, beta_BTN), dstate_BNHP
 
 
 _rule.defvjp(_rule_forward, _rule_backward)
+
+
+def _forward_kernel(call: Call, *, save: bool):
+    settings = dict(layout=call.forward, scale=call.scale, interpret=call.interpret)
+    return vmap_into_batch(functools.partial(forward, save=save, **settings))
+
+
+def _backward_kernel(call: Call):
+    settings = dict(layout=call.backward, scale=call.scale, interpret=call.interpret)
+    return vmap_into_batch(functools.partial(backward, **settings))
 
 
 def _gates(layout: Layout, log_decay_BTN, beta_BTN, v_BTD):

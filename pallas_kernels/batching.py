@@ -1,0 +1,25 @@
+"""`jax.vmap` of kernels, by one more factor of their batch."""
+
+import jax
+import jax.numpy as jnp
+
+
+def vmap_into_batch(function):
+    """`function` with a mapped axis folded into axis 0 of its arguments and results.
+
+    All arguments and results are pytrees of arrays whose axis 0 is the batch. A kernel's grid
+    then stays as it was written.
+    """
+    batched = jax.custom_batching.custom_vmap(function)
+
+    @batched.def_vmap
+    def rule(size, mapped, *arguments):
+        def fold(x, is_mapped):
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        results = batched(*jax.tree.map(fold, arguments, tuple(mapped)))
+        results = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), results)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return batched
