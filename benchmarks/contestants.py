@@ -14,6 +14,8 @@ from pallas_kernels.report.gated_delta import Shape, implementations, inputs
 from tests.kernels.cases import Case, Inputs
 from tests.kernels.oracle import Results, cotangents, with_gradients
 
+_TORCH_DEVICE = "cuda"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contestant:
@@ -124,8 +126,8 @@ def _fla(*arrays):
 def _to_torch(x):
     import torch
 
-    tensor = torch.from_numpy(np.array(x.astype(jnp.float32))).cuda()
-    return tensor.to(getattr(torch, str(x.dtype)))
+    tensor = torch.from_numpy(np.array(x.astype(jnp.float32)))
+    return tensor.to(_TORCH_DEVICE, getattr(torch, str(x.dtype)))
 
 
 def _from_torch(tensor) -> np.ndarray:

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import sys
+import types
 
+import jax.numpy as jnp
 import pytest
 
+from benchmarks import contestants as competition
 from benchmarks import kernels
 from benchmarks.contestants import Contestant, contestants, ours
+from pallas_kernels import gated_delta
 from pallas_kernels.report.gated_delta import Shape
 from tests.kernels.oracle import Results
 
@@ -36,7 +41,9 @@ def wrong(name: str) -> Contestant:
     return dataclasses.replace(right, name=name, results=results)
 
 
-def test_command_checks_times_and_writes(tmp_path, capsys):
+def test_command_checks_times_and_writes(monkeypatch, tmp_path, capsys):
+    some_cases = kernels.hostile_cases(16)[::12]
+    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: some_cases)
     path = tmp_path / "times.json"
     kernels.main(["--implementation", "chunked", "tpu", "--out", str(path), *SMALL])
     out = capsys.readouterr().out
@@ -65,6 +72,73 @@ def test_wrong_results_are_not_reported(monkeypatch, tmp_path, capsys):
     assert len(record["timings"]) == 2
     assert all("dq 1.0e-02 > 0.008" in row["failures"][0] for row in record["timings"])
     assert "skewed (fails its check)" in capsys.readouterr().out
+
+
+def fla_in_float64(q, k, v, *, g, beta, initial_state=None, output_final_state=False):
+    """What fla computes, as its documentation has it: [B, T, H, D], state [B, H, K, V]."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    group = v.shape[2] // k.shape[2]
+    q, k = (x.double().repeat_interleave(group, 2) for x in (q, k))
+    wide = v.double()
+    state = 0.0 if initial_state is None else initial_state.double()
+    out = []
+    for t in range(q.shape[1]):
+        state = state * g[:, t, :, None, None].double().exp()
+        seen = (state * k[:, t, :, :, None]).sum(-2)
+        write = beta[:, t, :, None].double() * (wide[:, t] - seen)
+        state = state + k[:, t, :, :, None] * write[..., None, :]
+        out.append((state * q[:, t, :, :, None]).sum(-2) / q.shape[-1] ** 0.5)
+    assert output_final_state
+    return torch.stack(out, 1).to(v.dtype), state.float()
+
+
+def test_fla_is_called_as_it_wants(monkeypatch):
+    """A stand-in on the CPU; the package itself needs a GPU."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    package = types.ModuleType("fla.ops.gated_delta_rule")
+    package.chunk_gated_delta_rule = fla_in_float64
+    for name in ("fla", "fla.ops", "fla.ops.gated_delta_rule"):
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setattr(competition, "_TORCH_DEVICE", "cpu")
+    first_cases = kernels.hostile_cases(16)[:2]
+    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: first_cases)
+    contestant = competition.fla()
+    assert kernels.check(contestant, head_size=16) == []
+    forward, backward = contestant.calls(Shape(tokens=8, heads=2, key_heads=1, head_size=16))
+    assert [tuple(x.shape) for x in forward()] == [(1, 8, 2, 16), (1, 2, 16, 16)]
+    shapes = [(1, 8, 1, 16), (1, 8, 1, 16), (1, 8, 2, 16), (1, 8, 2), (1, 8, 2)]
+    assert [tuple(x.shape) for x in backward()] == shapes
+    assert all((first == again).all() for first, again in zip(backward(), backward(), strict=True))
+
+
+def test_tokamax_is_called_as_it_wants(monkeypatch):
+    """A stand-in with the layout of its documentation; the package itself needs a TPU."""
+
+    def kimi_delta_attention(q, k, v, g, beta, *, initial_state, output_final_state, **kwargs):
+        assert kwargs == {"implementation": "mosaic"} and output_final_state
+        last = lambda x: jnp.moveaxis(x, 0, 2)
+        state = None if initial_state is None else initial_state[:, 0]
+        out, state = gated_delta(
+            *map(last, (q, k, v)),
+            last(g)[..., 0],
+            last(beta),
+            initial_state_BNHP=state,
+            implementation="chunked",
+        )
+        return jnp.moveaxis(out, 2, 0), state[:, None]
+
+    package = types.ModuleType("tokamax.ops")
+    package.kimi_delta_attention = kimi_delta_attention
+    for name in ("tokamax", "tokamax.ops"):
+        monkeypatch.setitem(sys.modules, name, package)
+    contestant = competition.tokamax_kda()
+    taken = [case for case in kernels.hostile_cases(16) if contestant.takes(case)]
+    assert taken and all(case.key_heads == 2 and case.beta != 2.0 for case in taken)
+    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: taken[:2])
+    assert kernels.check(contestant, head_size=16) == []
+    forward, backward = contestant.calls(Shape(tokens=64, heads=2, key_heads=2, head_size=16))
+    assert forward()[1].shape == (1, 2, 16, 16)
+    assert [x.shape for x in backward()][3:] == [(1, 64, 2), (1, 64, 2)]
 
 
 def test_every_kind_of_hostile_input_is_checked():
