@@ -10,6 +10,7 @@ from pallas_kernels.gated_delta.chunked import gated_delta_chunked
 from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
 from pallas_kernels.gated_delta.tpu.op import gated_delta_tpu
+from pallas_kernels.gated_delta.tpu_step import gated_delta_step_tpu
 
 
 def _segments_by_gates(implementation):
@@ -33,6 +34,7 @@ _gated_delta.register("chunked", _segments_by_gates(gated_delta_chunked))
 _gated_delta.register("reference", gated_delta_reference)
 
 _gated_delta_step = Op("gated_delta_step")
+_gated_delta_step.register("tpu", gated_delta_step_tpu)
 _gated_delta_step.register("reference", gated_delta_step_reference)
 
 
