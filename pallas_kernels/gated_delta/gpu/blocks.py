@@ -85,9 +85,9 @@ def transposed(ref):
     return ref.transpose((1, 0))
 
 
-def put(ref, x) -> None:
+def put(ref, x, *, interpret=False) -> None:
     """Stores to a plain buffer in shared or global memory."""
-    if hasattr(plgpu, "store"):
+    if hasattr(plgpu, "store") and not interpret:
         plgpu.store(ref, x, optimized=False)
     else:
         ref[...] = x
