@@ -17,29 +17,21 @@ BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    targets = list(CHIPS) if options.all_targets else [options.target]
-    tasks = [
-        Task(op=options.op, chip=chip, implementation=name, shape=shape, passes=passes)
-        for chip in targets
-        for name in options.implementation or OPS[options.op].implementations()
-        for shape in chosen_shapes(options)
-        for passes in options.passes
-    ]
+    tasks = chosen_tasks(options)
     if not tasks:
-        raise SystemExit(f"no production shape of {options.op} has these tokens and heads")
+        raise SystemExit(f"no production shape of {options.op} has these tokens and heads there")
     rows, known = [], read(options.json) if options.json and options.json.exists() else []
     for number, task in enumerate(tasks, 1):
         rows.append(_make_row(number, len(tasks), task))
         if options.json:
             write(options.json, merge(known, rows))
-    for chip in targets:
+    for chip in {task.chip: None for task in tasks}:
         print(f"\n{options.op} on {chip}\n\n{chip_report(chip, rows, tables.plain)}")
         if kernels := tables.kernel_lines([row for row in rows if row.chip == chip]):
             print(f"\n{tables.plain(tables.KERNEL_COLUMNS, kernels)}")
     print(f"\n{tables.provenance(rows)}")
     if options.markdown:
-        page = [row for row in merge(known, rows) if row.op == options.op and row.chip in CHIPS]
-        replace_block(options.markdown, markdown_block(options.op, page))
+        replace_block(options.markdown, markdown_block(merge(known, rows)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--op", choices=OPS, default="gated_delta")
     where = found.add_mutually_exclusive_group(required=True)
     where.add_argument("--target", choices=[*CHIPS, "local"], help="local: the device at hand")
-    where.add_argument("--all-targets", action="store_true", help="every chip, none at hand")
+    where.add_argument("--all-targets", action="store_true", help="every chip and what runs there")
     found.add_argument("--implementation", nargs="+", help="default: all")
     found.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     found.add_argument("--tokens", nargs="+", type=int, help="production shapes of these lengths")
@@ -57,12 +49,17 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def chosen_shapes(options) -> list:
+def chosen_tasks(options) -> list[Task]:
+    op = OPS[options.op]
     return [
-        shape
-        for shape in OPS[options.op].SHAPES
-        if (not options.tokens or shape.tokens in options.tokens)
-        and (not options.heads or shape.heads in options.heads)
+        Task(op=options.op, chip=chip, implementation=name, shape=shape, passes=passes)
+        for chip in (CHIPS if options.all_targets else [options.target])
+        for name in options.implementation or op.implementations()
+        if not options.all_targets or chip in op.chips_worth_a_row(name)
+        for shape in op.SHAPES
+        if not options.tokens or shape.tokens in options.tokens
+        if not options.heads or shape.heads in options.heads
+        for passes in options.passes
     ]
 
 
@@ -71,14 +68,21 @@ def chip_report(chip: str, rows: Sequence[Row], form) -> str:
     return f"{tables.floors(here)}\n\n{form(tables.columns(chip), tables.lines(here))}"
 
 
-def markdown_block(op: str, rows: Sequence[Row]) -> str:
-    """The generated part of docs/kernels.md."""
+def markdown_block(rows: Sequence[Row]) -> str:
+    """The generated part of docs/kernels.md: every op and chip that the rows have."""
+    rows = [row for row in rows if row.chip in CHIPS]
     parts = [tables.provenance(rows)]
-    for chip in [name for name in CHIPS if any(row.chip == name for row in rows)]:
-        floors, _, table = chip_report(chip, rows, tables.markdown).partition("\n\n")
+    for op, chip in sorted({(row.op, row.chip) for row in rows}, key=_page_order):
+        here = [row for row in rows if row.op == op]
+        floors, _, table = chip_report(chip, here, tables.markdown).partition("\n\n")
         items = "\n".join(f"- {line}" for line in floors.splitlines())
         parts.append(f"### {op} on {chip}\n\n{items}\n\n{table}")
     return "\n\n".join(parts)
+
+
+def _page_order(op_and_chip: tuple[str, str]) -> tuple[int, int]:
+    op, chip = op_and_chip
+    return list(OPS).index(op), list(CHIPS).index(chip)
 
 
 def replace_block(path: Path, block: str) -> None:

@@ -56,6 +56,17 @@ def implementations() -> list[str]:
     return list(api._gated_delta.implementations)
 
 
+def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
+    """Where `--all-targets` compiles an implementation.
+
+    A kernel where it runs. Plain JAX on one TPU and on the GPU: its programs take minutes. The
+    reference nowhere.
+    """
+    tpus = ("v5e", "v5p", "v6e", "tpu7x")
+    known = {"tpu": tpus, "gpu": ("h200",), "reference": ()}
+    return known.get(implementation, ("v6e", "h200"))
+
+
 def flops(shape: Shape, passes: str) -> float:
     """Matrix FLOP, see above."""
     H = P = shape.head_size
