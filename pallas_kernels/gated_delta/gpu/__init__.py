@@ -1,0 +1,1 @@
+"""The gated delta rule as Mosaic GPU kernels for Hopper."""

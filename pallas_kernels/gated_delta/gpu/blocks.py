@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_kernels.varying import array_type
+
 CHUNK = 64
 HEAD = 128
 HALF = 64
@@ -140,13 +142,6 @@ def copy_out(*copies) -> None:
         plgpu.copy_smem_to_gmem(source, destination)
 
 
-def array_type(shape, dtype, like):
-    """A kernel's result, varying over the mesh axes that any of its inputs varies over."""
-    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in like))
-    axes = jax.sharding.ManualAxisType(varying=varying)
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
-
-
 def kernel(body, *inputs, name, grid, outputs, scratch, warpgroups=1, interpret=False):
     """Runs `body(*input_refs, *output_refs, *scratch_refs)` on a grid of named axes.
 
@@ -158,7 +153,7 @@ def kernel(body, *inputs, name, grid, outputs, scratch, warpgroups=1, interpret=
     threads = {} if warpgroups == 1 else dict(num_threads=warpgroups, thread_name="warpgroup")
     return plgpu.kernel(
         body,
-        out_type=[array_type(shape, dtype, inputs) for shape, dtype in outputs],
+        out_type=[array_type(shape, dtype, like=inputs) for shape, dtype in outputs],
         scratch_types=scratch,
         grid=tuple(grid.values()),
         grid_names=tuple(grid),

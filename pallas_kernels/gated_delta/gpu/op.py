@@ -1,0 +1,143 @@
+"""The gated delta rule on Hopper GPUs: what is accepted, and the kernels put together."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.target import target
+from pallas_kernels.varying import vary_alike
+
+HEAD = 128
+HEAD_DIMS = (64, HEAD)
+CHUNK = 64
+OLDEST_JAX = (0, 11)
+_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
+
+
+def gated_delta_gpu(
+    q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, interpret=False
+):
+    """See `api.gated_delta`. Products have bf16 operands, in two parts where one is too coarse.
+
+    Nothing but the arguments is kept for the backward, which computes chunk inverses and states
+    again. Head dimensions of 64 are filled up with zeros and cost as much as 128.
+
+    Raises:
+      NotImplementedError: another device, jax, dtype or head dimension than the kernels are for.
+    """
+    check_machine(q_BTKH, interpret)
+    for name, x in dict(q=q_BTKH, k=k_BTKH, v=v_BTNP).items():
+        if x.dtype != jnp.bfloat16:
+            raise NotImplementedError(f"{name} is {x.dtype}; bfloat16 is accepted")
+    for name, size in (("q and k", q_BTKH.shape[-1]), ("v", v_BTNP.shape[-1])):
+        if size not in HEAD_DIMS:
+            raise NotImplementedError(
+                f"the head dimension of {name} is {size}; {HEAD_DIMS} are accepted"
+            )
+    T, (H, P) = q_BTKH.shape[1], state_BNHP.shape[2:]
+    sequences = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN)
+    sequences = vary_alike(*map(_filled_up, sequences), _filled_up_state(state_BNHP))
+    out_BTNP, state_BNPH = _rule(scale, _interpreter(interpret), *sequences)
+    return out_BTNP[:, :T, :, :P], jnp.swapaxes(state_BNPH, 2, 3)[:, :, :H, :P]
+
+
+def check_machine(array, interpret) -> None:
+    """Refuses machines and versions of jax that the Hopper kernels cannot be run on."""
+    if jax.__version_info__ < OLDEST_JAX:
+        raise NotImplementedError(
+            f"jax is {jax.__version__}; the Hopper kernels need jax 0.11 or newer (Python 3.12)"
+        )
+    device = target(array)
+    if not interpret and not (device.platform == "gpu" and _HOPPER.search(device.device_kind)):
+        raise NotImplementedError(
+            f"the device is {device.device_kind}; the kernels run on Hopper GPUs (H100, H200), "
+            "or anywhere with interpret=True"
+        )
+
+
+def _interpreter(interpret):
+    if interpret is not True:
+        return interpret
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    return plgpu.InterpretGPUParams()
+
+
+def _filled_up(x):
+    """Whole chunks of tokens and, where there are heads, 128 numbers a head.
+
+    Tokens of zeros change nothing: their decay is 1 and their write strength 0.
+    """
+    widths = [(0, 0), (0, -x.shape[1] % CHUNK)] + [(0, 0)] * (x.ndim - 2)
+    if x.ndim == 4:
+        widths[3] = (0, HEAD - x.shape[3])
+    return jnp.pad(x, widths)
+
+
+def _filled_up_state(state_BNHP):
+    """[B, N, 128, 128] with values as rows, as the kernels keep it."""
+    H, P = state_BNHP.shape[2:]
+    widths = [(0, 0), (0, 0), (0, HEAD - P), (0, HEAD - H)]
+    return jnp.pad(jnp.swapaxes(state_BNHP, 2, 3), widths)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rule(scale, interpret, *arrays):
+    return vmap_into_batch(functools.partial(_outputs, scale=scale, interpret=interpret))(*arrays)
+
+
+def _forward(scale, interpret, *arrays):
+    return _rule(scale, interpret, *arrays), arrays
+
+
+def _backward(scale, interpret, arrays, cotangents):
+    gradients = functools.partial(_gradients, scale=scale, interpret=interpret)
+    return vmap_into_batch(gradients)(*arrays, *cotangents)
+
+
+_rule.defvjp(_forward, _backward)
+
+
+def _outputs(q, k, v, log_decay, beta, state_BNPH, *, scale, interpret):
+    from pallas_kernels.gated_delta.gpu import gates, intra, scan
+
+    gates_BNZXC = gates.chunk_gates(log_decay, beta, scale=scale)
+    inside = intra.intra(q, k, gates_BNZXC, scale=scale, interpret=interpret)
+    return scan.outputs(q, k, v, gates_BNZXC, inside, state_BNPH, interpret=interpret)
+
+
+def _gradients(q, k, v, log_decay, beta, state_BNPH, dout, dstate_BNPH, *, scale, interpret):
+    from pallas_kernels.gated_delta.gpu import gates, gradients, intra, reverse, scan
+
+    gates_BNZXC = gates.chunk_gates(log_decay, beta, scale=scale)
+    inside = intra.intra(q, k, gates_BNZXC, scale=scale, interpret=interpret)
+    visited = scan.visit(k, v, gates_BNZXC, inside, state_BNPH, interpret=interpret)
+    adjoint = reverse.reverse(q, k, dout, gates_BNZXC, inside, dstate_BNPH, interpret=interpret)
+    found = gradients.gradients(
+        q, k, v, dout, gates_BNZXC, visited, adjoint, scale=scale, interpret=interpret
+    )
+    return (
+        _sum_shared(found.dq_BTNH, k.shape[2]),
+        _sum_shared(found.dk_BTNH, k.shape[2]),
+        found.dv_BTNP,
+        _by_token(found.dlog_decay_BNZC),
+        _by_token(found.dbeta_BNZC),
+        adjoint.initial_BNPH,
+    )
+
+
+def _sum_shared(x_BTNH, key_heads: int):
+    """Over the value heads of a key head."""
+    B, T, N, H = x_BTNH.shape
+    if N == key_heads:
+        return x_BTNH
+    x_BTKRH = x_BTNH.reshape(B, T, key_heads, -1, H)
+    return jnp.sum(x_BTKRH, axis=3, dtype=jnp.float32).astype(x_BTNH.dtype)
+
+
+def _by_token(x_BNZC):
+    B, N = x_BNZC.shape[:2]
+    return jnp.moveaxis(x_BNZC.reshape(B, N, -1), 1, 2)
