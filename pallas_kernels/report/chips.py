@@ -11,7 +11,7 @@ class Chip:
     cores: TensorCores or multiprocessors.
     flops_per_cycle: bf16 matrix FLOP of one core in a cycle.
     device_kinds: how JAX names it.
-    compiled_cores: cores that one compiled program is for: on TPU always one.
+    compiled_cores: cores that one JAX device has, and that a compiled program can use.
     """
 
     flops: float
@@ -57,6 +57,7 @@ CHIPS = {
         cores=2,
         flops_per_cycle=2 * 4 * 128**2,
         device_kinds=("TPU v5", "TPU v5p"),
+        compiled_cores=2,
     ),
     "v6e": Chip(
         flops=918e12,

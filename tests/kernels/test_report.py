@@ -80,23 +80,24 @@ def test_flops_a_token_head():
     ("chip", "clock", "bytes_per_cycle"),
     [
         ("v5e", 1.5e9, 545),
-        ("v5p", 1.75e9, 790),
+        ("v5p", 1.75e9, 2 * 790),
         ("v6e", 1.75e9, 936),
         ("tpu7x", 2.2e9, 1677),
         ("h200", 1.83e9, 2625),
     ],
 )
-def test_peaks_agree_with_the_clock(chip, clock, bytes_per_cycle):
+def test_peaks_of_a_device_agree_with_the_clock(chip, clock, bytes_per_cycle):
     found = CHIPS[chip]
     assert found.clock == pytest.approx(clock, rel=0.005)
-    per_core = found.bandwidth * found.compiled_cores / found.cores / found.clock
-    assert per_core == pytest.approx(bytes_per_cycle, rel=0.005)
+    a_device = found.bandwidth * found.compiled_cores / found.cores / found.clock
+    assert a_device == pytest.approx(bytes_per_cycle, rel=0.005)
     assert chip_of(found.device_kinds[0]) == chip
 
 
-def test_floor_on_a_chip_of_two_cores_is_that_of_one():
-    assert CHIPS["v5p"].compute_s(459e12) == 2
-    assert CHIPS["v5p"].memory_s(2765e9) == 2
+def test_floors_are_those_of_one_jax_device():
+    assert CHIPS["tpu7x"].compute_s(2307e12) == 2  # a core is a device
+    assert CHIPS["tpu7x"].memory_s(7380e9) == 2
+    assert CHIPS["v5p"].compute_s(459e12) == 1  # both cores are one
     assert CHIPS["h200"].compute_s(989.4e12) == 1
     assert chip_of("cpu") is None
 
