@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     tasks = chosen_tasks(options)
     if not tasks:
-        raise SystemExit(f"no production shape of {options.op} has these tokens and heads there")
+        raise SystemExit(f"{options.op} has no such implementation for these targets")
     rows, known = [], read(options.json) if options.json and options.json.exists() else []
     for number, task in enumerate(tasks, 1):
         rows.append(_make_row(number, len(tasks), task))
@@ -42,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--all-targets", action="store_true", help="every chip and what runs there")
     found.add_argument("--implementation", nargs="+", help="default: all")
     found.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
-    found.add_argument("--tokens", nargs="+", type=int, help="production shapes of these lengths")
-    found.add_argument("--heads", nargs="+", type=int, help="and of these numbers of heads")
+    found.add_argument("--tokens", nargs="+", type=int, help="instead of the production lengths")
+    found.add_argument("--heads", nargs="+", type=int, help="instead of the production heads")
+    found.add_argument("--groups", nargs="+", type=int, help="value heads a key head; default 1")
     found.add_argument("--json", type=Path, help="file of every figure; its other rows stay")
     found.add_argument("--markdown", type=Path, help="page to put the tables of --json into")
     return found
@@ -51,14 +52,14 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen_tasks(options) -> list[Task]:
     op = OPS[options.op]
+    sizes = {name: getattr(options, name) for name in ("tokens", "heads", "groups")}
+    shapes = op.shapes(**{name: given for name, given in sizes.items() if given})
     return [
         Task(op=options.op, chip=chip, implementation=name, shape=shape, passes=passes)
         for chip in (CHIPS if options.all_targets else [options.target])
         for name in options.implementation or op.implementations()
         if not options.all_targets or chip in op.chips_worth_a_row(name)
-        for shape in op.SHAPES
-        if not options.tokens or shape.tokens in options.tokens
-        if not options.heads or shape.heads in options.heads
+        for shape in shapes
         for passes in options.passes
     ]
 

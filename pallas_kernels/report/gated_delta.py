@@ -18,6 +18,7 @@ own 4 H P bytes a sequence are left out.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ import jax.numpy as jnp
 from pallas_kernels.gated_delta import api
 
 COUNTED_CHUNK = 64
+TOKENS = (8192, 32768)
+HEADS = (16, 32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,20 @@ class Shape:
         return f"T{self.tokens} N{self.heads}{grouped} H{self.head_size}"
 
 
-SHAPES = tuple(
-    Shape(tokens=tokens, heads=heads, key_heads=heads)
-    for tokens in (8192, 32768)
-    for heads in (16, 32)
-)
+def shapes(
+    tokens: Sequence[int] = TOKENS, heads: Sequence[int] = HEADS, groups: Sequence[int] = (1,)
+) -> list[Shape]:
+    """Every combination; by default the production shapes.
+
+    Args:
+      groups: value heads a key head.
+    """
+    return [
+        Shape(tokens=length, heads=count, key_heads=count // group)
+        for group in groups
+        for length in tokens
+        for count in heads
+    ]
 
 
 def implementations() -> list[str]:

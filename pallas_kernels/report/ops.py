@@ -5,6 +5,6 @@ from types import ModuleType
 from pallas_kernels.report import gated_delta
 
 OPS: dict[str, ModuleType] = {"gated_delta": gated_delta}
-"""By name: a module with SHAPES and the public functions of `gated_delta`."""
+"""By name: a module with the public functions of `gated_delta`."""
 
 PASSES = ("forward", "forward+backward")
