@@ -35,7 +35,10 @@ from pallas_kernels.gated_delta.gpu.gates import (
 from pallas_kernels.gated_delta.gpu.reverse import Cotangents
 from pallas_kernels.gated_delta.gpu.scan import Visited
 
-READS, WRITES, STATE = range(3)
+HALVES = HEAD // HALF
+READS, READ_ERRORS, WRITES, VALUE_ERRORS, STATE = range(5)  # the sums that each half finds
+SUMS = 5
+DBETA = HALVES * SUMS
 
 
 class Gradients(NamedTuple):
@@ -60,6 +63,7 @@ def gradients(
     scale,
     interpret,
 ) -> Gradients:
+    """A program has one chunk of one head; two warpgroups share it, each half of the columns."""
     B, N, Z = gates_BNZXC.shape[:3]
     return Gradients(
         *blocks.kernel(
@@ -70,29 +74,37 @@ def gradients(
             name="gated_delta_gradients",
             grid=dict(b=B, n=N, z=Z),
             outputs=[(v_BTNP.shape, jnp.bfloat16)] * 3 + [((B, N, Z, CHUNK), jnp.float32)] * 2,
-            scratch=dict(
-                q_CH=blocks.operand(CHUNK, HEAD),
-                k_CH=blocks.operand(CHUNK, HEAD),
-                v_CP=blocks.operand(CHUNK, HEAD),
-                dout_CP=blocks.operand(CHUNK, HEAD),
-                row_gates_XC=blocks.vectors(GATES, CHUNK),
-                column_gates_XC=blocks.vectors(GATES, CHUNK),
-                writes_XPC=blocks.operand(2, HEAD, CHUNK),
-                derror_PC=blocks.operand(HEAD, CHUNK),
-                state_PH=blocks.operand(HEAD, HEAD),
-                dstate_PH=blocks.operand(HEAD, HEAD),
-                dscores_high_CC=blocks.operand(CHUNK, CHUNK),
-                dscores_low_CC=blocks.operand(CHUNK, CHUNK),
-                dkeys_CC=blocks.operand(CHUNK, CHUNK),
-                crossing_XCC=blocks.operand(2, CHUNK, CHUNK),
-                sums_XC=blocks.vectors(3, CHUNK),
-                dlog_decay_C=blocks.vectors(CHUNK),
-                dbeta_C=blocks.vectors(CHUNK),
-                inside_loaded=plgpu.Barrier(num_arrivals=8),
-                states_loaded=plgpu.Barrier(num_arrivals=3),
-            ),
+            scratch=_buffers(),
+            warpgroups=HALVES,
             interpret=interpret,
         )
+    )
+
+
+def _buffers() -> dict:
+    """Matrices that a warpgroup needs half of lie as halves, their columns cut in two."""
+    return dict(
+        q_XCH=blocks.operand(HALVES, CHUNK, HALF),
+        k_XCH=blocks.operand(HALVES, CHUNK, HALF),
+        dout_CP=blocks.operand(CHUNK, HEAD),
+        row_gates_XC=blocks.vectors(GATES, CHUNK),
+        column_gates_XC=blocks.vectors(GATES, CHUNK),
+        writes_XPC=blocks.operand(2, HEAD, CHUNK),
+        derror_PC=blocks.operand(HEAD, CHUNK),
+        state_XPH=blocks.operand(HALVES, HEAD, HALF),
+        dstate_XPH=blocks.operand(HALVES, HEAD, HALF),
+        dscores_high_CC=blocks.operand(CHUNK, CHUNK),
+        dscores_low_CC=blocks.operand(CHUNK, CHUNK),
+        dkeys_CC=blocks.operand(CHUNK, CHUNK),
+        crossing_XCC=blocks.operand(2, CHUNK, CHUNK),
+        values_XCP=blocks.operand(HALVES, CHUNK, HALF),
+        sums_XC=blocks.vectors(DBETA + 1, CHUNK),
+        dlog_decay_C=blocks.vectors(CHUNK),
+        inside_loaded=plgpu.Barrier(num_arrivals=10),
+        states_loaded=plgpu.Barrier(num_arrivals=4),
+        values_loaded=plgpu.Barrier(num_arrivals=2),
+        inside_done=plgpu.Barrier(num_arrivals=HALVES),
+        sums_done=plgpu.Barrier(num_arrivals=HALVES),
     )
 
 
@@ -117,161 +129,194 @@ def _body(
     interpret,
     **smem,
 ):
-    b, n, z = (lax.axis_index(axis) for axis in ("b", "n", "z"))
+    b, n, z, half = (lax.axis_index(axis) for axis in ("b", "n", "z", "warpgroup"))
     tokens, key_head = pl.ds(z * CHUNK, CHUNK), lax.div(n, jnp.int32(group))
+    columns = [pl.ds(x * HALF, HALF) for x in range(HALVES)]
+    halves_of = lambda source, buffer: [
+        (source.at[..., columns[x]], buffer.at[x]) for x in range(HALVES)
+    ]
     product = functools.partial(blocks.product, interpret=interpret)
-    blocks.copy_in(
-        smem["inside_loaded"],
-        (k.at[b, tokens, key_head], smem["k_CH"]),
-        (q.at[b, tokens, key_head], smem["q_CH"]),
-        (gates.at[b, n, z], smem["row_gates_XC"]),
-        (gates.at[b, n, z], smem["column_gates_XC"]),
-        (derrors.at[b, n, z], smem["derror_PC"]),
-        (writes.at[b, n, z, 0], smem["writes_XPC"].at[0]),
-        (writes.at[b, n, z, 1], smem["writes_XPC"].at[1]),
-        (dout.at[b, tokens, n], smem["dout_CP"]),
-    )
-    blocks.copy_in(
-        smem["states_loaded"],
-        (states.at[b, n, z], smem["state_PH"]),
-        (dstates.at[b, n, z], smem["dstate_PH"]),
-        (v.at[b, tokens, n], smem["v_CP"]),
-    )
-    plgpu.barrier_wait(smem["inside_loaded"])
     row = lambda gate: blocks.row_vector(smem["row_gates_XC"].at[gate])
-    dbeta_C = _inside(row, smem, product, scale)
+
+    @pl.when(half == 0)
+    def _load():
+        blocks.copy_in(
+            smem["inside_loaded"],
+            *halves_of(k.at[b, tokens, key_head], smem["k_XCH"]),
+            *halves_of(q.at[b, tokens, key_head], smem["q_XCH"]),
+            (gates.at[b, n, z], smem["row_gates_XC"]),
+            (gates.at[b, n, z], smem["column_gates_XC"]),
+            (derrors.at[b, n, z], smem["derror_PC"]),
+            (writes.at[b, n, z, 0], smem["writes_XPC"].at[0]),
+            (writes.at[b, n, z, 1], smem["writes_XPC"].at[1]),
+            (dout.at[b, tokens, n], smem["dout_CP"]),
+        )
+        blocks.copy_in(
+            smem["states_loaded"],
+            *halves_of(states.at[b, n, z], smem["state_XPH"]),
+            *halves_of(dstates.at[b, n, z], smem["dstate_XPH"]),
+        )
+
+    plgpu.barrier_wait(smem["inside_loaded"])
+    pl.when(half == 0)(lambda: _scores_gradient(row, smem, product, scale))
+    pl.when(half == 1)(lambda: _system_gradient(row, smem, product))
+    _meet(smem["inside_done"])
+
+    @pl.when(half == 0)
+    def _cross():
+        smem["dlog_decay_C"][...] = _crossing(smem, product)
+        blocks.copy_in(smem["values_loaded"], *halves_of(v.at[b, tokens, n], smem["values_XCP"]))
+
     plgpu.barrier_wait(smem["states_loaded"])
-    reads_C, read_errors_C, writes_C = _query_and_key_gradients(row, smem, product)
-    value_errors_C = _value_gradient(row, smem)
-    entry_C = row(OUT_ENTRY) * (1 / scale)
-    smem["dbeta_C"][...] = dbeta_C + value_errors_C - entry_C * read_errors_C
-    smem["sums_XC"][READS] = reads_C - row(BETA_ENTRY) * read_errors_C
-    smem["sums_XC"][WRITES] = writes_C
-    smem["sums_XC"][STATE] = _state_overlap(smem)
-    smem["dlog_decay_C"][...] = _decay_gradient(smem, product)
+    put_sum = functools.partial(_put_sum, smem["sums_XC"], half)
+    _query_and_key_gradients(row, half, smem, product, put_sum)
+    put_sum(STATE, _state_overlap(half, smem))
+    plgpu.barrier_wait(smem["values_loaded"])
+    for x in range(HALVES):
+        pl.when(half == x)(functools.partial(_value_gradient, row, x, smem, put_sum))
+    _meet(smem["sums_done"])
+
+    @pl.when(half == 0)
+    def _finish():
+        _gate_gradients(smem, scale)
+        blocks.copy_out(
+            (smem["dlog_decay_C"], dlog_decay.at[b, n, z]),
+            (smem["sums_XC"].at[DBETA], dbeta.at[b, n, z]),
+        )
+
+    mine = pl.ds(half * HALF, HALF)
     blocks.copy_out(
-        (smem["q_CH"], dq.at[b, tokens, n]),
-        (smem["k_CH"], dk.at[b, tokens, n]),
-        (smem["v_CP"], dv.at[b, tokens, n]),
-        (smem["dlog_decay_C"], dlog_decay.at[b, n, z]),
-        (smem["dbeta_C"], dbeta.at[b, n, z]),
+        (smem["q_XCH"].at[half], dq.at[b, tokens, n, mine]),
+        (smem["k_XCH"].at[half], dk.at[b, tokens, n, mine]),
+        (smem["values_XCP"].at[half], dv.at[b, tokens, n, mine]),
     )
     plgpu.wait_smem_to_gmem(0)
 
 
-def _inside(row, smem, product, scale):
-    """Leaves dQK, dKK and M in shared memory; returns the part of dbeta that comes through L."""
+def _meet(barrier) -> None:
+    """What either warpgroup has written to shared memory is seen by the other one."""
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(barrier)
+    plgpu.barrier_wait(barrier)
+
+
+def _put_sum(sums_XC, half, kind: int, sum_C) -> None:
+    sums_XC[half * SUMS + kind] = sum_C
+
+
+def _decay(row, smem):
     i_CC, j_CC = blocks.indices()
-    k_CH, writes_XPC = smem["k_CH"], smem["writes_XPC"]
     sum_1C = blocks.on_columns(blocks.column_vector(smem["column_gates_XC"].at[SUM]))
     difference_CC = registers(blocks.on_rows(row(SUM)) - sum_1C)
-    decay_CC = registers(jnp.exp(registers(jnp.where(i_CC >= j_CC, difference_CC, -jnp.inf))))
-    both = lambda left: ((left, writes_XPC.at[1]), (left, writes_XPC.at[0]))
+    return registers(jnp.exp(registers(jnp.where(i_CC >= j_CC, difference_CC, -jnp.inf))))
 
-    keys_CC = product((k_CH, transposed(k_CH)))
-    dlower_CC = product(*both(transposed(smem["derror_PC"])))
-    dlower_CC = registers(jnp.where(i_CC > j_CC, -dlower_CC * decay_CC, 0.0))
-    smem["dkeys_CC"][...] = blocks.rounded(dlower_CC * blocks.on_rows(row(BETA)))
-    crossing_CC = registers(dlower_CC * keys_CC)
-    dbeta_C = jnp.sum(crossing_CC, axis=1)
-    crossing_CC = registers(crossing_CC * blocks.on_rows(row(BETA)))
 
-    dscores_CC = product(*both(smem["dout_CP"]))
-    dscores_CC = registers(dscores_CC * decay_CC * scale)
+def _with_keys(left_XCH, k_XCH, product):
+    return product(*((left_XCH.at[x], transposed(k_XCH.at[x])) for x in range(HALVES)))
+
+
+def _with_writes(left, smem, product):
+    """left U^T, for left as [C, P]."""
+    return product(*((left, smem["writes_XPC"].at[part]) for part in (1, 0)))
+
+
+def _scores_gradient(row, smem, product, scale) -> None:
+    """Leaves dQK, and its share of M, in shared memory."""
+    i_CC, j_CC = blocks.indices()
+    dscores_CC = _with_writes(smem["dout_CP"], smem, product)
+    dscores_CC = registers(dscores_CC * _decay(row, smem) * scale)
     smem["dscores_high_CC"][...], smem["dscores_low_CC"][...] = blocks.parts(dscores_CC)
-    scores_CC = product((smem["q_CH"], transposed(k_CH)))
-    crossing_CC += jnp.where(i_CC > j_CC, dscores_CC * scores_CC, 0.0)
-    crossing_XCC = smem["crossing_XCC"]
-    crossing_XCC[0], crossing_XCC[1] = blocks.parts(registers(crossing_CC))
-    plgpu.commit_smem()
-    return dbeta_C
+    scores_CC = _with_keys(smem["q_XCH"], smem["k_XCH"], product)
+    crossing_CC = jnp.where(i_CC > j_CC, dscores_CC * scores_CC, 0.0)
+    _put_parts(smem["crossing_XCC"], registers(crossing_CC))
 
 
-def _half(start: int, smem):
-    """Half of the key dimension: the columns of q, k, S, dS from `start`."""
-    columns = pl.ds(start, HALF)
-    return (smem[name].at[:, columns] for name in ("q_CH", "k_CH", "state_PH", "dstate_PH"))
+def _system_gradient(row, smem, product) -> None:
+    """Leaves dKK, its share of M where V will be, and the part of dbeta through L."""
+    i_CC, j_CC = blocks.indices()
+    dlower_CC = _with_writes(transposed(smem["derror_PC"]), smem, product)
+    dlower_CC = registers(jnp.where(i_CC > j_CC, -dlower_CC * _decay(row, smem), 0.0))
+    beta_C1 = blocks.on_rows(row(BETA))
+    smem["dkeys_CC"][...] = blocks.rounded(dlower_CC * beta_C1)
+    keys_CC = _with_keys(smem["k_XCH"], smem["k_XCH"], product)
+    through_CC = registers(dlower_CC * keys_CC)
+    smem["sums_XC"][DBETA] = jnp.sum(through_CC, axis=1)
+    _put_parts(smem["values_XCP"], registers(through_CC * beta_C1))
 
 
-def _query_and_key_gradients(row, smem, product):
-    """Leaves dQ in place of Q and dK in place of K.
-
-    Returns:
-      Row sums: of Q times the part of dQ through S, of dR * (K S), and of K times the part of dK
-      through dS.
-    """
-    sums = [0.0, 0.0, 0.0]
-    for start in (0, HALF):
-        q_CH, k_CH, state_PH, dstate_PH = _half(start, smem)
-        reads_C, dq_CH = _query_gradient(row, q_CH, k_CH, state_PH, smem, product)
-        read_errors_C, writes_C, dk_CH = _key_gradient(
-            row, q_CH, k_CH, state_PH, dstate_PH, smem, product
-        )
-        q_CH[...], k_CH[...] = dq_CH, dk_CH
-        found = (reads_C, read_errors_C, writes_C)
-        sums = [total + part for total, part in zip(sums, found, strict=True)]
-    return sums
+def _crossing(smem, product):
+    """[m] = the sum of M_ij over j < m <= i."""
+    m_CC, i_CC = blocks.indices()
+    before_CC = blocks.rounded(jnp.where(i_CC < m_CC, 1.0, 0.0))
+    shares = (smem["crossing_XCC"], smem["values_XCP"])
+    crossed_CC = product(
+        *((before_CC, transposed(share.at[part])) for part in (1, 0) for share in shares)
+    )
+    return jnp.sum(registers(jnp.where(i_CC >= m_CC, crossed_CC, 0.0)), axis=1)
 
 
-def _query_gradient(row, q_CH, k_CH, state_PH, smem, product):
+def _query_and_key_gradients(row, half, smem, product, put_sum) -> None:
+    """Leaves dQ in place of Q and dK in place of K."""
+    q_CH, k_CH, state_PH, dstate_PH = (
+        smem[x].at[half] for x in ("q_XCH", "k_XCH", "state_XPH", "dstate_XPH")
+    )
+    high_CC, low_CC = smem["dscores_high_CC"], smem["dscores_low_CC"]
+    dkeys_CC, writes_XPC = smem["dkeys_CC"], smem["writes_XPC"]
     dq_CH = product((smem["dout_CP"], state_PH))
     dq_CH = registers(dq_CH * blocks.on_rows(row(OUT_ENTRY)))
-    reads_C = jnp.sum(registers(dq_CH * _floats(q_CH)), axis=1)
-    high_CC, low_CC = smem["dscores_high_CC"], smem["dscores_low_CC"]
-    return reads_C, blocks.rounded(product((low_CC, k_CH), (high_CC, k_CH), start=dq_CH))
+    put_sum(READS, jnp.sum(registers(dq_CH * _floats(q_CH)), axis=1))
+    dq_CH = blocks.rounded(product((low_CC, k_CH), (high_CC, k_CH), start=dq_CH))
 
-
-def _key_gradient(row, q_CH, k_CH, state_PH, dstate_PH, smem, product):
-    dkeys_CC, writes_XPC = smem["dkeys_CC"], smem["writes_XPC"]
     read_CH = product((transposed(smem["derror_PC"]), state_PH))
-    read_errors_C = jnp.sum(registers(read_CH * _floats(k_CH)), axis=1)
+    put_sum(READ_ERRORS, jnp.sum(registers(read_CH * _floats(k_CH)), axis=1))
     dk_CH = registers(read_CH * blocks.on_rows(-row(BETA_ENTRY)))
     written_CH = product(*((transposed(writes_XPC.at[part]), dstate_PH) for part in (1, 0)))
     written_CH = registers(written_CH * blocks.on_rows(row(EXIT)))
-    writes_C = jnp.sum(registers(written_CH * _floats(k_CH)), axis=1)
+    put_sum(WRITES, jnp.sum(registers(written_CH * _floats(k_CH)), axis=1))
     dk_CH = product(
         (dkeys_CC, k_CH),
         (transposed(dkeys_CC), k_CH),
-        (transposed(smem["dscores_high_CC"]), q_CH),
+        (transposed(high_CC), q_CH),
         start=registers(dk_CH + written_CH),
     )
-    return read_errors_C, writes_C, blocks.rounded(dk_CH)
+    q_CH[...], k_CH[...] = dq_CH, blocks.rounded(dk_CH)
 
 
-def _value_gradient(row, smem):
-    """Leaves dV in place of V; returns the row sums of dR * V."""
-    value_errors_C = 0.0
-    for start in (0, HALF):
-        derror_CP = _floats(transposed(smem["derror_PC"].at[pl.ds(start, HALF)]))
-        v_CP = smem["v_CP"].at[:, pl.ds(start, HALF)]
-        value_errors_C += jnp.sum(registers(derror_CP * _floats(v_CP)), axis=1)
-        v_CP[...] = blocks.rounded(derror_CP * blocks.on_rows(row(BETA)))
-    return value_errors_C
+def _value_gradient(row, half: int, smem, put_sum) -> None:
+    """Leaves dV in place of V."""
+    v_CP = smem["values_XCP"].at[half]
+    derror_CP = _floats(transposed(smem["derror_PC"].at[pl.ds(half * HALF, HALF)]))
+    put_sum(VALUE_ERRORS, jnp.sum(registers(derror_CP * _floats(v_CP)), axis=1))
+    v_CP[...] = blocks.rounded(derror_CP * blocks.on_rows(row(BETA)))
 
 
-def _state_overlap(smem):
-    """64 numbers whose sum is e^g_C <S, dS>."""
+def _state_overlap(half, smem):
+    """64 numbers whose sum is the half's share of e^g_C <S, dS>."""
     total_C = 0.0
-    for rows in (pl.ds(0, HALF), pl.ds(HALF, HALF)):
-        for columns in (pl.ds(0, HALF), pl.ds(HALF, HALF)):
-            state, dstate = (smem[x].at[rows, columns] for x in ("state_PH", "dstate_PH"))
-            total_C += jnp.sum(registers(_floats(state) * _floats(dstate)), axis=1)
+    for start in (0, HALF):
+        state, dstate = (smem[x].at[half, pl.ds(start, HALF)] for x in ("state_XPH", "dstate_XPH"))
+        total_C += jnp.sum(registers(_floats(state) * _floats(dstate)), axis=1)
     return total_C * jnp.exp(smem["column_gates_XC"][SUM, CHUNK - 1])
 
 
-def _decay_gradient(smem, product):
-    """Row m: what crosses token m."""
+def _gate_gradients(smem, scale) -> None:
+    """Sums what both warpgroups found, and what crosses each token m by way of the states."""
     m_CC, i_CC = blocks.indices()
-    before_CC = blocks.rounded(jnp.where(i_CC < m_CC, 1.0, 0.0))
-    crossed_CC = product(
-        *((before_CC, transposed(smem["crossing_XCC"].at[part])) for part in (1, 0))
-    )
-    reads_1C, writes_1C, state_1C = (
-        blocks.on_columns(blocks.column_vector(smem["sums_XC"].at[x]))
-        for x in (READS, WRITES, STATE)
-    )
-    crossing_CC = registers(jnp.where(i_CC >= m_CC, crossed_CC + reads_1C, writes_1C))
-    return jnp.sum(registers(crossing_CC + state_1C), axis=1)
+    gate = lambda kind: blocks.column_vector(smem["column_gates_XC"].at[kind])
+    read = lambda index: blocks.column_vector(smem["sums_XC"].at[index])
+    total = lambda kind: read(kind) + read(SUMS + kind)
+    read_errors_C = total(READ_ERRORS)
+    entry_C = gate(OUT_ENTRY) * (1 / scale)
+    smem["sums_XC"][DBETA] = read(DBETA) + total(VALUE_ERRORS) - entry_C * read_errors_C
+    reads_1C = blocks.on_columns(total(READS) - gate(BETA_ENTRY) * read_errors_C)
+    writes_1C, state_1C = blocks.on_columns(total(WRITES)), blocks.on_columns(total(STATE))
+    through_CC = registers(jnp.where(i_CC >= m_CC, reads_1C, writes_1C) + state_1C)
+    crossing_C = blocks.row_vector(smem["dlog_decay_C"])
+    smem["dlog_decay_C"][...] = crossing_C + jnp.sum(through_CC, axis=1)
+
+
+def _put_parts(ref_XCC, x_CC) -> None:
+    ref_XCC[0], ref_XCC[1] = blocks.parts(x_CC)
 
 
 def _floats(ref):

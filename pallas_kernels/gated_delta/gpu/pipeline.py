@@ -76,9 +76,7 @@ def transposed_parts_at(buffer_SCC, stage):
 def column_factors(smem, stage):
     """Gate -> its vector, repeated over the value rows of a transposed matrix."""
     gates_XC = smem["gates_SXC"].at[stage]
-    return lambda gate: blocks.on_columns(
-        blocks.column_vector(gates_XC.at[gate]), (HALF, CHUNK)
-    )
+    return lambda gate: blocks.on_columns(blocks.column_vector(gates_XC.at[gate]), (HALF, CHUNK))
 
 
 def decayed(state_PH, smem, stage):

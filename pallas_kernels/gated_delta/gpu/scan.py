@@ -114,9 +114,7 @@ def _outputs_body(
     )
 
 
-def _visit_body(
-    k, v, gates, inverse, initial, states, writes, *, group, chunks, interpret, **smem
-):
+def _visit_body(k, v, gates, inverse, initial, states, writes, *, group, chunks, interpret, **smem):
     at = pipeline.place(group)
     product = functools.partial(blocks.product, interpret=interpret)
     state_PH_ref, writes_XPC = smem["state_PH"], smem["writes_XPC"]
