@@ -70,7 +70,7 @@ class Layout:
         shape = (1, self.blocks.heads, self.blocks.tokens, parts * CHUNK)
         return pl.BlockSpec(shape, lambda b, n, t: (b, n, self._time(t), 0))
 
-    def carry(self) -> pltpu.VMEM:
+    def carry(self):
         """The state of each head, from one step to the next."""
         return pltpu.VMEM((self.blocks.heads, self.H, self.P), jnp.float32)
 
