@@ -46,27 +46,16 @@ def choose_blocks(
     """Blocks of the forward and of the backward kernel.
 
     A chunk of one head is a chain of small dependent products, so a program needs about `CHAINS`
-    of them side by side, heads or pieces. The skews were swept on the compiler's schedules.
-
-    Raises:
-      NotImplementedError: no number of heads fits lanes and memory.
+    of them side by side, heads or pieces. Heads are filled up to a multiple of `heads`, and key
+    heads to one of `key_heads`. The skews were swept on the compiler's schedules.
     """
     group = value_heads // key_heads
-    fitting = [
-        heads
-        for heads in range(1, min(CHAINS, value_heads) + 1)
-        if value_heads % heads == 0
-        and (heads % group == 0 or group % heads == 0)
-        and _lanes_fit(heads, value_heads, P)
-        and _lanes_fit(max(1, heads // group), key_heads, H)
-        and _block_bytes(heads, H, P, dtype) <= BLOCK_BYTES
-    ]
-    if not fitting:
-        raise NotImplementedError(
-            f"{key_heads} key heads of {H} and {value_heads} value heads of {P} cannot be cut into "
-            f"blocks of whole {LANES} lanes; head dimensions of {LANES} always can"
-        )
-    heads = max(fitting)
+    most = max(1, min(CHAINS, BLOCK_BYTES // _head_bytes(H, P, dtype)))
+    if group > most:
+        heads = max(n for n in range(1, most + 1) if group % n == 0)
+    else:
+        programs = -(-key_heads // (most // group))
+        heads = -(-key_heads // programs) * group
     share = dict(
         heads=heads,
         key_heads=max(1, heads // group),
@@ -81,13 +70,9 @@ def choose_blocks(
     return blocks(max(2, CHAINS // heads), 0.3), blocks(max(1, CHAINS // heads), 0.05)
 
 
-def _lanes_fit(heads: int, all_heads: int, width: int) -> bool:
-    return heads == all_heads or heads * width % LANES == 0
-
-
-def _block_bytes(heads: int, H: int, P: int, dtype) -> int:
-    """VMEM of a chunk's arrays in the backward kernel, twice for the pipeline."""
+def _head_bytes(H: int, P: int, dtype) -> int:
+    """VMEM of a chunk of a head in the backward kernel, twice what the pipeline loads."""
     item = jnp.dtype(dtype).itemsize
     arrays = CHUNK * (4 * H + 3 * P) + H * P
     inverse = CHUNK * CHUNK * 4
-    return heads * (2 * (item * arrays + inverse) + 4 * H * P)
+    return 2 * (item * arrays + inverse) + 4 * H * P

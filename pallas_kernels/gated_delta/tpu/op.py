@@ -10,14 +10,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.gated_delta.tpu.backward import backward
-from pallas_kernels.gated_delta.tpu.blocks import CHUNK, choose_blocks
+from pallas_kernels.gated_delta.tpu.blocks import CHUNK, LANES, choose_blocks
 from pallas_kernels.gated_delta.tpu.forward import forward
 from pallas_kernels.gated_delta.tpu.gates import chunk_gates, gate_gradients
 from pallas_kernels.gated_delta.tpu.layout import Layout
 from pallas_kernels.target import target
 from pallas_kernels.varying import vary_alike
 
-HEAD_DIMS = (64, 128, 256)
+MAX_HEAD_DIM = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,12 @@ def gated_delta_tpu(
 ):
     """See `api.gated_delta`.
 
+    Head dimensions up to 256 are filled up with zeros to whole lanes, 128 or 256.
+
     Between forward and backward it keeps the state that enters each chunk of 128 tokens and the
     chunk's inverse: H * P / 128 + 256 numbers in bf16 a token and value head (float32: H * P / 128
-    + 128). They are named "gated_delta_states" and "gated_delta_inverses" for the policies of
-    `jax.checkpoint`.
+    + 128). `jax.checkpoint` policies know them as "gated_delta_states" and
+    "gated_delta_inverses".
 
     Raises:
       NotImplementedError: another device, dtype or head dimension than the kernels are for.
@@ -49,27 +51,34 @@ def gated_delta_tpu(
     _check(q_BTKH, k_BTKH, v_BTNP, interpret)
     B, T, K, H = k_BTKH.shape
     N, P = v_BTNP.shape[2:]
-    chunks = -(-T // CHUNK)
+    H_full, P_full = (size + -size % LANES for size in (H, P))
     blocks = choose_blocks(
-        chunks=chunks,
+        chunks=-(-T // CHUNK),
         key_heads=K,
         value_heads=N,
-        H=H,
-        P=P,
+        H=H_full,
+        P=P_full,
         dtype=v_BTNP.dtype,
         device_kind=target(q_BTKH).device_kind,
     )
-    shape = dict(length=chunks * CHUNK, value_heads=N, H=H, P=P)
+    heads = blocks[0].heads
+    keys = lambda x: _fill(x, (1, CHUNK), (2, blocks[0].key_heads), (3, LANES))
+    values = lambda x: _fill(x, (1, CHUNK), (2, heads), (3, LANES))
+    gates = lambda x: _fill(x, (1, CHUNK), (2, heads))
+    v_full = values(v_BTNP)
+    arrays = (keys(q_BTKH), keys(k_BTKH), v_full, gates(log_decay_BTN), gates(beta_BTN))
+    shape = dict(length=v_full.shape[1], value_heads=v_full.shape[2], H=H_full, P=P_full)
     call = Call(
         forward=Layout(blocks=blocks[0], reverse=False, **shape),
         backward=Layout(blocks=blocks[1], reverse=True, **shape),
         scale=scale,
         interpret=interpret,
     )
-    flat = lambda x: _pad_time(x.reshape(B, T, -1), chunks * CHUNK)
-    sequences = map(flat, (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN))
-    out_BTD, state_BNHP = _rule(call, *vary_alike(*sequences, state_BNHP))
-    return out_BTD[:, :T].reshape(v_BTNP.shape), state_BNHP
+    flat = (x.reshape(B, x.shape[1], -1) for x in arrays)
+    state = _fill(state_BNHP, (1, heads), (2, LANES), (3, LANES))
+    out_BTD, state = _rule(call, *vary_alike(*flat, state))
+    out_BTNP = out_BTD.reshape(v_full.shape)[:, :T, :N, :P]
+    return out_BTNP, state[:, :N, :H, :P]
 
 
 def _check(q_BTKH, k_BTKH, v_BTNP, interpret) -> None:
@@ -85,16 +94,18 @@ def _check(q_BTKH, k_BTKH, v_BTNP, interpret) -> None:
             f"q, k and v are {', '.join(sorted(dtypes))}; all bfloat16 or all float32 are accepted"
         )
     for name, size in (("q and k", q_BTKH.shape[-1]), ("v", v_BTNP.shape[-1])):
-        if size not in HEAD_DIMS:
+        if size > MAX_HEAD_DIM:
             raise NotImplementedError(
-                f"the head dimension of {name} is {size}; {HEAD_DIMS} are accepted"
+                f"the head dimension of {name} is {size}; at most {MAX_HEAD_DIM} is accepted"
             )
 
 
-def _pad_time(x_BTD, length: int):
-    """Tokens of zeros at the end: no decay, no write."""
-    missing = length - x_BTD.shape[1]
-    return jnp.pad(x_BTD, [(0, 0), (0, missing), (0, 0)]) if missing else x_BTD
+def _fill(x, *multiples: tuple[int, int]):
+    """Zeros at the end of axes, up to a multiple: (axis, multiple). Zeros write nothing."""
+    widths = [(0, 0)] * x.ndim
+    for axis, multiple in multiples:
+        widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths) if any(width for _, width in widths) else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
