@@ -40,7 +40,7 @@ def gated_delta_gpu(
     T, (H, P) = q_BTKH.shape[1], state_BNHP.shape[2:]
     sequences = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN)
     sequences = vary_alike(*map(_filled_up, sequences), _filled_up_state(state_BNHP))
-    out_BTNP, state_BNPH = _rule(scale, _interpreter(interpret), *sequences)
+    out_BTNP, state_BNPH = _rule(scale, interpreter(interpret), *sequences)
     return out_BTNP[:, :T, :, :P], jnp.swapaxes(state_BNPH, 2, 3)[:, :, :H, :P]
 
 
@@ -58,7 +58,7 @@ def check_machine(array, interpret) -> None:
         )
 
 
-def _interpreter(interpret):
+def interpreter(interpret):
     if interpret is not True:
         return interpret
     import jax.experimental.pallas.mosaic_gpu as plgpu

@@ -1,0 +1,97 @@
+"""The decode step of the gated delta rule on Hopper: one read and one write of the state.
+
+A warpgroup has all rows and some columns of one head's state in registers. A step is 4 H P
+multiply-adds on 8 H P bytes of state, far below what keeps memory busy: the tensor cores stay idle
+and everything is exact in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.gated_delta.gpu.op import check_machine, interpreter
+from pallas_kernels.gated_delta.reference import gated_delta_step_reference
+from pallas_kernels.varying import array_type, vary_alike
+
+HEAD_DIMS = (64, 128, 256)
+COLUMNS = 32
+
+
+def gated_delta_step_gpu(
+    q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret=False
+):
+    """See `api.gated_delta_step`. Writes the new state over the old where the caller donates it.
+
+    Raises:
+      NotImplementedError: another device, jax, dtype or head dimension than the kernel is for.
+    """
+    check_machine(q_BKH, interpret)
+    for name, x in dict(q=q_BKH, k=k_BKH, v=v_BNP).items():
+        if x.dtype not in (jnp.bfloat16, jnp.float32):
+            raise NotImplementedError(f"{name} is {x.dtype}; bfloat16 and float32 are accepted")
+        if x.shape[-1] not in HEAD_DIMS:
+            raise NotImplementedError(
+                f"the head dimension of {name} is {x.shape[-1]}; {HEAD_DIMS} are accepted"
+            )
+    arrays = vary_alike(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
+    return _rule(scale, interpreter(interpret), *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rule(scale, interpret, *arrays):
+    return vmap_into_batch(functools.partial(_call, scale=scale, interpret=interpret))(*arrays)
+
+
+def _forward(scale, interpret, *arrays):
+    return _rule(scale, interpret, *arrays), arrays
+
+
+def _backward(scale, interpret, arrays, cotangents):
+    reference = functools.partial(gated_delta_step_reference, scale=scale)
+    return jax.vjp(reference, *arrays)[1](cotangents)
+
+
+_rule.defvjp(_forward, _backward)
+
+
+def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret):
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    B, N, _, P = state_BNHP.shape
+    gates_BN2 = jnp.stack([jnp.exp(log_decay_BN), beta_BN], axis=-1)
+    q_BKH = q_BKH.astype(jnp.float32) * scale
+    inputs = (q_BKH, *(x.astype(jnp.float32) for x in (k_BKH, v_BNP, gates_BN2)))
+    state_ref = jax.new_ref(state_BNHP)
+    (out_BNP,) = plgpu.kernel(
+        functools.partial(_kernel, group=N // k_BKH.shape[1], interpret=bool(interpret)),
+        out_type=[array_type(v_BNP.shape, jnp.float32, like=inputs)],
+        grid=(B, N, P // COLUMNS),
+        grid_names=("b", "n", "block"),
+        kernel_name="gated_delta_step",
+        interpret=interpret,
+    )(*inputs, state_ref)
+    return out_BNP.astype(v_BNP.dtype), jax.freeze(state_ref)
+
+
+def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, *, group, interpret):
+    from pallas_kernels.gated_delta.gpu import blocks
+
+    b, n, block = (jax.lax.axis_index(axis) for axis in ("b", "n", "block"))
+    columns = pl.ds(block * COLUMNS, COLUMNS)
+    shape = (state_BNHP.shape[2], COLUMNS)
+    key_head = jax.lax.div(n, jnp.int32(group))
+    q_H1, k_H1 = (
+        blocks.on_rows(blocks.row_vector(x.at[b, key_head]), shape) for x in (q_BKH, k_BKH)
+    )
+    v_P = blocks.column_vector(v_BNP.at[b, n, columns])
+    state_HP = blocks.matrix(state_BNHP.at[b, n, :, columns])
+    state_HP = blocks.registers(state_HP * gates_BN2[b, n, 0])
+    read_P = jnp.sum(blocks.registers(state_HP * k_H1), axis=0)
+    write_P = (v_P - read_P) * gates_BN2[b, n, 1]
+    state_HP = blocks.registers(state_HP + k_H1 * blocks.on_columns(write_P, shape))
+    blocks.put(state_BNHP.at[b, n, :, columns], state_HP, interpret=interpret)
+    out_P = jnp.sum(blocks.registers(state_HP * q_H1), axis=0)
+    blocks.put(out_BNP.at[b, n, columns], out_P, interpret=interpret)
