@@ -16,6 +16,7 @@ from pathlib import Path
 _INSTRUCTION = re.compile(r"\s*\S+?:\S:\S:\S:(\d\d)\s+/\*[0-9a-f]+\*/\s+(.*?)\s*$")
 _LABEL = re.compile(r"\s*(\.L_\S+):")
 _LOOP_BRANCH = re.compile(r"@!?U?P\w+ BRA\S*\s.*`\((\.L_\S+)\)")
+_NOTE = re.compile(r"^ptxas .*?(?:info|warning) *: *(\(C\d+\) .*|Potential .*)$", re.MULTILINE)
 _WGMMA = re.compile(r"(?:@!?U?P\w+ )?HGMMA\.64x(\d+)x(\d+)")
 
 
@@ -44,9 +45,10 @@ class GpuKernel:
     Attributes:
       registers: per thread.
       spill_bytes: local memory stored and loaded because registers ran out, per thread.
-      shared_memory: bytes per block.
+      shared_memory: bytes per block; of several kernels of one name, of the one with the most.
       code: all of it.
       loop: the body of the loop with the most matrix products; None without one.
+      notes: the assembler's, such as matrix products that it makes wait for each other.
     """
 
     name: str
@@ -55,6 +57,7 @@ class GpuKernel:
     shared_memory: int
     code: Code
     loop: Code | None
+    notes: tuple[str, ...] = ()
 
     @property
     def wgmma(self) -> int:
@@ -74,16 +77,23 @@ def _order(path: Path) -> int:
 def _read_kernel(path: Path) -> GpuKernel:
     report = path.read_text()
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
-    resources = path.with_suffix(".resources.txt").read_text()
     listing = path.with_suffix(".sass_ctrl").read_text()
     return GpuKernel(
         name=path.stem,
         registers=int(re.search(r"Used (\d+) registers", report)[1]),
         spill_bytes=sum(map(int, spills)),
-        shared_memory=int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1]),
+        shared_memory=max(_shared_memory(path)),
         code=read_code(listing),
         loop=read_loop(listing),
+        notes=tuple(_NOTE.findall(report)),
     )
+
+
+def _shared_memory(path: Path) -> list[int]:
+    """Of the kernels of this name: they are numbered anew when they are assembled."""
+    name = re.compile(re.escape(path.stem.rpartition("_")[0]) + r"_\d+\.resources\.txt")
+    texts = [x.read_text() for x in path.parent.iterdir() if name.fullmatch(x.name)]
+    return [int(re.search(r"smem_scratch_bytes=(\d+)", text)[1]) for text in texts]
 
 
 def read_code(listing: str) -> Code:

@@ -45,4 +45,5 @@ def _tpu_kernel(fields: dict[str, Any]) -> TpuKernel:
 
 def _gpu_kernel(fields: dict[str, Any]) -> GpuKernel:
     loop = fields["loop"] and Code(**fields["loop"])
-    return GpuKernel(**{**fields, "code": Code(**fields["code"]), "loop": loop})
+    code, notes = Code(**fields["code"]), tuple(fields["notes"])
+    return GpuKernel(**{**fields, "code": code, "loop": loop, "notes": notes})

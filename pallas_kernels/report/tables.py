@@ -1,11 +1,14 @@
 """The report as text: plain tables, or Markdown."""
 
+import re
 from collections.abc import Sequence
 
 from pallas_kernels.hardware_free.gpu import GpuProgram
 from pallas_kernels.hardware_free.tpu import TpuProgram
 from pallas_kernels.report.chips import CHIPS
 from pallas_kernels.report.rows import Row
+
+_NOTE_CODE = re.compile(r"\((C\d+)\)")
 
 TPU_COLUMNS = (
     "implementation",
@@ -47,6 +50,7 @@ GPU_COLUMNS = (
     "wgmma",
     "stall cycles",
     "loop: stall / tensor cycles",
+    "ptxas notes",
 )
 LOCAL_COLUMNS = ("implementation", "pass", "shape", "measured ms", "floor ms", "x floor", "useful")
 
@@ -135,8 +139,10 @@ def markdown(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def plain(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they must be; the last cell of a short line runs on."""
-    fit = [names, *(line for line in body if len(line) == len(names))]
-    widths = [max(len(line[i]) for line in fit) for i in range(len(names))]
+    widths = [len(name) for name in names]
+    for line in body:
+        aligned = line if len(line) == len(names) else line[:-1]
+        widths[: len(aligned)] = map(max, widths, map(len, aligned))
     pad = lambda line: "  ".join(
         cell.ljust(width) for cell, width in zip(line, widths, strict=False)
     )
@@ -176,6 +182,7 @@ def _gpu_cells(row: Row, head: list[str], program: GpuProgram) -> list[list[str]
                 str(kernel.wgmma),
                 str(kernel.code.stall_cycles),
                 f"{loop.stall_cycles} / {loop.tensor_cycles}" if loop else "-",
+                ", ".join(_NOTE_CODE.findall(" ".join(kernel.notes))) or "-",
             ]
         )
     return found or [[*start, "XLA's own kernels only"]]

@@ -8,7 +8,7 @@ import pytest
 
 from pallas_kernels.hardware_free import gpu
 from pallas_kernels.hardware_free.isolated import IsolatedError, run_isolated
-from pallas_kernels.hardware_free.sass import read_code, read_loop
+from pallas_kernels.hardware_free.sass import read_code, read_kernels, read_loop
 from tests.kernels import programs
 
 TILE = jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)
@@ -51,6 +51,28 @@ def test_loop_is_what_a_predicated_backward_branch_encloses():
 
 def test_return_from_out_of_line_code_is_no_loop():
     assert read_loop(LISTING.replace("@P1 BRA", "@P1 NOP")) is None
+
+
+def test_kernel_is_put_together_from_its_dumps(tmp_path):
+    """Resources are numbered when lowered, the rest when assembled; notes are kept."""
+    (tmp_path / "scan_1.ptxas").write_text(
+        "ptxas /x, line 4; info    : Potential out of bound access\n"
+        "ptxas info    : (C7514) Potential Performance Loss: serialized\n"
+        "ptxas info    : Compiling entry function 'scan' for 'sm_90a'\n"
+        "    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n"
+        "ptxas info    : Used 168 registers, used 2 barriers, 1 bytes smem\n"
+    )
+    (tmp_path / "scan_1.sass_ctrl").write_text(LISTING)
+    (tmp_path / "scan_7.resources.txt").write_text("Resources(smem_scratch_bytes=4096, x=1)")
+    (tmp_path / "scan_2_0.resources.txt").write_text("Resources(smem_scratch_bytes=9999, x=1)")
+    (kernel,) = read_kernels(str(tmp_path))
+    assert (kernel.name, kernel.registers, kernel.spill_bytes) == ("scan_1", 168, 28)
+    assert kernel.shared_memory == 4096
+    assert kernel.wgmma == 2 and kernel.loop.wgmma == 1
+    assert kernel.notes == (
+        "Potential out of bound access",
+        "(C7514) Potential Performance Loss: serialized",
+    )
 
 
 def test_small_kernel_compiles_for_h200():

@@ -52,7 +52,13 @@ def tpu_program(cycles=500_000.0):
 def gpu_program():
     code = Code(instructions=10, wgmma=4, stall_cycles=30, tensor_cycles=20)
     kernel = GpuKernel(
-        name="scan_0", registers=200, spill_bytes=8, shared_memory=2048, code=code, loop=code
+        name="scan_0",
+        registers=200,
+        spill_bytes=8,
+        shared_memory=2048,
+        code=code,
+        loop=code,
+        notes=("(C7514) matrix products wait",),
     )
     return GpuProgram(
         kernels=(kernel, dataclasses.replace(kernel, loop=None)),
@@ -156,7 +162,8 @@ def test_gpu_row_has_a_line_a_kernel(monkeypatch):
     monkeypatch.setattr(rows, "compile_for_h200", lambda *args: gpu_program())
     lines = tables.cells(make_row(task(chip="h200")))
     assert [len(line) for line in lines] == [len(tables.GPU_COLUMNS)] * 2
-    assert lines[0][-7:] == ["scan_0", "200", "8", "2.0", "4", "30", "30 / 20"]
+    assert lines[0][-8:] == ["scan_0", "200", "8", "2.0", "4", "30", "30 / 20", "C7514"]
+    assert lines[1][-2] == "-"
 
 
 def test_refusals_are_told_once():
@@ -179,6 +186,15 @@ def test_refusal_is_a_row_that_says_so(monkeypatch):
     refused = make_row(task(chip="local", shape=SMALL))
     assert refused.refusal == "head size 16; 64, 128 or 256 is accepted"
     assert refused.seconds is None
+
+
+def test_columns_are_as_wide_as_their_cells():
+    body = [["a" * 9, "b", "c"], ["dd", "a sentence that runs on"]]
+    assert tables.plain(("x", "y", "z"), body).splitlines() == [
+        "x          y  z",
+        "aaaaaaaaa  b  c",
+        "dd         a sentence that runs on",
+    ]
 
 
 @pytest.fixture
