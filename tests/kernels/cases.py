@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Keys = Literal["random", "identical", "cosine 0.9", "zero"]
+Keys = Literal["random", "identical", "identical, rounded", "cosine 0.9", "zero"]
 Segments = Literal["one", "packed", "left padding", "middle padding", "right padding", "mixed"]
 
 
@@ -19,7 +19,8 @@ class Case:
     value_heads: N.
     key_dim: H.
     value_dim: P.
-    keys: how alike the keys are, all of unit length or zero.
+    keys: how alike the keys are, all of unit length or zero. "identical" ones are exactly of
+      unit length in every dtype, "identical, rounded" only as far as rounding goes.
     beta: of every token; random in (0, 1) if None.
     log_decay: of every token; "random" as a model has it, "mixed" draws from the extremes.
     segments: how documents and padding stand in a row.
@@ -53,11 +54,11 @@ class Inputs(NamedTuple):
     segment_ids_BT: jax.Array
 
 
-LENGTHS = [Case(name=f"T={t}", length=t) for t in (1, 31, 32, 33, 63, 64, 65, 257)]
-SHAPES = [
+LENGTHS = [Case(name=f"T={t}", length=t) for t in (1, 63, 64, 65, 257, 1000)]
+HEADS = [
     Case(name="zero state", state=False),
-    Case(name="one value head a key head, H = P", value_heads=2, value_dim=16),
-    Case(name="four value heads a key head, H < P", key_heads=1, key_dim=8, value_dim=24),
+    Case(name="1 value head a key head, H = P", value_heads=2, value_dim=16),
+    Case(name="4 value heads a key head, H < P", key_heads=1, key_dim=8, value_dim=24),
 ]
 SEGMENTS = [
     Case(name=name, segments=name)
@@ -67,7 +68,7 @@ HOSTILE = [
     Case(name="identical keys, beta 1", keys="identical", beta=1.0, log_decay=0.0),
     Case(name="identical keys, beta 2", keys="identical", beta=2.0, log_decay=0.0),
     Case(name="identical keys, beta 2, decay", keys="identical", beta=2.0),
-    Case(name="cosine 0.9", keys="cosine 0.9", beta=0.9, log_decay=0.0),
+    Case(name="cosine 0.9, beta 0.9", keys="cosine 0.9", beta=0.9, log_decay=0.0),
     Case(name="cosine 0.9, beta 2", keys="cosine 0.9", beta=2.0, log_decay=0.0),
     Case(name="log-decay 0", log_decay=0.0),
     Case(name="log-decay -20", log_decay=-20.0),
@@ -76,12 +77,43 @@ HOSTILE = [
     Case(name="log-decay mixed, packed", log_decay="mixed", segments="mixed"),
     Case(name="zero keys", keys="zero"),
 ]
-FLOAT32 = LENGTHS + SHAPES + SEGMENTS + HOSTILE
-BFLOAT16 = [
-    dataclasses.replace(case, name=f"{case.name}, bf16", dtype="bfloat16")
-    for case in (LENGTHS[-1], SEGMENTS[-1], HOSTILE[0], HOSTILE[3], HOSTILE[8])
-]
-CASES = FLOAT32 + BFLOAT16
+FORMS = [*SEGMENTS, *HOSTILE]  # one shape: an implementation compiles once for all of them
+CASES = [*LENGTHS, *HEADS, *FORMS]
+
+
+def wide(case: Case, size: int) -> Case:
+    """The case with heads as kernels take them, long enough to cross a chunk of theirs."""
+    return dataclasses.replace(
+        case,
+        length=200 if case.length == Case.length else case.length,
+        batch=1,
+        key_heads=1,
+        value_heads=2,
+        key_dim=size,
+        value_dim=size,
+    )
+
+
+def wide_cases(size: int) -> list[Case]:
+    """What every implementation is measured on, with heads of `size`."""
+    plain = wide(Case(name="random"), size)
+    groups = [(2, 2), (2, 4), (1, 4)]
+    sizes = [(64, 64), (128, 128), (256, 256), (64, 128)]
+    return [
+        *(wide(case, size) for case in (*LENGTHS, HEADS[0], *FORMS)),
+        *(
+            dataclasses.replace(plain, name=f"K={K}, N={N}", key_heads=K, value_heads=N)
+            for K, N in groups
+        ),
+        *(
+            dataclasses.replace(plain, name=f"H={H}, P={P}", key_dim=H, value_dim=P)
+            for H, P in sizes
+        ),
+    ]
+
+
+def in_dtype(case: Case, dtype: str) -> Case:
+    return dataclasses.replace(case, dtype=dtype)
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -140,11 +172,19 @@ def _keys(case: Case, rng) -> np.ndarray:
     if case.keys == "random":
         return _unit(rng.normal(size=(B, T, K, H)))
     common = _unit(rng.normal(size=(B, 1, K, H)))
-    if case.keys == "identical":
+    if case.keys == "identical, rounded":
         return np.broadcast_to(common, (B, T, K, H))
+    if case.keys == "identical":
+        return np.broadcast_to(_signs(common), (B, T, K, H))
     other = rng.normal(size=(B, T, K, H))
     other = _unit(other - np.sum(other * common, axis=-1, keepdims=True) * common)
     return np.sqrt(0.9) * common + np.sqrt(0.1) * other
+
+
+def _signs(x):
+    """+-1/r in r^2 places, r a power of two, so that the length is 1 in any dtype."""
+    root = 2 ** (int(np.log2(x.shape[-1])) // 2)
+    return np.where(np.arange(x.shape[-1]) < root**2, np.sign(x) / root, 0.0)
 
 
 def _log_decay(case: Case, rng) -> np.ndarray:
