@@ -6,7 +6,7 @@ as in `scan` and `intra` (L = beta K K^T * D below the diagonal; Q comes with th
     dQ = e^g dO S^T + dQK K                          dQK = dO U^T * D
     dK = -beta e^g dR S^T + e^(g_C - g) U dS^T + (dKK + dKK^T) K + dQK^T Q
     dKK = dL * D beta below the diagonal, dL = -dR U^T
-    dV = beta dR                                     dbeta = rows of dR * (V - e^g K S) + dL * L / beta
+    dV = beta dR              dbeta = row sums of dR * (V - e^g K S) + dL * L / beta
 
 The gradient of a log decay at m sums what crosses m: M_ij = (dP * P + dL * L)_ij with j < m <= i,
 what tokens from m on read of S, what tokens before m write for dS, and e^g_C <S, dS>. Nothing is
@@ -100,7 +100,7 @@ def _buffers() -> dict:
         values_XCP=blocks.operand(HALVES, CHUNK, HALF),
         sums_XC=blocks.vectors(DBETA + 1, CHUNK),
         dlog_decay_C=blocks.vectors(CHUNK),
-        inside_loaded=plgpu.Barrier(num_arrivals=10),
+        inside_loaded=plgpu.Barrier(num_arrivals=12),
         states_loaded=plgpu.Barrier(num_arrivals=4),
         values_loaded=plgpu.Barrier(num_arrivals=2),
         inside_done=plgpu.Barrier(num_arrivals=HALVES),
@@ -146,7 +146,11 @@ def _body(
             *halves_of(q.at[b, tokens, key_head], smem["q_XCH"]),
             (gates.at[b, n, z], smem["row_gates_XC"]),
             (gates.at[b, n, z], smem["column_gates_XC"]),
-            (derrors.at[b, n, z], smem["derror_PC"]),
+            (derrors.at[b, n, z, 0], smem["derror_PC"]),
+            *(
+                (derrors.at[b, n, z, 1, x], y)
+                for x, y in zip(columns, _low_errors(smem), strict=True)
+            ),
             (writes.at[b, n, z, 0], smem["writes_XPC"].at[0]),
             (writes.at[b, n, z, 1], smem["writes_XPC"].at[1]),
             (dout.at[b, tokens, n], smem["dout_CP"]),
@@ -215,15 +219,15 @@ def _with_keys(left_XCH, k_XCH, product):
     return product(*((left_XCH.at[x], transposed(k_XCH.at[x])) for x in range(HALVES)))
 
 
-def _with_writes(left, smem, product):
-    """left U^T, for left as [C, P]."""
-    return product(*((left, smem["writes_XPC"].at[part]) for part in (1, 0)))
+def _low_errors(smem):
+    """The second part of dR, in two halves of P: it lies where V will be."""
+    return tuple(smem["values_XCP"].at[x] for x in range(HALVES))
 
 
 def _scores_gradient(row, smem, product, scale) -> None:
     """Leaves dQK, and its share of M, in shared memory."""
     i_CC, j_CC = blocks.indices()
-    dscores_CC = _with_writes(smem["dout_CP"], smem, product)
+    dscores_CC = product(*((smem["dout_CP"], smem["writes_XPC"].at[part]) for part in (1, 0)))
     dscores_CC = registers(dscores_CC * _decay(row, smem) * scale)
     smem["dscores_high_CC"][...], smem["dscores_low_CC"][...] = blocks.parts(dscores_CC)
     scores_CC = _with_keys(smem["q_XCH"], smem["k_XCH"], product)
@@ -232,9 +236,20 @@ def _scores_gradient(row, smem, product, scale) -> None:
 
 
 def _system_gradient(row, smem, product) -> None:
-    """Leaves dKK, its share of M where V will be, and the part of dbeta through L."""
+    """Leaves dKK, its share of M where V will be, and the part of dbeta through L.
+
+    dR is taken in two parts here: with keys that repeat, dL * L nearly cancels in both gates.
+    """
     i_CC, j_CC = blocks.indices()
-    dlower_CC = _with_writes(transposed(smem["derror_PC"]), smem, product)
+    high_PC, writes_PC = smem["derror_PC"], smem["writes_XPC"].at[0]
+    dlower_CC = product(
+        *(
+            (transposed(low_PC), writes_PC.at[pl.ds(x * HALF, HALF)])
+            for x, low_PC in enumerate(_low_errors(smem))
+        ),
+        (transposed(high_PC), smem["writes_XPC"].at[1]),
+        (transposed(high_PC), writes_PC),
+    )
     dlower_CC = registers(jnp.where(i_CC > j_CC, -dlower_CC * _decay(row, smem), 0.0))
     beta_C1 = blocks.on_rows(row(BETA))
     smem["dkeys_CC"][...] = blocks.rounded(dlower_CC * beta_C1)

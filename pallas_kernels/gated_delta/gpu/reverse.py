@@ -24,12 +24,12 @@ from pallas_kernels.gated_delta.gpu.pipeline import STAGES
 class Cotangents(NamedTuple):
     """Attributes:
     states_BNZPH: of the state that leaves each chunk, in bf16.
-    errors_BNZPC: dR of each chunk, in bf16.
+    errors_BNZXPC: dR of each chunk, in two bf16 parts.
     initial_BNPH: of the initial state, float32.
     """
 
     states_BNZPH: jax.Array
-    errors_BNZPC: jax.Array
+    errors_BNZXPC: jax.Array
     initial_BNPH: jax.Array
 
 
@@ -44,7 +44,7 @@ def reverse(q_BTKH, k_BTKH, dout_BTNP, gates_BNZXC, intra: Intra, dstate_BNPH, *
             grid=pipeline.grid(gates_BNZXC),
             outputs=[
                 ((B, N, Z, HEAD, HEAD), jnp.bfloat16),
-                ((B, N, Z, HEAD, CHUNK), jnp.bfloat16),
+                ((B, N, Z, 2, HEAD, CHUNK), jnp.bfloat16),
                 (dstate_BNPH.shape, jnp.float32),
             ],
             scratch=dict(
@@ -52,7 +52,7 @@ def reverse(q_BTKH, k_BTKH, dout_BTNP, gates_BNZXC, intra: Intra, dstate_BNPH, *
                 q_SCH=blocks.operand(STAGES, CHUNK, HEAD),
                 scores_SCC=blocks.operand(STAGES, CHUNK, CHUNK),
                 dstate_PH=blocks.operand(HALF, HEAD),
-                derror_PC=blocks.operand(HALF, CHUNK),
+                derror_XPC=blocks.operand(2, HALF, CHUNK),
             ),
             warpgroups=2,
             interpret=interpret,
@@ -79,7 +79,7 @@ def _body(
 ):
     at = pipeline.place(group)
     product = functools.partial(blocks.product, interpret=interpret)
-    dstate_PH_ref, derror_PC_ref = smem["dstate_PH"], smem["derror_PC"]
+    dstate_PH_ref, derror_XPC = smem["dstate_PH"], smem["derror_XPC"]
 
     def copies(chunk, stage):
         return (
@@ -102,7 +102,7 @@ def _body(
         )
         inverse_parts = pipeline.parts_at(smem["inverse_SCC"], stage)
         derror_PC = product(*blocks.precise(blocks.parts(dwrite_PC), inverse_parts))
-        derror_PC_ref[...] = blocks.rounded(derror_PC)
+        derror_XPC[0], derror_XPC[1] = blocks.parts(derror_PC)
         read_PC = blocks.rounded(registers(dout_PC.astype(jnp.float32)) * column(OUT_ENTRY))
         high, low = blocks.parts(registers(derror_PC * -column(BETA_ENTRY)))
         dstate_PH = product(
@@ -111,9 +111,11 @@ def _body(
             (read_PC, q_CH),
             start=pipeline.decayed(dstate_PH, smem, stage),
         )
+        target = derrors.at[at.b, at.n, chunk]
         return dstate_PH, (
             (dstate_PH_ref, dstates.at[at.b, at.n, chunk, at.values]),
-            (derror_PC_ref, derrors.at[at.b, at.n, chunk, at.values]),
+            (derror_XPC.at[0], target.at[0, at.values]),
+            (derror_XPC.at[1], target.at[1, at.values]),
         )
 
     place = (at.b, at.n, at.values)
