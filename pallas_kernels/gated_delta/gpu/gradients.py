@@ -169,6 +169,7 @@ def _body(
     @pl.when(half == 0)
     def _cross():
         smem["dlog_decay_C"][...] = _crossing(smem, product)
+        plgpu.commit_smem()
         blocks.copy_in(smem["values_loaded"], *halves_of(v.at[b, tokens, n], smem["values_XCP"]))
 
     plgpu.barrier_wait(smem["states_loaded"])
