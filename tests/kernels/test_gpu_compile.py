@@ -1,0 +1,59 @@
+"""The Hopper kernels through the real compiler, for an H200, without one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels.gated_delta.gpu.op import OLDEST_JAX, gated_delta_gpu
+from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
+from pallas_kernels.hardware_free.gpu import compile_for_h200, missing_tools
+
+SHARED_MEMORY = 232448  # bytes a program of an H200 can have
+SCALE = 128**-0.5
+KERNELS = ("intra", "scan", "visit", "reverse", "gradients")
+
+
+def needs_gpu_compiler():
+    if jax.__version_info__ < OLDEST_JAX:
+        pytest.skip(f"the Hopper kernels need jax 0.11, this is {jax.__version__}")
+    if missing := missing_tools():
+        pytest.skip(f"no {', '.join(missing)} here (extra hardware_free)")
+
+
+def shapes(*, batch: int, length: int, key_heads: int, value_heads: int):
+    B, T, K, N = batch, length, key_heads, value_heads
+    array = jax.ShapeDtypeStruct
+    keys = array((B, T, K, 128), jnp.bfloat16)
+    gate = array((B, T, N), jnp.float32)
+    values, state = array((B, T, N, 128), jnp.bfloat16), array((B, N, 128, 128), jnp.float32)
+    return keys, keys, values, gate, gate, state
+
+
+def forward_and_backward(*arrays):
+    results, pull = jax.vjp(functools.partial(gated_delta_gpu, scale=SCALE), *arrays)
+    return results, pull(jax.tree.map(jnp.ones_like, results))
+
+
+def test_forward_and_backward_compile_at_production_size():
+    needs_gpu_compiler()
+    sizes = shapes(batch=1, length=8192, key_heads=16, value_heads=16)
+    program = compile_for_h200(forward_and_backward, *sizes)
+    kernels = {kernel.name.rsplit("_", 1)[0]: kernel for kernel in program.kernels}
+    assert set(kernels) == {f"gated_delta_{x}" for x in KERNELS}
+    for name, kernel in kernels.items():
+        assert kernel.spill_bytes == 0, name
+        assert kernel.shared_memory <= SHARED_MEMORY, name
+        assert kernel.code.wgmma > 0, name
+    for scan in ("scan", "visit", "reverse"):
+        assert kernels[f"gated_delta_{scan}"].loop.wgmma > 0
+
+
+def test_step_compiles_without_spills():
+    needs_gpu_compiler()
+    sizes = shapes(batch=8, length=1, key_heads=16, value_heads=32)
+    tokens = [jax.ShapeDtypeStruct((8, *x.shape[2:]), x.dtype) for x in sizes[:5]]
+    step = functools.partial(gated_delta_step_gpu, scale=SCALE)
+    (kernel,) = compile_for_h200(step, *tokens, sizes[5]).kernels
+    assert kernel.spill_bytes == 0
