@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.varying import vary_alike
+
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -42,6 +44,7 @@ def _diagonal_blocks(matrix, block: int):
 def _substitute(lower):
     """Row i of the inverse is e_i minus row i of `lower` times the rows above."""
     unit = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+    unit, lower = vary_alike(unit, lower)
 
     def row(i, inverse):
         read = lambda matrix: jax.lax.dynamic_index_in_dim(matrix, i, axis=-2)

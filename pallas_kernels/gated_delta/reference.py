@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta.segments import state_runs
+from pallas_kernels.varying import vary_alike
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
@@ -57,6 +58,7 @@ def gated_delta_reference(
         return state_BNHP, jnp.where(real_B[:, None, None], out_BNP, 0.0)
 
     tokens = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, starts_BT, segment_ids_BT != 0)
-    time_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
+    state_BNHP, *tokens = vary_alike(state_BNHP, *tokens)
+    time_first = tuple(jnp.moveaxis(x, 1, 0) for x in tokens)
     state_BNHP, out_TBNP = jax.lax.scan(step, state_BNHP, time_first)
     return jnp.moveaxis(out_TBNP, 0, 1), state_BNHP

@@ -38,6 +38,10 @@ class Implementation:
     padding_trace: float = 0.0
     unavailable: str = ""
 
+    @property
+    def is_kernel(self) -> bool:
+        return bool(self.head_dims)
+
     def takes(self, case: Case) -> bool:
         sizes = {case.key_dim, case.value_dim}
         return case.dtype in self.dtypes and (not self.head_dims or sizes <= set(self.head_dims))

@@ -1,0 +1,80 @@
+"""Every implementation under jit, vmap, jax.checkpoint and shard_map."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import gated_delta
+from tests.kernels.cases import Case, make_inputs, wide
+from tests.kernels.implementations import IMPLEMENTATIONS, assert_results, expected
+from tests.kernels.oracle import Results, cotangents
+from tests.tolerances import KERNEL, error_ratio
+
+GRADIENTS = Results._fields[2:]
+SMALL = Case(name="transformed", length=40)
+
+
+def case_of(name: str) -> Case:
+    implementation = IMPLEMENTATIONS[name]
+    if implementation.unavailable:
+        pytest.skip(f"{name}: {implementation.unavailable}")
+    if not implementation.head_dims:
+        return SMALL
+    case = dataclasses.replace(wide(SMALL, implementation.head_dims[0]), value_heads=1)
+    return dataclasses.replace(case, dtype=implementation.dtypes[0])
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_vmap_and_rematerialisation_change_nothing(name):
+    case = case_of(name)
+    inputs = make_inputs(case)
+    out_bar, state_bar = cotangents(inputs)
+    interpret = IMPLEMENTATIONS[name].is_kernel  # the TPU interpreter's own has callbacks
+
+    @jax.checkpoint
+    def loss(*arrays):
+        out, state = gated_delta(
+            *arrays[:5], initial_state_BNHP=arrays[5], implementation=name, interpret=interpret
+        )
+        return jnp.sum(out * out_bar) + jnp.sum(state * state_bar)
+
+    scales = jnp.array([1.0, 0.5], inputs[0].dtype)
+    stacked = [inputs[0] * scales[:, None, None, None, None], *inputs[1:6]]
+    gradients = jax.jit(jax.vmap(jax.grad(loss, argnums=range(6)), in_axes=(0,) + (None,) * 5))
+    found = gradients(*stacked)
+    first = dict(zip(GRADIENTS, (x[0] for x in found), strict=True))
+    assert_results(expected(case)._replace(**first), case)
+    assert error_ratio(found[0][1], expected(case).dq) < KERNEL[case.dtype].gradient
+
+
+@functools.cache
+def sharded_errors() -> dict[str, dict[str, float]]:
+    """Of `sharded.py`, which has eight devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.sharded"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_shards_of_rows_and_heads_equal_the_whole(name):
+    """Rows over four devices, heads over two; no initial state, which then varies over none."""
+    case_of(name)
+    errors = sharded_errors()[name]
+    assert set(errors) == {"out", "state", "dq", "dk", "dv", "dlog_decay", "dbeta"}
+    assert max(errors.values()) < 1e-6, errors
