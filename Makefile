@@ -10,7 +10,7 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark clean
+.PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -52,6 +52,11 @@ $(LATEST_VENV)/installed: pyproject.toml
 %/hardware_free: %/installed
 	$*/bin/python -m pip install --quiet --editable ".[hardware_free]"
 	touch $@
+
+# Every implementation on every case, against float64: the tables of docs/numerics.md.
+# make kernels-hostile HOSTILE=tpu measures one of them.
+kernels-hostile: $(LATEST_VENV)/installed
+	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.error_table $(HOSTILE)
 
 clean:
 	rm -rf $(VENV) $(LATEST_VENV) runs
