@@ -98,22 +98,39 @@ def least_bytes(shape: Shape, passes: str) -> float:
 
 
 def program(shape: Shape, implementation: str, passes: str):
-    """A function that other processes can import, and the shapes of its arguments."""
+    """A function that other processes can import, and the shapes of its arguments.
+
+    Heads come and go side by side, [1, T, N * H], as the projections around the op emit and read
+    them: a TPU would have to copy [1, T, N, H] into that order, which no model asks of it.
+    """
     run = forward if passes == "forward" else forward_backward
-    arguments = jax.eval_shape(functools.partial(inputs, shape, passes))
-    return functools.partial(run, implementation), arguments
+    arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
+    return functools.partial(run, implementation, shape), arguments
 
 
-def forward(implementation, q, k, v, log_decay, beta):
-    return api.gated_delta(q, k, v, log_decay, beta, implementation=implementation)
+def program_inputs(shape: Shape, passes: str) -> tuple:
+    """`inputs`, heads side by side."""
+    return tuple(map(_side_by_side, inputs(shape, passes)))
 
 
-def forward_backward(implementation, q, k, v, log_decay, beta, out_cotangent):
+def forward(implementation, shape: Shape, q, k, v, log_decay, beta):
+    heads = lambda x: x.reshape(*x.shape[:2], -1, shape.head_size)
+    out, state = api.gated_delta(
+        heads(q), heads(k), heads(v), log_decay, beta, implementation=implementation
+    )
+    return _side_by_side(out), state
+
+
+def forward_backward(implementation, shape: Shape, q, k, v, log_decay, beta, out_cotangent):
     """Output, final state, and the gradients of every argument through the output."""
     (out, state), pull = jax.vjp(
-        functools.partial(forward, implementation), q, k, v, log_decay, beta
+        functools.partial(forward, implementation, shape), q, k, v, log_decay, beta
     )
     return out, state, pull((out_cotangent, jnp.zeros_like(state)))
+
+
+def _side_by_side(x):
+    return x.reshape(*x.shape[:2], -1)
 
 
 def inputs(shape: Shape, passes: str) -> tuple:

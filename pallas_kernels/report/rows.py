@@ -94,7 +94,7 @@ def measure(task: Task, *, samples: int = 20) -> float:
     """Median seconds of a call on the default device."""
     op = OPS[task.op]
     fn, _ = op.program(task.shape, task.implementation, task.passes)
-    arrays, run = jax.block_until_ready(op.inputs(task.shape, task.passes)), jax.jit(fn)
+    arrays, run = jax.block_until_ready(op.program_inputs(task.shape, task.passes)), jax.jit(fn)
     return median_seconds(lambda: run(*arrays), samples=samples)
 
 

@@ -9,6 +9,8 @@ LANES = 128
 CHAINS = 16
 MAX_PIECES = 8
 BLOCK_BYTES = 24 << 20
+TWO_CORES = ("TPU v4", "TPU v5")
+NARROW_UNITS = (*TWO_CORES, "TPU v5 lite")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,26 +43,36 @@ class Blocks:
 
 
 def choose_blocks(
-    *, chunks: int, key_heads: int, value_heads: int, H: int, P: int, dtype, device_kind: str
+    *,
+    batch: int,
+    chunks: int,
+    key_heads: int,
+    value_heads: int,
+    H: int,
+    P: int,
+    dtype,
+    device_kind: str,
 ) -> tuple[Blocks, Blocks]:
     """Blocks of the forward and of the backward kernel.
 
     A chunk of one head is a chain of small dependent products, so a program needs about `CHAINS`
-    of them side by side, heads or pieces. Heads are filled up to a multiple of `heads`, and key
-    heads to one of `key_heads`. The skews were swept on the compiler's schedules.
+    of them side by side, heads or pieces; a device of two cores needs two programs. Heads are
+    filled up to a multiple of `heads`, and key heads to one of `key_heads`. The skews were swept
+    on the compiler's schedules.
     """
     group = value_heads // key_heads
+    cores = 2 if device_kind in TWO_CORES else 1
     most = max(1, min(CHAINS, BLOCK_BYTES // _head_bytes(H, P, dtype)))
     if group > most:
         heads = max(n for n in range(1, most + 1) if group % n == 0)
     else:
-        programs = -(-key_heads // (most // group))
+        programs = max(-(-key_heads // (most // group)), -(-cores // batch))
         heads = -(-key_heads // programs) * group
     share = dict(
         heads=heads,
         key_heads=max(1, heads // group),
         group=group,
-        packed=device_kind not in ("TPU v4", "TPU v5", "TPU v5 lite"),
+        packed=device_kind not in NARROW_UNITS,
     )
 
     def blocks(pieces: int, skew: float) -> Blocks:

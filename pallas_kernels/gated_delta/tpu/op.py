@@ -53,6 +53,7 @@ def gated_delta_tpu(
     N, P = v_BTNP.shape[2:]
     H_full, P_full = (size + -size % LANES for size in (H, P))
     blocks = choose_blocks(
+        batch=B,
         chunks=-(-T // CHUNK),
         key_heads=K,
         value_heads=N,
