@@ -72,7 +72,7 @@ def chip_report(chip: str, rows: Sequence[Row], form) -> str:
 def markdown_block(rows: Sequence[Row]) -> str:
     """The generated part of docs/kernels.md: every op and chip that the rows have."""
     rows = [row for row in rows if row.chip in CHIPS]
-    parts = [tables.provenance(rows)]
+    parts = ["\n".join(f"- {line}" for line in tables.provenance(rows).splitlines())]
     for op, chip in sorted({(row.op, row.chip) for row in rows}, key=_page_order):
         here = [row for row in rows if row.op == op]
         floors, _, table = chip_report(chip, here, tables.markdown).partition("\n\n")

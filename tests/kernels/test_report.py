@@ -226,7 +226,7 @@ def test_command_reads_a_real_schedule_and_fills_the_page(small_op, capsys, tmp_
     command.main([*arguments, "--markdown", str(path)])
     assert "cycles a token-head" in capsys.readouterr().out
     page = path.read_text()
-    assert page.startswith(f"before\n{command.BEGIN}\nchunked: commit ")
+    assert page.startswith(f"before\n{command.BEGIN}\n- chunked: commit ")
     assert page.endswith(f"{command.END}\nafter\n")
     assert "old" not in page
     (header, _, line) = [text for text in page.splitlines() if text.startswith("|")]
