@@ -12,7 +12,7 @@ from pallas_kernels.hardware_free.gpu import compile_for_h200, missing_tools
 
 SHARED_MEMORY = 232448  # bytes a program of an H200 can have
 SCALE = 128**-0.5
-KERNELS = ("intra", "scan", "visit", "reverse", "gradients")
+KERNELS = ("intra", "scan", "sweeps", "gradients")
 
 
 def needs_gpu_compiler():
@@ -46,7 +46,7 @@ def test_forward_and_backward_compile_at_production_size():
         assert kernel.spill_bytes == 0, name
         assert kernel.shared_memory <= SHARED_MEMORY, name
         assert kernel.code.wgmma > 0, name
-    for scan in ("scan", "visit", "reverse"):
+    for scan in ("scan", "sweeps"):
         assert kernels[f"gated_delta_{scan}"].loop.wgmma > 0
 
 

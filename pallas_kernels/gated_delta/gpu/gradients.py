@@ -33,7 +33,7 @@ from pallas_kernels.gated_delta.gpu.gates import (
     SUM,
 )
 from pallas_kernels.gated_delta.gpu.reverse import Cotangents
-from pallas_kernels.gated_delta.gpu.scan import Visited
+from pallas_kernels.gated_delta.gpu.visit import Visited
 
 HALVES = HEAD // HALF
 READS, READ_ERRORS, WRITES, VALUE_ERRORS, STATE = range(5)  # the sums that each half finds

@@ -110,12 +110,13 @@ def _outputs(q, k, v, log_decay, beta, state_BNPH, *, scale, interpret):
 
 
 def _gradients(q, k, v, log_decay, beta, state_BNPH, dout, dstate_BNPH, *, scale, interpret):
-    from pallas_kernels.gated_delta.gpu import gates, gradients, intra, reverse, scan
+    from pallas_kernels.gated_delta.gpu import gates, gradients, intra, sweeps
 
     gates_BNZXC = gates.chunk_gates(log_decay, beta, scale=scale)
     inside = intra.intra(q, k, gates_BNZXC, scale=scale, interpret=interpret)
-    visited = scan.visit(k, v, gates_BNZXC, inside, state_BNPH, interpret=interpret)
-    adjoint = reverse.reverse(q, k, dout, gates_BNZXC, inside, dstate_BNPH, interpret=interpret)
+    visited, adjoint = sweeps.sweep(
+        q, k, v, dout, gates_BNZXC, inside, state_BNPH, dstate_BNPH, interpret=interpret
+    )
     found = gradients.gradients(
         q, k, v, dout, gates_BNZXC, visited, adjoint, scale=scale, interpret=interpret
     )

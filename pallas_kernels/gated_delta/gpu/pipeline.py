@@ -112,6 +112,9 @@ def run(copies, step, initial, final, smem, *, chunks: int, backwards: bool = Fa
 
             blocks.copy_in(full.at[stage], *copies(chunk_of(turn), stage))
 
+        for turn in range(max(0, chunks - STAGES), chunks):
+            plgpu.barrier_wait(empty.at[turn % STAGES])
+
     @pl.when(warpgroup == STATE_WARPGROUP)
     def _keep_state():
         plgpu.set_max_registers(240, action="increase")

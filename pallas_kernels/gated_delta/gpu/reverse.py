@@ -15,10 +15,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta.gpu import blocks, pipeline
-from pallas_kernels.gated_delta.gpu.blocks import CHUNK, HALF, HEAD, registers, transposed
+from pallas_kernels.gated_delta.gpu.blocks import registers, transposed
 from pallas_kernels.gated_delta.gpu.gates import BETA_ENTRY, EXIT, OUT_ENTRY
-from pallas_kernels.gated_delta.gpu.intra import Intra
-from pallas_kernels.gated_delta.gpu.pipeline import STAGES
 
 
 class Cotangents(NamedTuple):
@@ -33,34 +31,7 @@ class Cotangents(NamedTuple):
     initial_BNPH: jax.Array
 
 
-def reverse(q_BTKH, k_BTKH, dout_BTNP, gates_BNZXC, intra: Intra, dstate_BNPH, *, interpret):
-    B, N, Z = gates_BNZXC.shape[:3]
-    group = N // k_BTKH.shape[2]
-    return Cotangents(
-        *blocks.kernel(
-            functools.partial(_body, group=group, chunks=Z, interpret=bool(interpret)),
-            *(k_BTKH, dout_BTNP, gates_BNZXC, intra.inverse, dstate_BNPH, q_BTKH, intra.scores),
-            name="gated_delta_reverse",
-            grid=pipeline.grid(gates_BNZXC),
-            outputs=[
-                ((B, N, Z, HEAD, HEAD), jnp.bfloat16),
-                ((B, N, Z, 2, HEAD, CHUNK), jnp.bfloat16),
-                (dstate_BNPH.shape, jnp.float32),
-            ],
-            scratch=dict(
-                **pipeline.buffers(copies=7),
-                q_SCH=blocks.operand(STAGES, CHUNK, HEAD),
-                scores_SCC=blocks.operand(STAGES, CHUNK, CHUNK),
-                dstate_PH=blocks.operand(HALF, HEAD),
-                derror_XPC=blocks.operand(2, HALF, CHUNK),
-            ),
-            warpgroups=2,
-            interpret=interpret,
-        )
-    )
-
-
-def _body(
+def reverse(
     k,
     dout,
     gates,
@@ -79,7 +50,7 @@ def _body(
 ):
     at = pipeline.place(group)
     product = functools.partial(blocks.product, interpret=interpret)
-    dstate_PH_ref, derror_XPC = smem["dstate_PH"], smem["derror_XPC"]
+    dstate_PH_ref, derror_XPC = smem["state_PH"], smem["parts_XPC"]
 
     def copies(chunk, stage):
         return (

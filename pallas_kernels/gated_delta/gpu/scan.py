@@ -1,4 +1,4 @@
-"""The recurrence over chunks: outputs and final state, or what the backward reads of every chunk.
+"""The recurrence over chunks: outputs and final state.
 
 A program has one head and half of its values. Everything is transposed, so that the state S^T, with
 values as rows, stays in registers and enters products as their left operand:
@@ -10,9 +10,7 @@ with A and P of `intra` and g the log decays summed from the start of the chunk.
 """
 
 import functools
-from typing import NamedTuple
 
-import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
@@ -21,18 +19,6 @@ from pallas_kernels.gated_delta.gpu.blocks import CHUNK, HALF, HEAD, registers, 
 from pallas_kernels.gated_delta.gpu.gates import BETA, BETA_ENTRY, EXIT, OUT_ENTRY
 from pallas_kernels.gated_delta.gpu.intra import Intra
 from pallas_kernels.gated_delta.gpu.pipeline import STAGES
-
-
-class Visited(NamedTuple):
-    """What the recurrence went through.
-
-    Attributes:
-      states_BNZPH: the state that enters each chunk, in bf16: as the products read it.
-      writes_BNZXPC: U of each chunk in two bf16 parts.
-    """
-
-    states_BNZPH: jax.Array
-    writes_BNZXPC: jax.Array
 
 
 def outputs(q_BTKH, k_BTKH, v_BTNP, gates_BNZXC, intra: Intra, state_BNPH, *, interpret):
@@ -55,30 +41,6 @@ def outputs(q_BTKH, k_BTKH, v_BTNP, gates_BNZXC, intra: Intra, state_BNPH, *, in
     )
 
 
-def visit(k_BTKH, v_BTNP, gates_BNZXC, intra: Intra, state_BNPH, *, interpret) -> Visited:
-    B, N, Z = gates_BNZXC.shape[:3]
-    group = N // k_BTKH.shape[2]
-    return Visited(
-        *blocks.kernel(
-            functools.partial(_visit_body, group=group, chunks=Z, interpret=bool(interpret)),
-            *(k_BTKH, v_BTNP, gates_BNZXC, intra.inverse, state_BNPH),
-            name="gated_delta_visit",
-            grid=pipeline.grid(gates_BNZXC),
-            outputs=[
-                ((B, N, Z, HEAD, HEAD), jnp.bfloat16),
-                ((B, N, Z, 2, HEAD, CHUNK), jnp.bfloat16),
-            ],
-            scratch=dict(
-                **pipeline.buffers(copies=5),
-                state_PH=blocks.operand(HALF, HEAD),
-                writes_XPC=blocks.operand(2, HALF, CHUNK),
-            ),
-            warpgroups=2,
-            interpret=interpret,
-        )
-    )
-
-
 def _outputs_body(
     k, v, gates, inverse, initial, q, scores, out, final, *, group, chunks, interpret, **smem
 ):
@@ -95,7 +57,7 @@ def _outputs_body(
     def step(chunk, stage, state_PH):
         column = pipeline.column_factors(smem, stage)
         state16_PH = blocks.rounded(state_PH)
-        write_PC = _write(state16_PH, smem, stage, product)
+        write_PC = write(state16_PH, smem, stage, product)
         read_PC = product((state16_PH, transposed(smem["q_SCH"].at[stage])))
         scores_parts = pipeline.transposed_parts_at(smem["scores_SCC"], stage)
         out_PC = product(
@@ -106,7 +68,7 @@ def _outputs_body(
         out_PC_ref = transposed(smem["out_CP"])
         out_PC_ref[...] = blocks.rounded(out_PC)
         target = out.at[at.b, pipeline.tokens(chunk), at.n, at.values]
-        return _next_state(state_PH, write_PC, smem, stage, product), ((smem["out_CP"], target),)
+        return next_state(state_PH, write_PC, smem, stage, product), ((smem["out_CP"], target),)
 
     place = (at.b, at.n, at.values)
     pipeline.run(
@@ -114,30 +76,7 @@ def _outputs_body(
     )
 
 
-def _visit_body(k, v, gates, inverse, initial, states, writes, *, group, chunks, interpret, **smem):
-    at = pipeline.place(group)
-    product = functools.partial(blocks.product, interpret=interpret)
-    state_PH_ref, writes_XPC = smem["state_PH"], smem["writes_XPC"]
-
-    def step(chunk, stage, state_PH):
-        state16_PH = blocks.rounded(state_PH)
-        write_PC = _write(state16_PH, smem, stage, product)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        state_PH_ref[...] = state16_PH
-        writes_XPC[0], writes_XPC[1] = blocks.parts(write_PC)
-        target = writes.at[at.b, at.n, chunk]
-        return _next_state(state_PH, write_PC, smem, stage, product), (
-            (state_PH_ref, states.at[at.b, at.n, chunk, at.values]),
-            (writes_XPC.at[0], target.at[0, at.values]),
-            (writes_XPC.at[1], target.at[1, at.values]),
-        )
-
-    copies = functools.partial(pipeline.copies, k, v, gates, inverse, smem, at)
-    first = initial.at[at.b, at.n, at.values]
-    pipeline.run(copies, step, first, None, smem, chunks=chunks, interpret=interpret)
-
-
-def _write(state16_PH, smem, stage, product):
+def write(state16_PH, smem, stage, product):
     """U^T, what each token writes."""
     column = pipeline.column_factors(smem, stage)
     read_PC = product((state16_PH, transposed(smem["k_SCH"].at[stage])))
@@ -148,7 +87,7 @@ def _write(state16_PH, smem, stage, product):
     return product(*blocks.precise(blocks.parts(error_PC), inverse_parts))
 
 
-def _next_state(state_PH, write_PC, smem, stage, product):
+def next_state(state_PH, write_PC, smem, stage, product):
     column = pipeline.column_factors(smem, stage)
     high, low = blocks.parts(registers(write_PC * column(EXIT)))
     k_CH = smem["k_SCH"].at[stage]

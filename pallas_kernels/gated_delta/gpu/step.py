@@ -68,6 +68,7 @@ def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, inte
     (out_BNP,) = plgpu.kernel(
         functools.partial(_kernel, group=N // k_BKH.shape[1], interpret=bool(interpret)),
         out_type=[array_type(v_BNP.shape, jnp.float32, like=inputs)],
+        scratch_types=[plgpu.SMEM((COLUMNS,), jnp.float32)],
         grid=(B, N, P // COLUMNS),
         grid_names=("b", "n", "block"),
         kernel_name="gated_delta_step",
@@ -76,22 +77,26 @@ def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, inte
     return out_BNP.astype(v_BNP.dtype), jax.freeze(state_ref)
 
 
-def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, *, group, interpret):
+def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, out_P, *, group, interpret):
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
     from pallas_kernels.gated_delta.gpu import blocks
 
     b, n, block = (jax.lax.axis_index(axis) for axis in ("b", "n", "block"))
     columns = pl.ds(block * COLUMNS, COLUMNS)
     shape = (state_BNHP.shape[2], COLUMNS)
     key_head = jax.lax.div(n, jnp.int32(group))
-    q_H1, k_H1 = (
-        blocks.on_rows(blocks.row_vector(x.at[b, key_head]), shape) for x in (q_BKH, k_BKH)
+    vector = lambda ref, axis: plgpu.load(
+        ref, layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False
     )
-    v_P = blocks.column_vector(v_BNP.at[b, n, columns])
+    q_H1, k_H1 = (blocks.on_rows(vector(x.at[b, key_head], 0), shape) for x in (q_BKH, k_BKH))
+    v_P = vector(v_BNP.at[b, n, columns], 1)
     state_HP = blocks.matrix(state_BNHP.at[b, n, :, columns])
     state_HP = blocks.registers(state_HP * gates_BN2[b, n, 0])
     read_P = jnp.sum(blocks.registers(state_HP * k_H1), axis=0)
     write_P = (v_P - read_P) * gates_BN2[b, n, 1]
     state_HP = blocks.registers(state_HP + k_H1 * blocks.on_columns(write_P, shape))
     blocks.put(state_BNHP.at[b, n, :, columns], state_HP, interpret=interpret)
-    out_P = jnp.sum(blocks.registers(state_HP * q_H1), axis=0)
-    blocks.put(out_BNP.at[b, n, columns], out_P, interpret=interpret)
+    out_P[...] = jnp.sum(blocks.registers(state_HP * q_H1), axis=0)
+    blocks.copy_out((out_P, out_BNP.at[b, n, columns]))
+    plgpu.wait_smem_to_gmem(0)
