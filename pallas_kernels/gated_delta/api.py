@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.dispatch import Op
 from pallas_kernels.gated_delta.chunked import gated_delta_chunked
 from pallas_kernels.gated_delta.gates import effective_gates
+from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
+from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
 from pallas_kernels.gated_delta.tpu.op import gated_delta_tpu
 from pallas_kernels.gated_delta.tpu_step import gated_delta_step_tpu
@@ -30,11 +32,13 @@ def _segments_by_gates(implementation):
 
 _gated_delta = Op("gated_delta")
 _gated_delta.register("tpu", _segments_by_gates(gated_delta_tpu))
+_gated_delta.register("gpu", _segments_by_gates(gated_delta_gpu))
 _gated_delta.register("chunked", _segments_by_gates(gated_delta_chunked))
 _gated_delta.register("reference", gated_delta_reference)
 
 _gated_delta_step = Op("gated_delta_step")
 _gated_delta_step.register("tpu", gated_delta_step_tpu)
+_gated_delta_step.register("gpu", gated_delta_step_gpu)
 _gated_delta_step.register("reference", gated_delta_step_reference)
 
 

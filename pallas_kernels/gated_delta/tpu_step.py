@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.gated_delta.reference import gated_delta_step_reference
 from pallas_kernels.target import target
-from pallas_kernels.varying import array_type
+from pallas_kernels.varying import array_type, vary_alike
 
 HEAD_DIMS = (64, 128, 256)
 MAX_HEADS = 16
@@ -30,7 +30,8 @@ def gated_delta_step_tpu(
       NotImplementedError: another device, dtype or head dimension than the kernel is for.
     """
     _check(q_BKH, k_BKH, v_BNP, state_BNHP, interpret)
-    return _rule(scale, interpret, q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
+    arrays = vary_alike(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
+    return _rule(scale, interpret, *arrays)
 
 
 def _check(q_BKH, k_BKH, v_BNP, state_BNHP, interpret) -> None:
