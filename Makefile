@@ -18,10 +18,11 @@ demo: $(VENV)/installed
 evidence: $(VENV)/installed
 	$(VENV)/bin/python -m train evidence configs/evidence.py
 
-test: $(VENV)/hardware_free lint
+test: $(VENV)/installed lint
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
 
-# The newest jax, on Python 3.12 or 3.13. PyTorch parity tests run in `make test` only.
+# The newest jax, on Python 3.12 or 3.13, and the real TPU and GPU compilers. PyTorch parity tests
+# run in `make test` only.
 test-latest: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
 

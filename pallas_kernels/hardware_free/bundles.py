@@ -6,8 +6,9 @@ utilization`, the slots of each unit that they hold. Cycles are bundles times ho
 waits for copies between memories are not among them.
 
 A loop is a backward branch, and its trip count the constant that its exit test compares with. A
-Pallas grid of n steps makes n + 2 trips, because copies run ahead of and behind the body. A forward
-branch makes a region that may be skipped; it is counted as always run unless a weight is given.
+forward branch makes a region that may be skipped; it is counted as always run unless a weight is
+given. A Pallas grid of n steps makes n + 2 trips, because copies run ahead of and behind the body;
+the branch that skips the body in the first and the last is recognised by its two comparisons.
 """
 
 import dataclasses
@@ -20,6 +21,9 @@ _DELAY_SLOTS = 4  # bundles after a branch that still run
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) [^\n{]*\{(.*)$", re.MULTILINE)
 _BRANCH = re.compile(r"sbr\.rel(?: \((!?)(%p\w+)\))? target bundleno = (\d+)")
 _CALL = re.compile(r"inlined_call [^/]*/\* %([^ ]+) = ")
+_BOTH = re.compile(r"pnand (%p\w+), (%p\w+)")
+_NOT_FIRST = re.compile(r"scmp\.ge\.s32\.totalorder (%\w+), 1\b")
+_NOT_LAST = re.compile(r"scmp\.lt\.s32\.totalorder (%\w+), (\d+)\b")
 _EXIT_TESTS = {
     "": re.compile(r"scmp\.(?:lt|ne)\.[su]32\.totalorder %\w+, (\d+)\b"),
     "!": re.compile(r"scmp\.(?:ge|eq)\.[su]32\.totalorder %\w+, (\d+)\b"),
@@ -37,12 +41,17 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Region:
-    """Bundles `first` to `last`, skipped when the branch at bundle `branch` is taken."""
+    """Bundles `first` to `last`, skipped when the branch at bundle `branch` is taken.
+
+    Attributes:
+      body_of: trips of the loop of a Pallas grid whose body this is, else 0.
+    """
 
     first: int
     last: int
     branch: int
     condition: str
+    body_of: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,8 @@ def frequencies(listing: Listing, weights: Mapping[int, float] | None = None) ->
     for loop in listing.loops:
         often[loop.first : loop.last + 1] *= loop.trips or 1
     for region in listing.regions:
-        often[region.first : region.last + 1] *= (weights or {}).get(region.branch, 1.0)
+        runs = 1 - 2 / region.body_of if region.body_of else 1.0
+        often[region.first : region.last + 1] *= (weights or {}).get(region.branch, runs)
     return often
 
 
@@ -125,8 +135,20 @@ def _control_flow(bundles: list[str]) -> tuple[tuple[Loop, ...], tuple[Region, .
                 loops.append(Loop(first=int(target), last=end, trips=_trips(negated, test)))
             elif end < int(target) - 1:
                 first, last = end + 1, int(target) - 1
-                regions.append(Region(first=first, last=last, branch=branch, condition=test))
+                trips = _grid_trips(bundles, test, end)
+                regions.append(
+                    Region(first=first, last=last, branch=branch, condition=test, body_of=trips)
+                )
     return tuple(loops), tuple(regions)
+
+
+def _grid_trips(bundles: list[str], test: str, before: int) -> int:
+    """n + 2 if `test` skips unless 1 <= i < n + 1, else 0."""
+    both = _BOTH.match(test)
+    tests = [_definition(bundles, register, before) for register in both.groups()] if both else []
+    first, last = (list(filter(None, map(x.match, tests))) for x in (_NOT_FIRST, _NOT_LAST))
+    same = first and last and first[0][1] == last[0][1]
+    return int(last[0][2]) + 1 if same else 0
 
 
 def _definition(bundles: list[str], register: str, before: int) -> str:

@@ -48,7 +48,7 @@ def test_matmul_holds_the_matrix_units_exactly_as_long_as_it_must(
     assert found.grid_steps == 8 * 8 + 2
     assert found.executions == 1
     assert found.uncounted_loops == 0
-    assert found.slots["MATMUL"] / found.grid_steps == MULTIPLY_ADDS / 64 / multiply_adds_a_slot
+    assert found.slots["MATMUL"] == pytest.approx(MULTIPLY_ADDS / multiply_adds_a_slot, rel=1e-12)
     assert compiled.capacity["MATMUL"] == capacity
     assert found.slots["MATMUL"] / capacity < found.step_cycles * 66 <= found.cycles
     assert 2 << 20 < found.vmem_bytes < 16 << 20
@@ -71,7 +71,7 @@ def test_loop_inside_a_kernel_counts_its_trips():
     shape = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
     found = kernel(program(programs.tpu_loop_and_branch, shape), "powers")
     assert found.grid_steps == 16 + 2
-    assert found.slots["MATMUL"] == 18 * 7 * 256**3 / (8 * 128 * 128)
+    assert found.slots["MATMUL"] == pytest.approx(16 * 7 * 256**3 / (8 * 128 * 128), rel=1e-12)
 
 
 @needs_libtpu
@@ -79,7 +79,7 @@ def test_kernel_in_an_xla_loop_counts_once_a_trip():
     compiled = program(programs.tpu_scan, *FACTORS)
     found = kernel(compiled, "tpu_matmul")
     assert found.executions == 5
-    assert found.slots["MATMUL"] == 5 * 66 * MULTIPLY_ADDS / 64 / (8 * 128 * 128)
+    assert found.slots["MATMUL"] == pytest.approx(5 * MULTIPLY_ADDS / (8 * 128 * 128), rel=1e-12)
     others = [x for x in compiled.kernels if x is not found]
     assert sum(x.executions == 5 for x in others) >= 3  # XLA's own kernels of the loop
     assert kernel(compiled, "TLP").cycles > 5 * 100
