@@ -123,6 +123,41 @@ def product(*terms, start=None, interpret):
     )
 
 
+def overlapped(first, second, use, *, starts=(None, None), interpret):
+    """(use(the product `first`), the product `second`), with `use` run while the tensor cores
+    are at the second.
+
+    Args:
+      first, second: terms, as of `product`.
+      starts: what each product starts from; both None or both arrays.
+    """
+    if interpret:
+        first, second = (
+            product(*terms, start=start, interpret=True)
+            for terms, start in zip((first, second), starts, strict=True)
+        )
+        return use(first), second
+
+    def both(accumulators):
+        for terms, accumulator in zip((first, second), accumulators, strict=True):
+            for left, right in terms:
+                plgpu.wgmma(accumulator, left, right)
+        waited = plgpu.wgmma_accumulator_load(accumulators[0], wait_n=len(second))
+        return use(registers(waited))
+
+    if starts[0] is not None:
+        _, result = pl.run_state(both)(tuple(plgpu.ACC.init(start) for start in starts))
+        return None, registers(result)
+
+    def from_zero(*accumulators):
+        used = both(accumulators)
+        return used, accumulators[1][...]
+
+    sizes = [(terms[0][0].shape[0], terms[0][1].shape[1]) for terms in (first, second)]
+    used, result = pl.run_scoped(from_zero, *(plgpu.ACC(size, jnp.float32) for size in sizes))
+    return used, registers(result)
+
+
 def precise(left, right):
     """The terms of a product of operands in two parts each, accurate to about 16 bits."""
     (left_high, left_low), (right_high, right_low) = left, right

@@ -162,8 +162,12 @@ def _body(
         )
 
     plgpu.barrier_wait(smem["inside_loaded"])
-    pl.when(half == 0)(lambda: _scores_gradient(row, smem, product, scale))
-    pl.when(half == 1)(lambda: _system_gradient(row, smem, product))
+    decay_CC = _decay(row, smem)
+    lax.cond(
+        half == 0,
+        lambda: _scores_gradient(decay_CC, smem, product, scale),
+        lambda: _system_gradient(row, decay_CC, smem, product),
+    )
     _meet(smem["inside_done"])
 
     @pl.when(half == 0)
@@ -225,18 +229,18 @@ def _low_errors(smem):
     return tuple(smem["values_XCP"].at[x] for x in range(HALVES))
 
 
-def _scores_gradient(row, smem, product, scale) -> None:
+def _scores_gradient(decay_CC, smem, product, scale) -> None:
     """Leaves dQK, and its share of M, in shared memory."""
     i_CC, j_CC = blocks.indices()
     dscores_CC = product(*((smem["dout_CP"], smem["writes_XPC"].at[part]) for part in (1, 0)))
-    dscores_CC = registers(dscores_CC * _decay(row, smem) * scale)
+    dscores_CC = registers(dscores_CC * decay_CC * scale)
     smem["dscores_high_CC"][...], smem["dscores_low_CC"][...] = blocks.parts(dscores_CC)
     scores_CC = _with_keys(smem["q_XCH"], smem["k_XCH"], product)
     crossing_CC = jnp.where(i_CC > j_CC, dscores_CC * scores_CC, 0.0)
     _put_parts(smem["crossing_XCC"], registers(crossing_CC))
 
 
-def _system_gradient(row, smem, product) -> None:
+def _system_gradient(row, decay_CC, smem, product) -> None:
     """Leaves dKK, its share of M where V will be, and the part of dbeta through L.
 
     dR is taken in two parts here: with keys that repeat, dL * L nearly cancels in both gates.
@@ -251,13 +255,13 @@ def _system_gradient(row, smem, product) -> None:
         (transposed(high_PC), smem["writes_XPC"].at[1]),
         (transposed(high_PC), writes_PC),
     )
-    dlower_CC = registers(jnp.where(i_CC > j_CC, -dlower_CC * _decay(row, smem), 0.0))
+    dlower_CC = registers(jnp.where(i_CC > j_CC, -dlower_CC * decay_CC, 0.0))
     beta_C1 = blocks.on_rows(row(BETA))
     smem["dkeys_CC"][...] = blocks.rounded(dlower_CC * beta_C1)
     keys_CC = _with_keys(smem["k_XCH"], smem["k_XCH"], product)
     through_CC = registers(dlower_CC * keys_CC)
-    smem["sums_XC"][DBETA] = jnp.sum(through_CC, axis=1)
     _put_parts(smem["values_XCP"], registers(through_CC * beta_C1))
+    smem["sums_XC"][DBETA] = jnp.sum(through_CC, axis=1)
 
 
 def _crossing(smem, product):

@@ -46,6 +46,7 @@ def _outputs_body(
 ):
     at = pipeline.place(group)
     product = functools.partial(blocks.product, interpret=interpret)
+    overlapped = functools.partial(blocks.overlapped, interpret=interpret)
 
     def copies(chunk, stage):
         return (
@@ -57,18 +58,30 @@ def _outputs_body(
     def step(chunk, stage, state_PH):
         column = pipeline.column_factors(smem, stage)
         state16_PH = blocks.rounded(state_PH)
-        write_PC = write(state16_PH, smem, stage, product)
-        read_PC = product((state16_PH, transposed(smem["q_SCH"].at[stage])))
-        scores_parts = pipeline.transposed_parts_at(smem["scores_SCC"], stage)
-        out_PC = product(
-            *blocks.precise(blocks.parts(write_PC), scores_parts),
-            start=registers(read_PC * column(OUT_ENTRY)),
+        error_parts, read_PC = overlapped(
+            [(state16_PH, transposed(smem["k_SCH"].at[stage]))],
+            [(state16_PH, transposed(smem["q_SCH"].at[stage]))],
+            lambda read_PC: blocks.parts(_error(read_PC, smem, stage)),
         )
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        out_PC_ref = transposed(smem["out_CP"])
-        out_PC_ref[...] = blocks.rounded(out_PC)
+        write_PC = _write(error_parts, smem, stage, product)
+        scores_parts = pipeline.transposed_parts_at(smem["scores_SCC"], stage)
+
+        def put_out(out_PC):
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            out_PC_ref = transposed(smem["out_CP"])
+            out_PC_ref[...] = blocks.rounded(out_PC)
+
+        _, state_PH = overlapped(
+            blocks.precise(blocks.parts(write_PC), scores_parts),
+            _state_terms(write_PC, smem, stage),
+            put_out,
+            starts=(
+                registers(read_PC * column(OUT_ENTRY)),
+                pipeline.decayed(state_PH, smem, stage),
+            ),
+        )
         target = out.at[at.b, pipeline.tokens(chunk), at.n, at.values]
-        return next_state(state_PH, write_PC, smem, stage, product), ((smem["out_CP"], target),)
+        return state_PH, ((smem["out_CP"], target),)
 
     place = (at.b, at.n, at.values)
     pipeline.run(
@@ -78,17 +91,30 @@ def _outputs_body(
 
 def write(state16_PH, smem, stage, product):
     """U^T, what each token writes."""
-    column = pipeline.column_factors(smem, stage)
     read_PC = product((state16_PH, transposed(smem["k_SCH"].at[stage])))
-    values_PC = blocks.matrix(transposed(smem["values_SCP"].at[stage]))
-    values_PC = registers(values_PC.astype(jnp.float32))
-    error_PC = registers(values_PC * column(BETA) - read_PC * column(BETA_ENTRY))
-    inverse_parts = pipeline.transposed_parts_at(smem["inverse_SCC"], stage)
-    return product(*blocks.precise(blocks.parts(error_PC), inverse_parts))
+    return _write(blocks.parts(_error(read_PC, smem, stage)), smem, stage, product)
 
 
 def next_state(state_PH, write_PC, smem, stage, product):
+    start = pipeline.decayed(state_PH, smem, stage)
+    return product(*_state_terms(write_PC, smem, stage), start=start)
+
+
+def _error(read_PC, smem, stage):
+    """R^T."""
+    column = pipeline.column_factors(smem, stage)
+    values_PC = blocks.matrix(transposed(smem["values_SCP"].at[stage]))
+    values_PC = registers(values_PC.astype(jnp.float32))
+    return registers(values_PC * column(BETA) - read_PC * column(BETA_ENTRY))
+
+
+def _write(error_parts, smem, stage, product):
+    inverse_parts = pipeline.transposed_parts_at(smem["inverse_SCC"], stage)
+    return product(*blocks.precise(error_parts, inverse_parts))
+
+
+def _state_terms(write_PC, smem, stage):
     column = pipeline.column_factors(smem, stage)
     high, low = blocks.parts(registers(write_PC * column(EXIT)))
     k_CH = smem["k_SCH"].at[stage]
-    return product((low, k_CH), (high, k_CH), start=pipeline.decayed(state_PH, smem, stage))
+    return (low, k_CH), (high, k_CH)
