@@ -5,13 +5,20 @@ Functions are compiled once for each shape and shared by the tests of this folde
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
+# Warpgroups of the Mosaic GPU interpreter wait for each other inside host callbacks: with as few
+# threads as CPU cores all would wait. Read when the CPU client starts.
+os.environ.setdefault("NPROC", "8")
+
+import jax
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gated_delta
+from pallas_kernels.gated_delta.gpu.op import OLDEST_JAX
 from tests.kernels.cases import CASES, FORMS, HEADS, LENGTHS, Case, in_dtype, make_inputs, wide
 from tests.kernels.oracle import Results, float64_results, with_gradients
 from tests.tolerances import KERNEL, cosine, error_ratio
@@ -65,6 +72,12 @@ def _wide(cases, size: int) -> tuple[Case, ...]:
     return tuple(wide(case, size) for case in cases)
 
 
+def _no_hopper_kernels() -> str:
+    if jax.__version_info__ < OLDEST_JAX:
+        return f"the Hopper kernels need jax 0.11, this is {jax.__version__}"
+    return ""
+
+
 _ONE_HEAD = dataclasses.replace(
     wide(Case(name="1 head, H=128", length=65), 128), value_heads=1, dtype="bfloat16"
 )
@@ -79,6 +92,14 @@ IMPLEMENTATIONS = {
             interpret=lambda: pltpu.InterpretParams(detect_races=True),
             head_dims=(64, 128, 256),
             padding_trace=1e-25,
+        ),
+        Implementation(
+            name="gpu",
+            cases=(),
+            interpret=lambda: True,
+            head_dims=(128, 64),
+            dtypes=("bfloat16",),
+            unavailable=_no_hopper_kernels(),
         ),
     )
 }

@@ -7,10 +7,10 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_kernels import gated_delta, gated_delta_step
-from tests.kernels.cases import FORMS, SEGMENTS, Case, Inputs, make_inputs, wide
+from tests.kernels.cases import FORMS, SEGMENTS, Case, Inputs, in_dtype, make_inputs, wide
 from tests.kernels.implementations import IMPLEMENTATIONS, assert_results
 from tests.kernels.oracle import float64_results
-from tests.tolerances import error_ratio
+from tests.tolerances import KERNEL, error_ratio
 
 EVERY = [(name, case) for name, x in IMPLEMENTATIONS.items() for case in x.cases]
 names = pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -18,8 +18,10 @@ names = pytest.mark.parametrize("name", IMPLEMENTATIONS)
 
 def in_shape_of(name: str, case: Case) -> Case:
     """The case in a shape that the implementation takes and other tests have compiled."""
-    sizes = IMPLEMENTATIONS[name].head_dims
-    return wide(case, sizes[0]) if sizes else case
+    implementation = IMPLEMENTATIONS[name]
+    if implementation.is_kernel:
+        case = wide(case, implementation.head_dims[0])
+    return in_dtype(case, implementation.dtypes[0])
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ def packed_case(name: str) -> Case:
 def test_packed_documents_equal_separate_documents(name):
     """Each document alone at the start of its row; the first has the initial state, others none."""
     packed, inputs = IMPLEMENTATIONS[name](packed_case(name)), make_inputs(packed_case(name))
+    limit = 1e-6 if packed.out.dtype == np.float32 else KERNEL["bfloat16"].forward
     ids_BT = np.asarray(inputs.segment_ids_BT)
     for segment in (1, 2, 3):
         start_B1 = np.argmax(ids_BT == segment, axis=1)[:, None]
@@ -93,8 +96,8 @@ def test_packed_documents_equal_separate_documents(name):
             )
         )
         wanted = packed.out[rows_B1, columns_BT] * (alone_ids_BT == 1)[..., None, None]
-        assert error_ratio(alone.out, wanted) < 1e-6
-    assert error_ratio(alone.state, packed.state) < 1e-6
+        assert error_ratio(alone.out, wanted) < limit
+    assert error_ratio(alone.state, packed.state) < limit
 
 
 @names
@@ -102,7 +105,8 @@ def test_an_initial_state_belongs_to_the_first_document_only(name):
     results, inputs = IMPLEMENTATIONS[name](packed_case(name)), make_inputs(packed_case(name))
     other = IMPLEMENTATIONS[name].run(inputs._replace(state_BNHP=inputs.state_BNHP * 2))
     changed_BT = np.any(results.out != other.out, axis=(2, 3))
-    np.testing.assert_array_equal(changed_BT, np.asarray(inputs.segment_ids_BT) == 1)
+    assert not np.any(changed_BT & np.asarray(inputs.segment_ids_BT != 1))
+    assert np.all(changed_BT[:, :16])  # later on it may be forgotten
 
 
 @pytest.mark.parametrize("name", ["chunked", "reference"])
