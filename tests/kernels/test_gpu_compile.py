@@ -58,3 +58,17 @@ def test_step_compiles_without_spills():
     step = functools.partial(gated_delta_step_gpu, scale=SCALE)
     (kernel,) = compile_for_h200(step, *tokens, sizes[5]).kernels
     assert kernel.spill_bytes == 0
+
+
+def forward_and_backward_by_shards(*arrays):
+    shard = jax.sharding.PartitionSpec("chip")
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.shard_map(forward_and_backward, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
+
+
+def test_compiles_under_shard_map():
+    needs_gpu_compiler()
+    sizes = shapes(batch=2, length=128, key_heads=1, value_heads=2)
+    program = compile_for_h200(forward_and_backward_by_shards, *sizes)
+    names = {kernel.name.rsplit("_", 1)[0] for kernel in program.kernels}
+    assert names == {f"gated_delta_{x}" for x in KERNELS}

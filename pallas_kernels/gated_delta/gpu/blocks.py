@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.varying import array_type
+from pallas_kernels.varying import array_type, vary_alike
 
 CHUNK = 64
 HEAD = 128
@@ -81,6 +81,14 @@ def indices():
         jnp.int32, (CHUNK, CHUNK), axis, layout=plgpu.Layout.WGMMA
     )
     return iota(0), iota(1)
+
+
+def of_one_device(x):
+    """`x` as a loop can carry it under `jax.shard_map`.
+
+    What a kernel loads is typed as varying over the mesh, what it computes from that is not.
+    """
+    return x * 1.0
 
 
 def transposed(ref):
@@ -186,7 +194,7 @@ def kernel(body, *inputs, name, grid, outputs, scratch, warpgroups=1, interpret=
       warpgroups: of a program; their number is axis "warpgroup".
     """
     threads = {} if warpgroups == 1 else dict(num_threads=warpgroups, thread_name="warpgroup")
-    return plgpu.kernel(
+    results = plgpu.kernel(
         body,
         out_type=[array_type(shape, dtype, like=inputs) for shape, dtype in outputs],
         scratch_types=scratch,
@@ -197,3 +205,4 @@ def kernel(body, *inputs, name, grid, outputs, scratch, warpgroups=1, interpret=
         interpret=interpret,
         **threads,
     )(*inputs)
+    return vary_alike(*inputs, *results)[len(inputs) :]

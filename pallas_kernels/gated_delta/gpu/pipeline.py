@@ -129,7 +129,8 @@ def run(copies, step, initial, final, smem, *, chunks: int, backwards: bool = Fa
                 plgpu.copy_smem_to_gmem(source, target)
             return state_PH
 
-        state_PH = lax.fori_loop(0, chunks, turn, registers(blocks.matrix(initial)))
+        first = blocks.of_one_device(registers(blocks.matrix(initial)))
+        state_PH = lax.fori_loop(0, chunks, turn, registers(first))
         if final is not None:
             blocks.put(final, state_PH, interpret=interpret)
         plgpu.wait_smem_to_gmem(0)

@@ -23,7 +23,8 @@ COLUMNS = 32
 def gated_delta_step_gpu(
     q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret=False
 ):
-    """See `api.gated_delta_step`. Writes the new state over the old where the caller donates it.
+    """See `api.gated_delta_step`. Writes the new state over the old where the caller donates it,
+    except under `jax.shard_map`: mutable arrays do not vary over a mesh.
 
     Raises:
       NotImplementedError: another device, jax, dtype or head dimension than the kernel is for.
@@ -64,24 +65,33 @@ def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, inte
     gates_BN2 = jnp.stack([jnp.exp(log_decay_BN), beta_BN], axis=-1)
     q_BKH = q_BKH.astype(jnp.float32) * scale
     inputs = (q_BKH, *(x.astype(jnp.float32) for x in (k_BKH, v_BNP, gates_BN2)))
-    state_ref = jax.new_ref(state_BNHP)
-    (out_BNP,) = plgpu.kernel(
+    arrays = (*inputs, state_BNHP)
+    in_place = not jax.typeof(state_BNHP).manual_axis_type.varying
+    out_types = [v_BNP.shape] if in_place else [v_BNP.shape, state_BNHP.shape]
+    state_ref = jax.new_ref(state_BNHP) if in_place else state_BNHP
+    results = plgpu.kernel(
         functools.partial(_kernel, group=N // k_BKH.shape[1], interpret=bool(interpret)),
-        out_type=[array_type(v_BNP.shape, jnp.float32, like=inputs)],
+        out_type=[array_type(shape, jnp.float32, like=arrays) for shape in out_types],
         scratch_types=[plgpu.SMEM((COLUMNS,), jnp.float32)],
         grid=(B, N, P // COLUMNS),
         grid_names=("b", "n", "block"),
         kernel_name="gated_delta_step",
         interpret=interpret,
     )(*inputs, state_ref)
-    return out_BNP.astype(v_BNP.dtype), jax.freeze(state_ref)
+    if in_place:
+        results = (*results, jax.freeze(state_ref))
+    out_BNP, state_BNHP = vary_alike(*arrays, *results)[len(arrays) :]
+    return out_BNP.astype(v_BNP.dtype), state_BNHP
 
 
-def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, out_P, *, group, interpret):
+def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, *refs, group, interpret):
+    """`refs` are the new state, unless it takes the place of the old one, and a buffer."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
     from pallas_kernels.gated_delta.gpu import blocks
 
+    (*new_state, out_P) = refs
+    new_BNHP = new_state[0] if new_state else state_BNHP
     b, n, block = (jax.lax.axis_index(axis) for axis in ("b", "n", "block"))
     columns = pl.ds(block * COLUMNS, COLUMNS)
     shape = (state_BNHP.shape[2], COLUMNS)
@@ -96,7 +106,7 @@ def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, out_P, *, group
     read_P = jnp.sum(blocks.registers(state_HP * k_H1), axis=0)
     write_P = (v_P - read_P) * gates_BN2[b, n, 1]
     state_HP = blocks.registers(state_HP + k_H1 * blocks.on_columns(write_P, shape))
-    blocks.put(state_BNHP.at[b, n, :, columns], state_HP, interpret=interpret)
+    blocks.put(new_BNHP.at[b, n, :, columns], state_HP, interpret=interpret)
     out_P[...] = jnp.sum(blocks.registers(state_HP * q_H1), axis=0)
     blocks.copy_out((out_P, out_BNP.at[b, n, columns]))
     plgpu.wait_smem_to_gmem(0)
