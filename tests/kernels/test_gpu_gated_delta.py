@@ -19,7 +19,7 @@ from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.gpu.op import OLDEST_JAX, gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.gated_delta.reference import gated_delta_step_reference
-from tests.kernels.cases import HOSTILE, LENGTHS, SEGMENTS, Case, make_inputs
+from tests.kernels.cases import HOSTILE, SEGMENTS, Case, make_inputs
 from tests.kernels.implementations import expected
 from tests.kernels.oracle import Results, with_gradients
 from tests.tolerances import KERNEL, cosine, error_ratio
@@ -31,7 +31,7 @@ BOUNDS = Results(
     **dict.fromkeys(("dlog_decay", "dbeta"), LIMITS.gate_gradient),
 )
 HOPPER_SIZE = dict(
-    length=130,
+    length=100,
     batch=1,
     key_heads=1,
     value_heads=2,
@@ -39,7 +39,10 @@ HOPPER_SIZE = dict(
     value_dim=128,
     dtype="bfloat16",
 )
-CASES = [dataclasses.replace(case, **HOPPER_SIZE) for case in (LENGTHS[-1], *SEGMENTS, *HOSTILE)]
+CASES = [
+    dataclasses.replace(case, **HOPPER_SIZE)
+    for case in (Case(name="random"), SEGMENTS[0], SEGMENTS[-1], *HOSTILE)
+]
 SMALL = Case(name="small", **{**HOPPER_SIZE, "length": 65, "value_heads": 1})
 
 needs_new_jax = pytest.mark.skipif(
