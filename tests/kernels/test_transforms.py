@@ -55,14 +55,7 @@ def test_vmap_and_rematerialisation_change_nothing(name):
     assert error_ratio(found[0][1], expected(case).dq) < KERNEL[case.dtype].gradient
 
 
-UNSHARDED = pytest.mark.xfail(
-    strict=True, reason="the Hopper kernels' loops mix varying and unvarying values in shard_map"
-)
-
-
-@pytest.mark.parametrize(
-    "name", ["chunked", "reference", "tpu", pytest.param("gpu", marks=UNSHARDED)]
-)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_shards_of_rows_and_heads_equal_the_whole(name):
     """Rows over four devices, heads over two; no initial state, which then varies over none."""
     case = case_of(name)
