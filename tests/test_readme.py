@@ -16,6 +16,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
+DELTA_RULE, LOAD_EXPORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
     "select": ["settings.pairs=6"],
     "transfer": [f"stages.{stage}.steps=2" for stage in ("align", "distill", "finetune")],
@@ -49,9 +50,14 @@ def test_the_commands_of_the_train_program_run_in_the_readmes_order(checkout):
 
 def test_the_readmes_python_loads_the_export(checkout):
     pytest.importorskip("torch", reason="PyTorch is not installed: run in the Python 3.11 cell")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = run([sys.executable, "-c", code + "print(type(model).__name__)"], checkout)
+    done = run([sys.executable, "-c", LOAD_EXPORT + "print(type(model).__name__)"], checkout)
     assert done.stdout.strip().endswith("HydraHeadForCausalLM"), done.stderr
+
+
+def test_the_readmes_delta_rule_runs(checkout):
+    code = DELTA_RULE + "print(out_BTNP.shape, state_BNHP.shape)"
+    done = run([sys.executable, "-c", code], checkout)
+    assert done.stdout == "(1, 1000, 4, 64) (1, 4, 64, 64)\n", done.stderr
 
 
 def test_the_make_targets_of_the_readme_exist():
