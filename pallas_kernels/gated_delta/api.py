@@ -12,7 +12,7 @@ from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
 from pallas_kernels.gated_delta.tpu.op import gated_delta_tpu
-from pallas_kernels.gated_delta.tpu_step import gated_delta_step_tpu
+from pallas_kernels.gated_delta.tpu.step import gated_delta_step_tpu
 
 
 def _segments_by_gates(implementation):

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gated_delta_step
-from pallas_kernels.gated_delta.tpu_step import gated_delta_step_tpu
+from pallas_kernels.gated_delta.tpu.step import gated_delta_step_tpu
 from pallas_kernels.hardware_free.tpu import compile_for_tpu
 from tests.kernels.cases import Case, make_inputs
 from tests.tolerances import KERNEL, error_ratio
