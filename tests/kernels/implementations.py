@@ -5,13 +5,8 @@ Functions are compiled once for each shape and shared by the tests of this folde
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
-
-# Warpgroups of the Mosaic GPU interpreter wait for each other inside host callbacks: with as few
-# threads as CPU cores all would wait. Read when the CPU client starts.
-os.environ.setdefault("NPROC", "8")
 
 import jax
 import pytest

@@ -5,11 +5,6 @@ Shared memory and results start out as NaN there.
 
 import dataclasses
 import functools
-import os
-
-# The interpreter's warpgroups wait for each other inside host callbacks: with as few threads as
-# CPU cores, on a small machine, all would wait. Read when the CPU client starts.
-os.environ.setdefault("NPROC", "8")
 
 import jax
 import jax.numpy as jnp
