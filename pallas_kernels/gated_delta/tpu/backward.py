@@ -15,12 +15,13 @@ Which products need two parts of a factor was measured on correlated keys, see d
 """
 
 import functools
+import operator
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.gated_delta.tpu.blocks import CHUNK
+from pallas_kernels.gated_delta.tpu.blocks import CHUNK, Blocks
 from pallas_kernels.gated_delta.tpu.gates import BlockGates, Gates
 from pallas_kernels.gated_delta.tpu.layout import Layout
 from pallas_kernels.gated_delta.tpu.products import Products, transpose
@@ -96,7 +97,7 @@ def _kernel(q_ref, k_ref, v_ref, dout_ref, *refs, layout: Layout, scale):
         carry_ref[...] = dfinal_ref[0]
 
     finished = set()
-    of_key_head = {}
+    key_gradients = _KeyGradients((dq_ref, dk_ref), blocks, H)
 
     def chain(head: int, piece: int):
         t, p, h = _span(piece, CHUNK), _span(head, P), _span(head // blocks.group, H)
@@ -158,7 +159,7 @@ def _kernel(q_ref, k_ref, v_ref, dout_ref, *refs, layout: Layout, scale):
         through_1P = gates.through(head, piece, P)
         carry_ref[head] = through_1P * dstate_HP + added_HP
         finished.add((head, piece))
-        write_keys(dq_CH, dk_CH, head, piece)
+        key_gradients.add(head, piece, dq_CH, dk_CH)
         within_CC = jnp.where(gates.strict, dqueries_CC * queries_CC, 0.0) + dkeys_CC * keys_CC
         outside_CP = dout_CP * seen_q_CP - dv_CP * seen_k_CP
         sums = (_row_sums(within_CC, outside_CP), _row_sums(through_exit_CP * error_CP))
@@ -168,20 +169,6 @@ def _kernel(q_ref, k_ref, v_ref, dout_ref, *refs, layout: Layout, scale):
         through_11 = _row_sums(through_1P * _column_sums(dstate_HP * entered_HP))
         last_1C = jnp.where(gates.last, through_11, 0.0)
         rows_ref[head : head + 1, t] = last_1C - _column_sums(within_CC)
-
-    def write_keys(dq_CH, dk_CH, head: int, piece: int):
-        """Sums over the value heads of a key head, and writes when the last is done."""
-        key_head = head // blocks.group
-        sums = of_key_head.pop((key_head, piece), None)
-        count, *sums = (
-            (1, dq_CH, dk_CH) if sums is None else (sums[0] + 1, sums[1] + dq_CH, sums[2] + dk_CH)
-        )
-        if count < blocks.heads // blocks.key_heads:
-            of_key_head[key_head, piece] = (count, *sums)
-            return
-        t, h = _span(piece, CHUNK), _span(key_head, H)
-        for ref, total in zip((dq_ref, dk_ref), sums, strict=True):
-            ref[0, t, h] = total.astype(ref.dtype)
 
     pieces = reversed(range(blocks.pieces))
     order = [(head, piece) for piece in pieces for head in range(blocks.heads)]
@@ -195,6 +182,23 @@ def _kernel(q_ref, k_ref, v_ref, dout_ref, *refs, layout: Layout, scale):
         dinitial_ref[0] = carry_ref[...]
 
 
+class _KeyGradients:
+    """dq and dk, summed over the value heads of a key head; written when the last has come."""
+
+    def __init__(self, refs, blocks: Blocks, H: int):
+        self.refs, self.blocks, self.H = refs, blocks, H
+        self.arrived: dict[tuple[int, int], list] = {}
+
+    def add(self, head: int, piece: int, *gradients_CH):
+        key_head = head // self.blocks.group
+        arrived = self.arrived.setdefault((key_head, piece), [])
+        arrived.append(gradients_CH)
+        if len(arrived) == self.blocks.heads // self.blocks.key_heads:
+            t, h = _span(piece, CHUNK), _span(key_head, self.H)
+            for ref, parts in zip(self.refs, zip(*arrived, strict=True), strict=True):
+                ref[0, t, h] = functools.reduce(operator.add, parts).astype(ref.dtype)
+
+
 def _span(index: int, size: int) -> slice:
     return slice(index * size, (index + 1) * size)
 
@@ -202,7 +206,7 @@ def _span(index: int, size: int) -> slice:
 def _row_sums(*arrays):
     """[C, 1]; arrays of one shape are added first."""
     if len({x.shape for x in arrays}) == 1:
-        return jnp.sum(sum(arrays), axis=1, keepdims=True)
+        return jnp.sum(functools.reduce(operator.add, arrays), axis=1, keepdims=True)
     return sum(jnp.sum(x, axis=1, keepdims=True) for x in arrays)
 
 
