@@ -51,7 +51,7 @@ $(LATEST_VENV)/installed: pyproject.toml
 	touch $@
 
 %/hardware_free: %/installed
-	$*/bin/python -m pip install --quiet --editable ".[hardware_free]"
+	$*/bin/python -m pip install --quiet --editable ".[hardware-free]"
 	touch $@
 
 # Every implementation on every case, against float64: the tables of docs/numerics.md.

@@ -14,7 +14,7 @@ from pallas_kernels.hardware_free.sass import GpuKernel, read_kernels
 
 PACKAGES = ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cu13")
 PROGRAMS = ("ptxas", "nvdisasm")
-INSTALL = "pip install 'hydrahead_jax[hardware_free]' (Python 3.12 or newer)"
+INSTALL = "pip install 'hydrahead_jax[hardware-free]' (Python 3.12 or newer)"
 
 # An H200 as XLA describes it: NVIDIA's data sheet and the limits of compute capability 9.0.
 _H200 = """

@@ -106,7 +106,7 @@ def compile_for_tpu(
     """
     if importlib.util.find_spec("libtpu") is None:
         raise NotImplementedError(
-            "compiling for TPU needs libtpu: pip install 'hydrahead_jax[hardware_free]'"
+            "compiling for TPU needs libtpu: pip install 'hydrahead_jax[hardware-free]'"
         )
     with dump_folder(dump) as folder:
         device_kind, text, memory = run_isolated(

@@ -19,7 +19,7 @@ def needs_gpu_compiler():
     if jax.__version_info__ < OLDEST_JAX:
         pytest.skip(f"the Hopper kernels need jax 0.11, this is {jax.__version__}")
     if missing := missing_tools():
-        pytest.skip(f"no {', '.join(missing)} here (extra hardware_free)")
+        pytest.skip(f"no {', '.join(missing)} here (extra hardware-free)")
 
 
 def shapes(*, batch: int, length: int, key_heads: int, value_heads: int):

@@ -31,7 +31,7 @@ LISTING = """
 
 def needs_gpu_compiler():
     if missing := gpu.missing_tools():
-        pytest.skip(f"no {', '.join(missing)} here (extra hardware_free)")
+        pytest.skip(f"no {', '.join(missing)} here (extra hardware-free)")
     if jax.__version_info__ < (0, 11):
         pytest.skip(f"Mosaic GPU as used here needs jax 0.11, this is {jax.__version__}")
 

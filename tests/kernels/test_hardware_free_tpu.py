@@ -12,7 +12,7 @@ from pallas_kernels.hardware_free import bundles, hlo, tpu
 from tests.kernels import programs
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware_free)")
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 FACTORS = (
     jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
     jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16),
@@ -87,7 +87,7 @@ def test_kernel_in_an_xla_loop_counts_once_a_trip():
 
 def test_missing_libtpu_is_said_with_the_remedy(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(NotImplementedError, match=r"pip install 'hydrahead_jax\[hardware_free\]'"):
+    with pytest.raises(NotImplementedError, match=r"pip install 'hydrahead_jax\[hardware-free\]'"):
         tpu.compile_for_tpu(programs.tpu_matmul, *FACTORS)
 
 
@@ -97,6 +97,7 @@ def test_refusal_arrives_as_refusal():
         tpu.compile_for_tpu(programs.refuses, FACTORS[0])
 
 
+@needs_libtpu
 def test_old_dumps_are_not_mixed_with_new_ones(tmp_path):
     with pytest.raises(FileExistsError):
         tpu.compile_for_tpu(programs.tpu_matmul, *FACTORS, dump=str(tmp_path))

@@ -218,7 +218,7 @@ def test_command_measures_the_device_at_hand(small_op, capsys, tmp_path):
     assert [row.implementation for row in both] == ["chunked"] * 2 + ["reference"] * 2
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware_free)")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 def test_command_reads_a_real_schedule_and_fills_the_page(small_op, capsys, tmp_path):
     path = tmp_path / "page.md"
     path.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")

@@ -62,12 +62,15 @@ def choose_blocks(
     """
     group = value_heads // key_heads
     cores = 2 if device_kind in TWO_CORES else 1
-    most = max(1, min(CHAINS, BLOCK_BYTES // _head_bytes(H, P, dtype)))
+    fitting = max(1, BLOCK_BYTES // _head_bytes(H, P, dtype))
+    most = min(CHAINS, fitting)
     if group > most:
         heads = max(n for n in range(1, most + 1) if group % n == 0)
     else:
         programs = max(-(-key_heads // (most // group)), -(-cores // batch))
-        heads = -(-key_heads // programs) * group
+        largest = -(-key_heads // programs)
+        even = [n for n in range(largest, largest // 2, -1) if key_heads % n == 0]
+        heads = (even or [largest])[0] * group
     share = dict(
         heads=heads,
         key_heads=max(1, heads // group),
@@ -76,15 +79,19 @@ def choose_blocks(
     )
 
     def blocks(pieces: int, skew: float) -> Blocks:
-        divisors = [n for n in range(1, min(pieces, MAX_PIECES) + 1) if chunks % n == 0]
-        return Blocks(**share, pieces=max(divisors), skew=skew)
+        limit = max(1, min(pieces, MAX_PIECES, fitting // heads))
+        pieces = max(n for n in range(1, limit + 1) if chunks % n == 0)
+        return Blocks(**share, pieces=pieces, skew=skew)
 
     return blocks(max(2, CHAINS // heads), 0.3), blocks(max(1, CHAINS // heads), 0.05)
 
 
 def _head_bytes(H: int, P: int, dtype) -> int:
-    """VMEM of a chunk of a head in the backward kernel, twice what the pipeline loads."""
+    """VMEM of a chunk of a head in the backward kernel: twice what the pipeline loads, the carried
+    state, and what products in full float32 hold on the way.
+    """
     item = jnp.dtype(dtype).itemsize
     arrays = CHUNK * (4 * H + 3 * P) + H * P
     inverse = CHUNK * CHUNK * 4
-    return 2 * (item * arrays + inverse) + 4 * H * P
+    held = 8 * CHUNK * (H + P) if item == 4 else 0
+    return 2 * (item * arrays + inverse) + 4 * H * P + held
