@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.gated_delta.gpu.op import check_machine, interpreter
-from pallas_kernels.gated_delta.reference import gated_delta_step_reference
-from pallas_kernels.varying import array_type, vary_alike
+from pallas_kernels.gated_delta.step_kernels import check_arrays, with_reference_gradient
+from pallas_kernels.varying import array_type
 
-HEAD_DIMS = (64, 128, 256)
 COLUMNS = 32
 
 
@@ -30,34 +28,12 @@ def gated_delta_step_gpu(
       NotImplementedError: another device, jax, dtype or head dimension than the kernel is for.
     """
     check_machine(q_BKH, interpret)
-    for name, x in dict(q=q_BKH, k=k_BKH, v=v_BNP).items():
-        if x.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"{name} is {x.dtype}; bfloat16 and float32 are accepted")
-        if x.shape[-1] not in HEAD_DIMS:
-            raise NotImplementedError(
-                f"the head dimension of {name} is {x.shape[-1]}; {HEAD_DIMS} are accepted"
-            )
-    arrays = vary_alike(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
-    return _rule(scale, interpreter(interpret), *arrays)
+    check_arrays(q=q_BKH, k=k_BKH, v=v_BNP)
+    arrays = (q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
+    return _call(*arrays, scale=scale, interpret=interpreter(interpret))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rule(scale, interpret, *arrays):
-    return vmap_into_batch(functools.partial(_call, scale=scale, interpret=interpret))(*arrays)
-
-
-def _forward(scale, interpret, *arrays):
-    return _rule(scale, interpret, *arrays), arrays
-
-
-def _backward(scale, interpret, arrays, cotangents):
-    reference = functools.partial(gated_delta_step_reference, scale=scale)
-    return jax.vjp(reference, *arrays)[1](cotangents)
-
-
-_rule.defvjp(_forward, _backward)
-
-
+@with_reference_gradient
 def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret):
     import jax.experimental.pallas.mosaic_gpu as plgpu
 

@@ -6,17 +6,14 @@ keeps memory busy, and on the vector units they are exact in float32.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.batching import vmap_into_batch
-from pallas_kernels.gated_delta.reference import gated_delta_step_reference
+from pallas_kernels.gated_delta.step_kernels import check_arrays, with_reference_gradient
 from pallas_kernels.target import target
-from pallas_kernels.varying import array_type, vary_alike
+from pallas_kernels.varying import array_type
 
-HEAD_DIMS = (64, 128, 256)
 MAX_HEADS = 16
 BLOCK_BYTES = 1 << 20
 
@@ -29,45 +26,18 @@ def gated_delta_step_tpu(
     Raises:
       NotImplementedError: another device, dtype or head dimension than the kernel is for.
     """
-    _check(q_BKH, k_BKH, v_BNP, state_BNHP, interpret)
-    arrays = vary_alike(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
-    return _rule(scale, interpret, *arrays)
-
-
-def _check(q_BKH, k_BKH, v_BNP, state_BNHP, interpret) -> None:
     device = target(q_BKH)
     if not interpret and device.platform != "tpu":
         raise NotImplementedError(
             f"the device is {device.device_kind}; the kernel runs on TPU, or anywhere with "
             "interpret=True"
         )
-    arrays = dict(q=q_BKH, k=k_BKH, v=v_BNP)
-    for name, x in arrays.items():
-        if x.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"{name} is {x.dtype}; bfloat16 and float32 are accepted")
-        if x.shape[-1] not in HEAD_DIMS:
-            raise NotImplementedError(
-                f"the head dimension of {name} is {x.shape[-1]}; {HEAD_DIMS} are accepted"
-            )
+    check_arrays(q=q_BKH, k=k_BKH, v=v_BNP)
+    arrays = (q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
+    return _call(*arrays, scale=scale, interpret=interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rule(scale, interpret, *arrays):
-    return vmap_into_batch(functools.partial(_call, scale=scale, interpret=interpret))(*arrays)
-
-
-def _forward(scale, interpret, *arrays):
-    return _rule(scale, interpret, *arrays), arrays
-
-
-def _backward(scale, interpret, arrays, cotangents):
-    reference = functools.partial(gated_delta_step_reference, scale=scale)
-    return jax.vjp(reference, *arrays)[1](cotangents)
-
-
-_rule.defvjp(_forward, _backward)
-
-
+@with_reference_gradient
 def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret):
     """Heads of all rows stand on one axis: head x of B * N reads key head x // (N / K) of B * K.
 
