@@ -1,0 +1,165 @@
+"""The public functions of softmax attention."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
+from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.dispatch import Op
+
+_attention = Op("attention")
+_attention.register("reference", attention_reference)
+
+_attention_decode = Op("attention_decode")
+_attention_decode.register("reference", attention_decode_reference)
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    *,
+    kv_head_of_query: tuple[int, ...] | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    segment_ids_BT: Int[Array, "B T"] | None = None,
+    kv_segment_ids_BS: Int[Array, "B S"] | None = None,
+    q_start: int | Int[Array, ""] = 0,
+    scale: float | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    interpret=False,
+) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """softmax(scale q k^T) v for each query head, over the KV head that it reads.
+
+    Softmax and sums are float32. Differentiable in q, k and v, through both results. No KV head is
+    repeated, and blocks of keys that no query of a block sees cost nothing.
+
+    Args:
+      q_BTNH: queries.
+      k_BSKH: keys, in the dtype of q.
+      v_BSKH: values, likewise.
+      kv_head_of_query: for each query head the KV head that it reads, in any order and number, with
+        KV heads that none reads; query head n reads n // (N / K) if None.
+      causal: a query sees its own position and those before.
+      window: of these the nearest `window`, its own included. A window is causal.
+      segment_ids_BT: a query sees the keys of its own segment. 0 is padding: such a query sees
+        nothing.
+      kv_segment_ids_BS: of the keys; those of the queries if None and S is T.
+      q_start: position of query 0 among the keys; it may lie before the first or after the last.
+      scale: of the scores; 1 / sqrt(H) if None.
+      return_lse: also return the log-sum-exp of the scaled scores, float32.
+      implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX, memory linear in T),
+        "reference" (every score at once, float32), or None for the best of these that accepts the
+        arguments, logged once; and by name only "splash" and "cudnn", those of JAX itself.
+      interpret: runs the Pallas kernels of a named implementation in an interpreter, on any
+        machine: True, or `pltpu.InterpretParams()` or `plgpu.InterpretGPUParams()`, which also
+        find races. Inside `jax.shard_map` use True with `check_vma=False`.
+
+    Returns:
+      The output in the dtype of q, and with `return_lse` the log-sum-exp. A query that sees nothing
+      has output 0 and log-sum-exp -inf.
+
+    Raises:
+      ValueError: shapes, heads, segments or window do not fit together, or `implementation` is
+        unknown.
+      NotImplementedError: the named implementation does not take these arguments or this machine.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    heads = _checked_heads(kv_head_of_query, N, K)
+    out_BTNH, lse_BTN = _attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        q_start=q_start,
+        segments=_checked_segments(segment_ids_BT, kv_segment_ids_BS, T, S),
+        visibility=Visibility(causal=causal, window=window),
+        kv_head_of_query=heads,
+        scale=H**-0.5 if scale is None else scale,
+        implementation=implementation,
+        interpret=interpret,
+    )
+    return (out_BTNH, lse_BTN) if return_lse else out_BTNH
+
+
+def attention_decode(
+    q_BNH: Float[Array, "B N H"],
+    k_cache_BSKH: Float[Array, "B S K H"],
+    v_cache_BSKH: Float[Array, "B S K H"],
+    lengths_B: Int[Array, "B"],
+    *,
+    kv_head_of_query: tuple[int, ...] | None = None,
+    window: int | None = None,
+    segment_ids_B: Int[Array, "B"] | None = None,
+    kv_segment_ids_BS: Int[Array, "B S"] | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    interpret=False,
+) -> Float[Array, "B N H"] | tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
+    """`attention` of one query a row over a cache: the decode step.
+
+    Each byte of the cache below a row's length and inside its window is read once, for all query
+    heads of its KV head; KV heads that no query head reads are not touched.
+
+    Args:
+      q_BNH: queries; each stands at the last position of its row.
+      k_cache_BSKH: keys, of which row b has `lengths_B[b]`, the query's own included.
+      v_cache_BSKH: values, likewise.
+      lengths_B: from 0 to S.
+      segment_ids_B: segment of each query, with `kv_segment_ids_BS`; all keys count if None.
+      kv_segment_ids_BS: of the cache.
+
+    Other arguments, results and errors as `attention`; "tpu", "gpu", "chunked" and "reference" are
+    the implementations.
+    """
+    N, H = q_BNH.shape[1:]
+    S, K = k_cache_BSKH.shape[1:3]
+    if (segment_ids_B is None) != (kv_segment_ids_BS is None):
+        raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")
+    segments = None
+    if segment_ids_B is not None:
+        segments = Segments(segment_ids_B[:, None], kv_segment_ids_BS)
+    Visibility(causal=True, window=window)
+    out_BNH, lse_BN = _attention_decode(
+        q_BNH,
+        k_cache_BSKH,
+        v_cache_BSKH,
+        lengths_B.astype(jnp.int32),
+        segments=segments,
+        window=window,
+        kv_head_of_query=_checked_heads(kv_head_of_query, N, K),
+        scale=H**-0.5 if scale is None else scale,
+        implementation=implementation,
+        interpret=interpret,
+    )
+    return (out_BNH, lse_BN) if return_lse else out_BNH
+
+
+def _checked_heads(kv_head_of_query, N: int, K: int) -> tuple[int, ...]:
+    if kv_head_of_query is None:
+        if N % K:
+            raise ValueError(
+                f"{N} query heads are not a multiple of {K} KV heads; say with kv_head_of_query "
+                "which KV head each reads"
+            )
+        return tuple(n // (N // K) for n in range(N))
+    heads = tuple(int(head) for head in kv_head_of_query)
+    if len(heads) != N or not set(heads) <= set(range(K)):
+        raise ValueError(
+            f"kv_head_of_query={heads} must name one of {K} KV heads for each of {N} query heads"
+        )
+    return heads
+
+
+def _checked_segments(segment_ids_BT, kv_segment_ids_BS, T: int, S: int) -> Segments | None:
+    if segment_ids_BT is None:
+        if kv_segment_ids_BS is not None:
+            raise ValueError("kv_segment_ids_BS needs segment_ids_BT beside it")
+        return None
+    if kv_segment_ids_BS is None:
+        if T != S:
+            raise ValueError(f"{T} queries and {S} keys: segments need kv_segment_ids_BS too")
+        kv_segment_ids_BS = segment_ids_BT
+    return Segments(segment_ids_BT, kv_segment_ids_BS)
