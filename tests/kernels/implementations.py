@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gated_delta
-from pallas_kernels.gated_delta.gpu.op import OLDEST_JAX
+from pallas_kernels.hopper.machine import OLDEST_JAX
 from tests.kernels.cases import CASES, FORMS, HEADS, LENGTHS, Case, in_dtype, make_inputs, wide
 from tests.kernels.oracle import Results, float64_results, with_gradients
 from tests.tolerances import KERNEL, cosine, error_ratio

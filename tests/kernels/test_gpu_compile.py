@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.gated_delta.gpu.op import OLDEST_JAX, gated_delta_gpu
+from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.hardware_free.gpu import compile_for_h200, missing_tools
+from pallas_kernels.hopper.machine import OLDEST_JAX
 
 SHARED_MEMORY = 232448  # bytes a program of an H200 can have
 SCALE = 128**-0.5

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.gated_delta.gates import effective_gates
-from pallas_kernels.gated_delta.gpu.op import OLDEST_JAX, gated_delta_gpu
+from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.gated_delta.reference import gated_delta_step_reference
+from pallas_kernels.hopper.machine import OLDEST_JAX
 from tests.kernels.cases import HOSTILE, SEGMENTS, Case, make_inputs
 from tests.kernels.implementations import expected
 from tests.kernels.oracle import Results, with_gradients

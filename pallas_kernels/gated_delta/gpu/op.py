@@ -1,20 +1,17 @@
 """The gated delta rule on Hopper GPUs: what is accepted, and the kernels put together."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.batching import vmap_into_batch
-from pallas_kernels.target import target
+from pallas_kernels.hopper.machine import check_machine, interpreter
 from pallas_kernels.varying import vary_alike
 
 HEAD = 128
 HEAD_DIMS = (64, HEAD)
 CHUNK = 64
-OLDEST_JAX = (0, 11)
-_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
 def gated_delta_gpu(
@@ -42,28 +39,6 @@ def gated_delta_gpu(
     sequences = vary_alike(*map(_filled_up, sequences), _filled_up_state(state_BNHP))
     out_BTNP, state_BNPH = _rule(scale, interpreter(interpret), *sequences)
     return out_BTNP[:, :T, :, :P], jnp.swapaxes(state_BNPH, 2, 3)[:, :, :H, :P]
-
-
-def check_machine(array, interpret) -> None:
-    """Refuses machines and versions of jax that the Hopper kernels cannot be run on."""
-    if jax.__version_info__ < OLDEST_JAX:
-        raise NotImplementedError(
-            f"jax is {jax.__version__}; the Hopper kernels need jax 0.11 or newer (Python 3.12)"
-        )
-    device = target(array)
-    if not interpret and not (device.platform == "gpu" and _HOPPER.search(device.device_kind)):
-        raise NotImplementedError(
-            f"the device is {device.device_kind}; the kernels run on Hopper GPUs (H100, H200), "
-            "or anywhere with interpret=True"
-        )
-
-
-def interpreter(interpret):
-    if interpret is not True:
-        return interpret
-    import jax.experimental.pallas.mosaic_gpu as plgpu
-
-    return plgpu.InterpretGPUParams()
 
 
 def _filled_up(x):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.gated_delta.gpu.op import check_machine, interpreter
 from pallas_kernels.gated_delta.step_kernels import check_arrays, with_reference_gradient
+from pallas_kernels.hopper.machine import check_machine, interpreter
 from pallas_kernels.varying import array_type, vary_alike
 
 COLUMNS = 32
