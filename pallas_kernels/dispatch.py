@@ -19,16 +19,21 @@ class Op:
     def __init__(self, name: str):
         self.name = name
         self.implementations: dict[str, Callable] = {}
+        self._chosen: list[str] = []
 
-    def register(self, name: str, implementation: Callable) -> None:
+    def register(self, name: str, implementation: Callable, *, by_name_only: bool = False) -> None:
+        """Adds an implementation; one `by_name_only` runs only where a caller asks for it."""
         self.implementations[name] = implementation
+        if not by_name_only:
+            self._chosen.append(name)
 
     def __call__(self, *args, implementation: str | None = None, **kwargs):
         """Runs `implementation`, or with None the first that accepts the arguments.
 
         Raises:
           ValueError: no implementation has that name.
-          NotImplementedError: the named implementation, or every one, refuses the arguments.
+          NotImplementedError: the named implementation, or every one that may be chosen, refuses
+            the arguments.
         """
         if implementation is not None and implementation not in self.implementations:
             raise ValueError(
@@ -36,7 +41,7 @@ class Op:
                 f"only {', '.join(self.implementations)}"
             )
         refusals = []
-        for name in [implementation] if implementation else self.implementations:
+        for name in [implementation] if implementation else self._chosen:
             try:
                 result = self.implementations[name](*args, **kwargs)
             except NotImplementedError as refusal:

@@ -3,12 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
+from pallas_kernels.attention.splash import attention_splash
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.dispatch import Op
 
 _attention = Op("attention")
 _attention.register("reference", attention_reference)
+_attention.register("splash", attention_splash, by_name_only=True)
+_attention.register("cudnn", attention_cudnn, by_name_only=True)
 
 _attention_decode = Op("attention_decode")
 _attention_decode.register("reference", attention_decode_reference)

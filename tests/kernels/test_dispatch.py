@@ -33,6 +33,14 @@ def test_a_named_implementation_is_never_replaced():
         op(1, implementation="best")
 
 
+def test_some_run_by_name_only():
+    op = make_op(best=refuses)
+    op.register("library", lambda x: x, by_name_only=True)
+    assert op(1, implementation="library") == 1
+    with pytest.raises(NotImplementedError, match=r"^toy: best: T must be even$"):
+        op(1)
+
+
 def test_all_refusals_are_told():
     op = make_op(one=refuses, two=refuses)
     with pytest.raises(NotImplementedError, match=r"one: T must be even; two: T must be even"):

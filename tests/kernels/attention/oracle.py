@@ -26,13 +26,14 @@ class Results(NamedTuple):
     dv: np.ndarray
 
 
-def cotangents(inputs: Inputs):
-    """Of the output, in its dtype, and of the log-sum-exp, float32."""
+def cotangents(inputs: Inputs, *, of_lse: float = 1.0):
+    """Of the output, in its dtype, and of the log-sum-exp, float32, times `of_lse`."""
     rng = np.random.default_rng(1)
     q = inputs.q_BTNH
+    out, lse = rng.normal(size=q.shape), of_lse * rng.normal(size=q.shape[:3])
     return (
-        jnp.asarray(rng.normal(size=q.shape), q.dtype),
-        jnp.asarray(rng.normal(size=q.shape[:3]), jnp.promote_types(q.dtype, jnp.float32)),
+        jnp.asarray(out, q.dtype),
+        jnp.asarray(lse, jnp.promote_types(q.dtype, jnp.float32)),
     )
 
 
@@ -49,10 +50,11 @@ def _forward_and_gradients(fn, inputs: Inputs, cotangent):
     return *outputs, *pull(cotangent)
 
 
-def float64_results(inputs: Inputs, case: Case) -> Results:
+def float64_results(inputs: Inputs, case: Case, *, of_lse: float = 1.0) -> Results:
     """What every implementation is compared with."""
+    arrays = (*inputs[:3], *cotangents(inputs, of_lse=of_lse))
     q_BTNH, k_BSKH, v_BSKH, dout_BTNH, dlse_BTN = (
-        np.asarray(x.astype(jnp.float32), np.float64) for x in (*inputs[:3], *cotangents(inputs))
+        np.asarray(x.astype(jnp.float32), np.float64) for x in arrays
     )
     scale = 1 / np.sqrt(q_BTNH.shape[-1]) if case.scale is None else case.scale
     arrays = [q_BTNH, dlse_BTN, q_BTNH, k_BSKH, v_BSKH]

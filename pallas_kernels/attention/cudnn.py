@@ -1,0 +1,92 @@
+"""cuDNN's attention, as JAX calls it, under the signature of our implementations."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention.no_gradient import without_gradient
+from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.target import target
+
+LARGEST_HEAD = 256
+
+
+def attention_cudnn(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    *,
+    q_start,
+    segments: Segments | None,
+    visibility: Visibility,
+    kv_head_of_query: tuple[int, ...],
+    scale: float,
+    interpret=False,
+):
+    """Output [B, T, N, H] and log-sum-exp [B, T, N]. See `api.attention`.
+
+    JAX rounds cuDNN's log-sum-exp to the dtype of q.
+
+    Raises:
+      NotImplementedError: another device, dtype or head size than it takes, an irregular map of
+        heads, segments, queries that do not start at the first key, what cuDNN is known to get
+        wrong, or a gradient through log-sum-exp.
+    """
+    _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret)
+    _check_mask(q_BTNH, k_BSKH, q_start, visibility)
+    window = visibility.window
+    out_BTNH, lse_BTN = jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        scale=scale,
+        is_causal=visibility.causal,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+        return_residual=True,
+    )
+    lse_BTN = lse_BTN.astype(jnp.float32)
+    return out_BTNH, without_gradient("cuDNN in JAX", lse_BTN, q_BTNH, k_BSKH, v_BSKH)
+
+
+def _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret) -> None:
+    N, H = q_BTNH.shape[2:]
+    K = k_BSKH.shape[2]
+    device = target(q_BTNH)
+    if interpret or device.platform != "gpu":
+        raise NotImplementedError(
+            f"the device is {device.device_kind}; cuDNN runs on NVIDIA GPUs and has no interpreter"
+        )
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"q is {q_BTNH.dtype}; bfloat16 and float16 are accepted")
+    if H % 8 or H > LARGEST_HEAD:
+        raise NotImplementedError(
+            f"the head dimension is {H}; multiples of 8 up to {LARGEST_HEAD} are accepted"
+        )
+    if N % K or kv_head_of_query != tuple(n // (N // K) for n in range(N)):
+        raise NotImplementedError(
+            f"kv_head_of_query={kv_head_of_query} is irregular; cuDNN takes query head n with KV "
+            "head n // (N / K) only, so KV heads would have to be repeated in memory"
+        )
+    if segments is not None:
+        raise NotImplementedError("segments would need a mask of T x S for cuDNN; none is accepted")
+
+
+def _check_mask(q_BTNH, k_BSKH, q_start, visibility: Visibility) -> None:
+    """Also refuses what pytorch issue 196678 and NeMo Automodel issue 3232 report as NaN."""
+    T, H = q_BTNH.shape[1::2]
+    S = k_BSKH.shape[1]
+    if visibility.causal and not (isinstance(q_start, int) and q_start == 0):
+        raise NotImplementedError("q_start is not 0; cuDNN's causal mask starts at the first key")
+    if visibility.window is not None and T > S:
+        raise NotImplementedError(
+            f"{T} queries, {S} keys and a window: some queries see nothing, which cuDNN leaves open"
+        )
+    if visibility.window is not None and H > 128:
+        raise NotImplementedError(
+            f"a window with head dimension {H}; cuDNN is known to give NaN above 128"
+        )
+    if visibility.causal and 64 in (T % 128, S % 128):
+        raise NotImplementedError(
+            f"{T} queries and {S} keys under a mask; cuDNN is known to give NaN in the gradient of "
+            "q at lengths that leave 64 when divided by 128"
+        )
