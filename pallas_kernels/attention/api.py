@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.chunked import attention_chunked
 from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
 from pallas_kernels.attention.splash import attention_splash
@@ -10,6 +11,7 @@ from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.dispatch import Op
 
 _attention = Op("attention")
+_attention.register("chunked", attention_chunked)
 _attention.register("reference", attention_reference)
 _attention.register("splash", attention_splash, by_name_only=True)
 _attention.register("cudnn", attention_cudnn, by_name_only=True)
@@ -69,7 +71,7 @@ def attention(
         unknown.
       NotImplementedError: the named implementation does not take these arguments or this machine.
     """
-    B, T, N, H = q_BTNH.shape
+    _, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     heads = _checked_heads(kv_head_of_query, N, K)
     out_BTNH, lse_BTN = _attention(
@@ -119,7 +121,7 @@ def attention_decode(
     the implementations.
     """
     N, H = q_BNH.shape[1:]
-    S, K = k_cache_BSKH.shape[1:3]
+    K = k_cache_BSKH.shape[2]
     if (segment_ids_B is None) != (kv_segment_ids_BS is None):
         raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")
     segments = None

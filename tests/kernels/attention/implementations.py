@@ -57,7 +57,13 @@ def both(cases) -> tuple[Case, ...]:
     return tuple(in_dtype(case, dtype) for dtype in ("float32", "bfloat16") for case in cases)
 
 
-IMPLEMENTATIONS = {x.name: x for x in (Implementation(name="reference", cases=tuple(CASES)),)}
+IMPLEMENTATIONS = {
+    x.name: x
+    for x in (
+        Implementation(name="chunked", cases=both(CASES)),
+        Implementation(name="reference", cases=both(CASES)),
+    )
+}
 
 
 def call(name: str, case: Case, interpret) -> Callable:
