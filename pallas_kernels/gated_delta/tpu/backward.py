@@ -25,7 +25,7 @@ from pallas_kernels.gated_delta.tpu.blocks import CHUNK, Blocks
 from pallas_kernels.gated_delta.tpu.gates import BlockGates, Gates
 from pallas_kernels.gated_delta.tpu.layout import Layout
 from pallas_kernels.gated_delta.tpu.products import Products, transpose
-from pallas_kernels.gated_delta.tpu.schedule import interleave
+from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
 

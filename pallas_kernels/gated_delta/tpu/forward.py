@@ -20,7 +20,7 @@ from pallas_kernels.gated_delta.tpu.gates import BlockGates, Gates
 from pallas_kernels.gated_delta.tpu.inverse import unit_lower_inverse
 from pallas_kernels.gated_delta.tpu.layout import Layout
 from pallas_kernels.gated_delta.tpu.products import Products, transpose
-from pallas_kernels.gated_delta.tpu.schedule import interleave
+from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
 

@@ -1,0 +1,96 @@
+"""How much of a problem one step of the TPU kernels takes."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from pallas_kernels.attention.visibility import Visibility
+
+LANES = 128
+CHAIN = 256
+LARGEST = 2048
+RESIDENT_BYTES = 16 << 20
+VMEM_BYTES = 60 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """One grid step's share of one head.
+
+    Attributes:
+      queries: of a step.
+      keys: of a step.
+      chain: queries of one chain of products; it divides `queries` and `keys`.
+      piece: keys of one product.
+      skew: turns between the starts of two chains, see `interleave`.
+    """
+
+    queries: int
+    keys: int
+    chain: int
+    piece: int
+    skew: float
+
+    def __post_init__(self):
+        for name in ("queries", "keys"):
+            size = getattr(self, name)
+            if size % LANES or size % self.chain or size % self.piece:
+                raise ValueError(
+                    f"{name}={size} must be a multiple of {LANES}, of chain={self.chain} and of "
+                    f"piece={self.piece}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockChoice:
+    """Blocks of both kernels.
+
+    Attributes:
+      parts: into which the keys are divided, so that the backward can hold the gradients of one
+        part in VMEM.
+    """
+
+    forward: Blocks
+    backward: Blocks
+    parts: int
+
+    def __post_init__(self):
+        ours, theirs = self.forward, self.backward
+        if (ours.queries, ours.keys) != (theirs.queries, theirs.keys):
+            raise ValueError(f"forward and backward blocks must be of one size: {ours}, {theirs}")
+
+    def padded_keys(self, S: int) -> int:
+        unit = self.parts * self.forward.keys
+        return -(-S // unit) * unit
+
+
+def choose_blocks(
+    *, T: int, S: int, H: int, dtype, visibility: Visibility, segments: bool
+) -> BlockChoice:
+    """Large blocks keep the matrix units busy, small ones waste less at the edges of a mask.
+
+    H is a multiple of 128. Piece and skew were swept on the compiler's schedules for v6e.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    limit = LARGEST * 2 * LANES // (itemsize * H)
+    window = visibility.window
+    if segments or (window is not None and window < 2 * LARGEST):
+        limit = min(limit, LARGEST // 2)
+    if window is not None and window <= LARGEST // 4:
+        limit = min(limit, LARGEST // 4)
+    queries, keys = _even(T, limit), _even(S, limit)
+    chain = CHAIN if queries % CHAIN == keys % CHAIN == 0 else LANES
+    sizes = dict(queries=queries, keys=keys, chain=chain)
+    resident = max(1, RESIDENT_BYTES // (8 * H * keys))
+    return BlockChoice(
+        forward=Blocks(**sizes, piece=chain, skew=2.0),
+        backward=Blocks(**sizes, piece=LANES, skew=0.5),
+        parts=-(-S // (keys * resident)),
+    )
+
+
+def _even(length: int, limit: int) -> int:
+    """Blocks of nearly equal size, at most `limit`, in whole lanes or chains."""
+    blocks = -(-length // limit)
+    unit = LANES if length <= LANES else CHAIN
+    return -(-length // (blocks * unit)) * unit

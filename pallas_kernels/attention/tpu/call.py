@@ -1,0 +1,182 @@
+"""What the forward and the backward kernel share: the scalars they read, grid and block specs.
+
+The grid is (batch row, group of query heads, head of the group, step). Groups may run on different
+cores; within one, everything is in order.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.attention.tpu.blocks import VMEM_BYTES, Blocks
+from pallas_kernels.attention.tpu.heads import Heads
+from pallas_kernels.attention.tpu.mask import Mask
+from pallas_kernels.attention.tpu.steps import Kind, Step, unpack
+from pallas_kernels.attention.visibility import Visibility
+
+
+class Scalars(NamedTuple):
+    """In scalar memory, before the arrays; X is groups * heads of a group.
+
+    Attributes:
+      steps: the lists of all rows, one after the other.
+      query_heads_X: the query head at each place of the grid.
+      kv_heads_X: the KV head that it reads.
+      slots_X: the place of that KV head among those that are read.
+      starts_B: position of query 0 among the keys.
+      part_1: which part of the keys the lists are for.
+    """
+
+    steps: jax.Array
+    query_heads_X: jax.Array
+    kv_heads_X: jax.Array
+    slots_X: jax.Array
+    starts_B: jax.Array
+    part_1: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """One kernel call.
+
+    Attributes:
+      blocks: sizes of a step.
+      heads: the grid's heads.
+      visibility: by position.
+      kinds: of steps that a list can hold.
+      H: head dimension, whole lanes.
+      key_count: keys that are not padding.
+      part_blocks: key blocks of a part of the keys.
+      steps: length of a list.
+      own_lists: each batch row has a list of its own.
+      segments: segment ids come too.
+      scale: of the scores, positive.
+      interpret: as `pl.pallas_call` takes it.
+    """
+
+    blocks: Blocks
+    heads: Heads
+    visibility: Visibility
+    kinds: frozenset[Kind]
+    H: int
+    key_count: int
+    part_blocks: int
+    steps: int
+    own_lists: bool
+    segments: bool
+    scale: float
+    interpret: Any
+
+    def grid(self, batch: int) -> tuple[int, ...]:
+        return batch, self.heads.groups, self.heads.heads_a_group, self.steps
+
+    def grid_spec(self, batch: int, inputs, outputs, scratch) -> pltpu.PrefetchScalarGridSpec:
+        return pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(Scalars._fields),
+            grid=self.grid(batch),
+            in_specs=inputs,
+            out_specs=outputs,
+            scratch_shapes=scratch,
+        )
+
+    def compiler_params(self) -> pltpu.CompilerParams:
+        return pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=VMEM_BYTES,
+        )
+
+    def step(self, scalars: Scalars, b, t) -> Step:
+        row = b if self.own_lists else 0
+        return unpack(scalars.steps[row * self.steps + t])
+
+    def place(self, g, r):
+        """Where the tables of heads have the grid's head."""
+        return g * self.heads.heads_a_group + r
+
+    def mask(self, scalars: Scalars, step: Step, ids) -> Mask:
+        start = scalars.starts_B[pl.program_id(0)]
+        key_block = scalars.part_1[0] * self.part_blocks + step.keys
+        query_ids, key_ids = ids or (None, None)
+        return Mask(
+            visibility=self.visibility,
+            row=start + step.queries * self.blocks.queries,
+            column=key_block * self.blocks.keys,
+            key_count=self.key_count,
+            query_ids=query_ids,
+            key_ids=key_ids,
+        )
+
+    def queries(self) -> pl.BlockSpec:
+        """Of [B, T, N * H]."""
+
+        def index(b, g, r, t, *scalars):
+            scalars = Scalars(*scalars)
+            head = scalars.query_heads_X[self.place(g, r)]
+            return b, self.step(scalars, b, t).queries, head
+
+        return pl.BlockSpec((1, self.blocks.queries, self.H), index)
+
+    def query_rows(self, rows: int) -> pl.BlockSpec:
+        """Of [B, N, rows, T]."""
+
+        def index(b, g, r, t, *scalars):
+            scalars = Scalars(*scalars)
+            head = scalars.query_heads_X[self.place(g, r)]
+            return b, head, 0, self.step(scalars, b, t).queries
+
+        return pl.BlockSpec((1, 1, rows, self.blocks.queries), index)
+
+    def keys(self) -> pl.BlockSpec:
+        """Of [B, S, K * H]."""
+
+        def index(b, g, r, t, *scalars):
+            scalars = Scalars(*scalars)
+            head = scalars.kv_heads_X[self.place(g, r)]
+            return b, self._key_block(scalars, b, t), head
+
+        return pl.BlockSpec((1, self.blocks.keys, self.H), index)
+
+    def resident_keys(self) -> pl.BlockSpec:
+        """Of [B, S, used KV heads * H], a part of the keys at once."""
+
+        def index(b, g, r, t, *scalars):
+            scalars = Scalars(*scalars)
+            return b, scalars.part_1[0], scalars.slots_X[self.place(g, r)]
+
+        return pl.BlockSpec((1, self.part_blocks * self.blocks.keys, self.H), index)
+
+    def ids(self) -> list[pl.BlockSpec]:
+        """Of the segments of queries [B, 1, T] and keys [B, 1, S], if they come."""
+        if not self.segments:
+            return []
+
+        def of_queries(b, g, r, t, *scalars):
+            return b, 0, self.step(Scalars(*scalars), b, t).queries
+
+        def of_keys(b, g, r, t, *scalars):
+            return b, 0, self._key_block(Scalars(*scalars), b, t)
+
+        return [
+            pl.BlockSpec((1, 1, self.blocks.queries), of_queries),
+            pl.BlockSpec((1, 1, self.blocks.keys), of_keys),
+        ]
+
+    def _key_block(self, scalars: Scalars, b, t):
+        return scalars.part_1[0] * self.part_blocks + self.step(scalars, b, t).keys
+
+
+def scalars_of(call: Call, steps_BL, starts_B, part) -> Scalars:
+    heads = call.heads
+    table = lambda values: jnp.array(values, jnp.int32)
+    return Scalars(
+        steps=jnp.ravel(steps_BL),
+        query_heads_X=table(heads.query_heads),
+        kv_heads_X=table(heads.kv_heads),
+        slots_X=table(heads.slots),
+        starts_B=starts_B,
+        part_1=jnp.reshape(jnp.asarray(part, jnp.int32), (1,)),
+    )

@@ -1,0 +1,126 @@
+"""The forward TPU kernel of softmax attention.
+
+A step takes a block of queries and a block of keys of one head, scores transposed: keys on
+sublanes, queries on lanes. The sums over keys are then sums over sublanes, what belongs to a query
+is a row vector, and the second product fills a matrix unit 256 wide at a head dimension of 128:
+
+    S^T = K Q^T      m' = max(m, max_k S^T)      P^T = 2^(c S^T - c m')      c = scale * log2 e
+    [O^T; l] <- 2^(c m - c m') [O^T; l] + [V^T; 1] P^T
+
+The queries of a block fall into chains that know nothing of each other, so that one chain's
+exponentials stand beside another's products.
+"""
+
+import functools
+import math
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.attention.tpu.call import Call, Scalars
+from pallas_kernels.attention.tpu.mask import below_diagonal
+from pallas_kernels.attention.tpu.products import product, product_transposed
+from pallas_kernels.attention.tpu.steps import Kind
+from pallas_kernels.interleave import interleave
+from pallas_kernels.varying import array_type
+
+LOG2_E = math.log2(math.e)
+ONES = 16  # rows of ones under V^T: one is needed, whole tiles are copied
+LOWEST = -1e30  # first running maximum: finite, so that -inf - m is never NaN
+
+
+def forward(scalars: Scalars, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
+    """The kernel's call. Heads lie side by side, lengths are whole blocks.
+
+    Returns:
+      Output [B, T, N * H] and the log-sum-exp [B, N, 1, T], float32.
+    """
+    inputs = (*scalars, q_BTD, k_BSD, v_BSD, *ids)
+    B, T, D = q_BTD.shape
+    H, blocks = call.H, call.blocks
+    scratch = [
+        pltpu.VMEM((H + ONES, blocks.queries), jnp.float32),
+        pltpu.VMEM((1, blocks.queries), jnp.float32),
+        pltpu.VMEM((H + ONES, blocks.keys), q_BTD.dtype),
+        pltpu.VMEM((2, blocks.keys, blocks.chain), jnp.float32),
+    ]
+    return pl.pallas_call(
+        functools.partial(_kernel, call=call),
+        grid_spec=call.grid_spec(
+            B,
+            [call.queries(), call.keys(), call.keys(), *call.ids()],
+            [call.queries(), call.query_rows(1)],
+            scratch,
+        ),
+        out_shape=[
+            array_type(q_BTD.shape, q_BTD.dtype, like=inputs),
+            array_type((B, D // H, 1, T), jnp.float32, like=inputs),
+        ],
+        name="attention_forward",
+        interpret=call.interpret,
+        compiler_params=call.compiler_params(),
+    )(*inputs)
+
+
+def _kernel(*refs, call: Call):
+    scalars, refs = Scalars(*refs[: len(Scalars._fields)]), refs[len(Scalars._fields) :]
+    q_ref, k_ref, v_ref, *ids, out_ref, lse_ref, sums_ref, top_ref, vt_ref, scores_ref = refs
+    step = call.step(scalars, pl.program_id(0), pl.program_id(3))
+    H, blocks, base2 = call.H, call.blocks, call.scale * LOG2_E
+
+    @pl.when(step.is_first)
+    def _():
+        sums_ref[...] = jnp.zeros_like(sums_ref)
+        top_ref[...] = jnp.full_like(top_ref, LOWEST)
+        vt_ref[H:] = jnp.ones((ONES, blocks.keys), vt_ref.dtype)
+
+    def chain(index: int, kind: Kind, mask, key_columns):
+        queries = _span(index, blocks.chain)
+        scores_SC = scores_ref.at[index % 2]
+        q_CH = q_ref[0, queries]
+        last = queries.stop if kind is Kind.DIAGONAL else blocks.keys
+        pieces = [_span(i, blocks.piece) for i in range(-(-last // blocks.piece))]
+        old_1C = top_ref[:, queries]
+        new_1C = old_1C
+        for keys in pieces:
+            score_XC = product_transposed(k_ref[0, keys], q_CH)
+            if kind is Kind.MASKED:
+                score_XC = jnp.where(mask(keys, queries, key_columns), score_XC, -jnp.inf)
+            elif kind is Kind.DIAGONAL and keys.stop > queries.start:
+                score_XC = jnp.where(below_diagonal(keys, queries), score_XC, -jnp.inf)
+            scores_SC[keys] = score_XC
+            new_1C = jnp.maximum(new_1C, jnp.max(score_XC, axis=0, keepdims=True))
+            yield
+        top_ref[:, queries] = new_1C
+        shift_1C = base2 * new_1C
+        weights = []
+        for keys in pieces:
+            weights.append(jnp.exp2(base2 * scores_SC[keys] - shift_1C).astype(v_ref.dtype))
+            yield
+        added_XC = product(vt_ref[:, : pieces[-1].stop], jnp.concatenate(weights))
+        yield
+        sums_ref[:, queries] = jnp.exp2(base2 * old_1C - shift_1C) * sums_ref[:, queries] + added_XC
+
+    def body(kind: Kind):
+        vt_ref[:H] = v_ref[0].T
+        mask = call.mask(scalars, step, ids) if kind is Kind.MASKED else None
+        key_columns = mask.key_columns() if mask else None
+        chains = range(blocks.queries // blocks.chain)
+        interleave([chain(i, kind, mask, key_columns) for i in chains], blocks.skew)
+
+    for kind in sorted(call.kinds - {Kind.EMPTY}):
+        pl.when(step.kind == kind)(functools.partial(body, kind))
+
+    @pl.when(step.is_last)
+    def _():
+        total_1T = sums_ref[H : H + 1]
+        sees_1T = total_1T > 0
+        total_1T = jnp.where(sees_1T, total_1T, 1.0)
+        out_ref[0] = (sums_ref[:H] / total_1T).T.astype(out_ref.dtype)
+        lse_1T = call.scale * top_ref[...] + jnp.log(total_1T)
+        lse_ref[0, 0] = jnp.where(sees_1T, lse_1T, -jnp.inf)
+
+
+def _span(index: int, size: int) -> slice:
+    return slice(index * size, (index + 1) * size)

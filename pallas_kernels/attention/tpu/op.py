@@ -1,0 +1,254 @@
+"""The TPU implementation of softmax attention."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels.attention.tpu import heads as grid_heads
+from pallas_kernels.attention.tpu.backward import backward
+from pallas_kernels.attention.tpu.blocks import LANES, BlockChoice, choose_blocks
+from pallas_kernels.attention.tpu.call import Call, scalars_of
+from pallas_kernels.attention.tpu.forward import LOG2_E, forward
+from pallas_kernels.attention.tpu.steps import MAX_BLOCKS, Kind, list_steps, unpack
+from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.target import target
+from pallas_kernels.varying import vary_alike
+
+MAX_HEAD_DIM = 256
+NOTHING_SEEN = 1e30  # log-sum-exp of a query that sees nothing, so that its weights are 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is known while tracing, besides the arrays' shapes; T and S without padding."""
+
+    T: int
+    S: int
+    q_start: int | None
+    visibility: Visibility
+    kv_head_of_query: tuple[int, ...]
+    scale: float
+    choice: BlockChoice
+    interpret: Any
+
+    def __hash__(self):
+        return hash((self.T, self.S, self.q_start, self.visibility, self.kv_head_of_query))
+
+
+def attention_tpu(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    *,
+    q_start,
+    segments: Segments | None,
+    visibility: Visibility,
+    kv_head_of_query: tuple[int, ...],
+    scale: float,
+    interpret=False,
+    choice: BlockChoice | None = None,
+):
+    """See `api.attention`.
+
+    Head dimensions up to 256 are filled up with zeros to whole lanes, 128 or 256. Between forward
+    and backward it keeps its arguments, output and log-sum-exp; `jax.checkpoint` policies know the
+    last two as "attention_out" and "attention_lse".
+
+    Args:
+      choice: sizes of the kernels' steps, in place of `choose_blocks`.
+
+    Raises:
+      NotImplementedError: another device, dtype or head dimension than the kernels are for.
+    """
+    _check(q_BTNH, k_BSKH, v_BSKH, interpret)
+    B, T, N, H = q_BTNH.shape
+    S = k_BSKH.shape[1]
+    if scale <= 0:
+        q_BTNH, scale = (-q_BTNH, -scale) if scale else (0 * q_BTNH, 1.0)
+    if choice is None:
+        choice = choose_blocks(
+            T=T,
+            S=S,
+            H=H + -H % LANES,
+            dtype=q_BTNH.dtype,
+            visibility=visibility,
+            segments=segments is not None,
+        )
+    settings = Settings(
+        T=T,
+        S=S,
+        q_start=q_start if isinstance(q_start, int) else None,
+        visibility=visibility,
+        kv_head_of_query=kv_head_of_query,
+        scale=scale,
+        choice=choice,
+        interpret=interpret,
+    )
+    q_BTD, k_BSD, v_BSD = (
+        x.reshape(*x.shape[:2], -1) for x in _whole_lanes(q_BTNH, k_BSKH, v_BSKH)
+    )
+    queries, keys = T + -T % choice.forward.queries, choice.padded_keys(S)
+    arrays = _fill(q_BTD, 1, queries), _fill(k_BSD, 1, keys), _fill(v_BSD, 1, keys)
+    ids = starts = ()
+    if segments is not None:
+        ids = _fill(segments.queries_BT, 1, queries), _fill(segments.keys_BS, 1, keys)
+    if settings.q_start is None:
+        starts = (jnp.broadcast_to(q_start, (B,)).astype(jnp.int32),)
+    *arrays, ids, starts = _vary_alike(*arrays, ids, starts)
+    out_BTD, lse_BN1T = _rule(settings, *arrays, ids, starts)
+    out_BTNH = out_BTD.reshape(B, queries, N, -1)[:, :T, :, :H]
+    return out_BTNH, jnp.swapaxes(lse_BN1T[:, :, 0, :T], 1, 2)
+
+
+def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
+    device = target(q_BTNH)
+    if not interpret and device.platform != "tpu":
+        raise NotImplementedError(
+            f"the device is {device.device_kind}; the kernels run on TPU, or anywhere with "
+            "interpret=True"
+        )
+    dtypes = {str(x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH)}
+    if dtypes not in ({"bfloat16"}, {"float32"}):
+        raise NotImplementedError(
+            f"q, k and v are {', '.join(sorted(dtypes))}; all bfloat16 or all float32 are accepted"
+        )
+    if q_BTNH.shape[-1] > MAX_HEAD_DIM:
+        raise NotImplementedError(
+            f"the head dimension is {q_BTNH.shape[-1]}; at most {MAX_HEAD_DIM} is accepted"
+        )
+    longest = max(q_BTNH.shape[1], k_BSKH.shape[1])
+    if longest > MAX_BLOCKS * LANES:
+        raise NotImplementedError(
+            f"{longest} tokens; at most {MAX_BLOCKS * LANES} are accepted at once"
+        )
+
+
+def _whole_lanes(*arrays):
+    return (_fill(x, 3, x.shape[3] + -x.shape[3] % LANES) for x in arrays)
+
+
+def _fill(x, axis: int, size: int):
+    """Zeros at the end of an axis, up to a size."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths) if widths[axis][1] else x
+
+
+def _vary_alike(*trees):
+    leaves, structure = jax.tree.flatten(trees)
+    return jax.tree.unflatten(structure, vary_alike(*leaves))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rule(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+    return vmap_into_batch(functools.partial(_forward, settings))(q_BTD, k_BSD, v_BSD, ids, starts)
+
+
+def _rule_forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+    out_BTD, lse_BN1T = _rule(settings, q_BTD, k_BSD, v_BSD, ids, starts)
+    out_BTD = checkpoint_name(out_BTD, "attention_out")
+    lse_BN1T = checkpoint_name(lse_BN1T, "attention_lse")
+    return (out_BTD, lse_BN1T), (q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, lse_BN1T)
+
+
+def _rule_backward(settings: Settings, saved, cotangents):
+    q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, lse_BN1T = saved
+    dout_BTD, dlse_BN1T = cotangents
+    sees = lse_BN1T > -jnp.inf
+    lse_BN1T = jnp.where(sees, LOG2_E * lse_BN1T, NOTHING_SEEN)
+    rows_BN2T = jnp.concatenate([lse_BN1T, jnp.where(sees, dlse_BN1T, 0.0)], axis=2)
+    gradients = vmap_into_batch(functools.partial(_backward, settings))
+    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN2T)
+    return *gradients(*arrays, ids, starts), None, None
+
+
+_rule.defvjp(_rule_forward, _rule_backward)
+
+
+def _forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+    heads = grid_heads.in_order(settings.kv_head_of_query)
+    steps_BPL, call = _call(settings, settings.choice.forward, heads, q_BTD, k_BSD, ids, starts)
+    scalars = scalars_of(call, steps_BPL[:, 0], *_starts(settings, q_BTD, starts), 0)
+    return tuple(forward(scalars, q_BTD, k_BSD, v_BSD, _rows(ids), call=call))
+
+
+def _backward(settings: Settings, q, k, v, out, dout, rows_BN2T, ids, starts):
+    heads = grid_heads.by_kv_head(settings.kv_head_of_query)
+    blocks, parts = settings.choice.backward, settings.choice.parts
+    steps_BPL, call = _call(settings, blocks, heads, q, k, ids, starts, parts=parts)
+    arrays = (q, k, v, out, dout, rows_BN2T, _rows(ids))
+    first = _starts(settings, q, starts)
+    if parts == 1:
+        scalars = scalars_of(call, steps_BPL[:, 0], *first, 0)
+        dq, dk, dv = backward(scalars, *arrays, (), call=call)
+    else:
+
+        def of_part(sums, part):
+            steps_BL = jax.lax.dynamic_index_in_dim(steps_BPL, part, 1, keepdims=False)
+            scalars = scalars_of(call, steps_BL, *first, part)
+            return tuple(backward(scalars, *arrays, sums, call=call)), None
+
+        dkeys = (*k.shape[:2], (max(heads.slots) + 1) * call.H)
+        sums = jnp.zeros(q.shape, jnp.float32), jnp.zeros(dkeys, k.dtype), jnp.zeros(dkeys, v.dtype)
+        (dq, dk, dv), _ = jax.lax.scan(of_part, vary_alike(q, *sums)[1:], jnp.arange(parts))
+        dq = dq.astype(q.dtype)
+    unread = functools.partial(_with_unread, settings.kv_head_of_query, k.shape, call.H)
+    return dq, unread(dk), unread(dv)
+
+
+def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts: int = 1):
+    """The lists of steps and what the kernel is specialised to."""
+    q_start = starts[0] if starts else settings.q_start
+    steps_BPL = list_steps(
+        T=settings.T,
+        S=settings.S,
+        key_blocks=k_BSD.shape[1] // blocks.keys,
+        blocks=blocks,
+        visibility=settings.visibility,
+        q_start=q_start,
+        segments=Segments(*ids) if ids else None,
+        parts=parts,
+        every_query=parts == 1,
+    )
+    known = isinstance(steps_BPL, np.ndarray)
+    seen = {Kind(kind) for kind in np.unique(unpack(steps_BPL).kind)} if known else set(Kind)
+    call = Call(
+        blocks=blocks,
+        heads=heads,
+        visibility=settings.visibility,
+        kinds=frozenset(seen - (set() if known else {Kind.DIAGONAL})),
+        H=q_BTD.shape[2] // len(settings.kv_head_of_query),
+        key_count=settings.S,
+        part_blocks=k_BSD.shape[1] // (blocks.keys * parts),
+        steps=steps_BPL.shape[2],
+        own_lists=steps_BPL.shape[0] > 1,
+        segments=bool(ids),
+        scale=settings.scale,
+        interpret=settings.interpret,
+    )
+    return jnp.asarray(steps_BPL), call
+
+
+def _starts(settings: Settings, q_BTD, starts):
+    return starts or (jnp.full(q_BTD.shape[:1], settings.q_start, jnp.int32),)
+
+
+def _rows(ids):
+    """Segment ids as rows, [B, 1, T] and [B, 1, S]."""
+    return tuple(x[:, None] for x in ids)
+
+
+def _with_unread(kv_head_of_query, shape, H: int, dkeys_BSD):
+    """Zeros for the KV heads that no query head reads."""
+    used = grid_heads.used(kv_head_of_query)
+    if len(used) * H == shape[2]:
+        return dkeys_BSD
+    full = jnp.zeros((*shape[:2], shape[2] // H, H), dkeys_BSD.dtype)
+    dkeys_BSKH = dkeys_BSD.reshape(*shape[:2], len(used), H)
+    return full.at[:, :, jnp.array(used)].set(dkeys_BSKH).reshape(shape)

@@ -1,0 +1,165 @@
+"""The list of steps that a kernel walks: only blocks in which some query sees some key.
+
+A step is one int32: query block, key block, what to do there, and whether it is the first or the
+last of its query block. The list lies in scalar memory; the pipeline reads from it which blocks to
+copy, so a block that nobody sees costs neither time nor traffic.
+"""
+
+import enum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.attention.tpu.blocks import Blocks
+from pallas_kernels.attention.visibility import Segments, Visibility
+
+_BITS = 12
+MAX_BLOCKS = 1 << _BITS
+_FIRST, _LAST = 1 << 28, 1 << 29
+
+
+class Kind(enum.IntEnum):
+    """What a step does with its block; the compiled branches compare with these numbers."""
+
+    EMPTY = 0
+    FULL = 11
+    DIAGONAL = 12
+    MASKED = 13
+
+
+class Step(NamedTuple):
+    """A step taken apart; scalars in a kernel, arrays outside."""
+
+    queries: jax.Array
+    keys: jax.Array
+    kind: jax.Array
+    is_first: jax.Array
+    is_last: jax.Array
+
+
+def unpack(step) -> Step:
+    return Step(
+        queries=step & (MAX_BLOCKS - 1),
+        keys=(step >> _BITS) & (MAX_BLOCKS - 1),
+        kind=(step >> (2 * _BITS)) & 15,
+        is_first=(step & _FIRST) != 0,
+        is_last=(step & _LAST) != 0,
+    )
+
+
+def list_steps(
+    *,
+    T: int,
+    S: int,
+    key_blocks: int,
+    blocks: Blocks,
+    visibility: Visibility,
+    q_start,
+    segments: Segments | None,
+    parts: int = 1,
+    every_query: bool = True,
+):
+    """Steps int32 [B, parts, steps], by query block and then by key block; B may be 1.
+
+    A NumPy array if all is known while tracing. Otherwise the list has room for every step that
+    there can be, and its end repeats the last step with nothing to do.
+
+    Args:
+      T: queries, without padding at the end.
+      S: keys, likewise.
+      key_blocks: with padding.
+      q_start: int, or int32 [B].
+      segments: of queries and keys filled up to whole blocks.
+      parts: into which the key blocks are divided, each with a list of its own that counts from the
+        part's first.
+      every_query: list each query block at least once, so that its result is written.
+    """
+    known = dict(T=T, S=S, key_blocks=key_blocks, blocks=blocks, visibility=visibility, parts=parts)
+    if segments is None and isinstance(q_start, int):
+        kinds_BPIJ = _kinds(np, q_start=np.array([q_start]), segments=None, **known)
+        return _listed(np, kinds_BPIJ, every_query, None)
+    kinds_BPIJ = _kinds(jnp, q_start=jnp.atleast_1d(q_start), segments=segments, **known)
+    return _listed(jnp, kinds_BPIJ, every_query, _most(q_start, every_query, **known))
+
+
+def _kinds(
+    xp, *, T, S, key_blocks, blocks: Blocks, visibility: Visibility, parts, q_start, segments
+):
+    """Kind of each block [B, parts, query blocks, key blocks of a part]."""
+    I, J = -(-T // blocks.queries), key_blocks
+    start_I1 = xp.arange(I)[:, None] * blocks.queries
+    row = q_start[:, None, None] + start_I1
+    last_row = q_start[:, None, None] + xp.minimum(start_I1 + blocks.queries, T) - 1
+    column = xp.arange(J) * blocks.keys
+    last_column = xp.minimum(column + blocks.keys, S) - 1
+    some, every = column < S, column + blocks.keys <= S
+    diagonal = (row == column) & (blocks.queries == blocks.keys) & (every | (last_row < S))
+    if visibility.causal:
+        some, every = some & (column <= last_row), every & (last_column <= row)
+    if visibility.window is not None:
+        some = some & (last_column > row - visibility.window)
+        every = every & (column > last_row - visibility.window)
+    if not visibility.causal or segments is not None or (visibility.window or T) < blocks.keys:
+        diagonal = diagonal & False
+    if segments is not None:
+        meet, same = _segments_meet(segments, blocks)
+        some, every = some & meet, every & same
+    partly = xp.where(diagonal, int(Kind.DIAGONAL), int(Kind.MASKED))
+    kinds = xp.where(every, int(Kind.FULL), xp.where(some, partly, int(Kind.EMPTY)))
+    return xp.moveaxis(kinds.reshape(-1, I, parts, J // parts), 2, 1)
+
+
+def _segments_meet(segments: Segments, blocks: Blocks):
+    """Whether some and whether all queries and keys of a block are of one document, [B, I, J]."""
+
+    def ends(ids_BT, size):
+        ids = ids_BT.reshape(ids_BT.shape[0], -1, size)
+        first = jnp.min(jnp.where(ids == 0, jnp.iinfo(ids.dtype).max, ids), axis=2)
+        return first, jnp.max(ids, axis=2), jnp.all(ids == ids[:, :, :1], axis=2)
+
+    q_first, q_last, q_alike = (x[:, :, None] for x in ends(segments.queries_BT, blocks.queries))
+    k_first, k_last, k_alike = (x[:, None, :] for x in ends(segments.keys_BS, blocks.keys))
+    meet = (q_first <= k_last) & (k_first <= q_last)
+    return meet, meet & q_alike & k_alike
+
+
+def _most(q_start, every_query: bool, **known) -> int:
+    """The most steps that a part can have, whatever is known at run time only."""
+    if isinstance(q_start, int):
+        kinds_BPIJ = _kinds(np, q_start=np.array([q_start]), segments=None, **known)
+        counts_PI = np.sum(kinds_BPIJ[0] != Kind.EMPTY, axis=2)
+    else:
+        blocks, window = known["blocks"], known["visibility"].window
+        reach = known["key_blocks"] // known["parts"]
+        if window is not None:
+            reach = min(reach, (window + blocks.queries - 2) // blocks.keys + 2)
+        counts_PI = np.full((1, -(-known["T"] // blocks.queries)), reach)
+    if every_query:
+        counts_PI = np.maximum(counts_PI, 1)
+    return max(1, int(np.max(np.sum(counts_PI, axis=1))))
+
+
+def _listed(xp, kinds_BPIJ, every_query: bool, length: int | None):
+    B, P, I, J = kinds_BPIJ.shape
+    listed = kinds_BPIJ != Kind.EMPTY
+    nothing = ~xp.any(listed, axis=3 if every_query else (2, 3), keepdims=True)
+    places = (xp.arange(J) == 0) & (every_query | (xp.arange(I)[:, None] == 0))
+    listed = (listed | (nothing & places)).reshape(B, P, I * J)
+    count = xp.sum(listed, axis=2, keepdims=True)
+    if length is None:
+        length = int(np.max(count))
+    order = xp.argsort(~listed, axis=2, stable=True)
+    turn = xp.minimum(xp.arange(length), count - 1)
+    place = xp.take_along_axis(order, turn, axis=2)
+    real = xp.arange(length) < count
+    kind = xp.where(real, xp.take_along_axis(kinds_BPIJ.reshape(B, P, -1), place, axis=2), 0)
+    i, j = place // J, place % J
+    changes = i[:, :, 1:] != i[:, :, :-1]
+    edge = xp.full((B, P, 1), True)
+    first = xp.concatenate([edge, changes], axis=2)
+    last = xp.concatenate([changes, edge], axis=2) if length > 1 else edge
+    last = xp.where(xp.arange(length) == count - 1, True, last) & real
+    step = i | (j << _BITS) | (kind << 2 * _BITS) | first * _FIRST | last * _LAST
+    return step.astype(xp.int32)
