@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention
-from tests.kernels.attention.cases import CASES, Case, Inputs, in_dtype, make_inputs
+from tests.kernels.attention.cases import CASES, FORMS, Case, Inputs, in_dtype, make_inputs
 from tests.kernels.attention.oracle import Results, float64_results, with_gradients
 from tests.tolerances import KERNEL, error_ratio
 
@@ -60,8 +60,8 @@ def both(cases) -> tuple[Case, ...]:
 IMPLEMENTATIONS = {
     x.name: x
     for x in (
-        Implementation(name="chunked", cases=both(CASES)),
-        Implementation(name="reference", cases=both(CASES)),
+        Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
+        Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
     )
 }
 
