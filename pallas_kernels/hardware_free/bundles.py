@@ -6,52 +6,24 @@ utilization`, the slots of each unit that they hold. Cycles are bundles times ho
 waits for copies between memories are not among them.
 
 A loop is a backward branch, and its trip count the constant that its exit test compares with. A
-forward branch makes a region that may be skipped; it is counted as always run unless a weight is
-given. A Pallas grid of n steps makes n + 2 trips, because copies run ahead of and behind the body;
-the branch that skips the body in the first and the last is recognised by its two comparisons.
+forward branch makes a region that may be skipped; it is counted as always run unless its share is
+given, by the comparison with a constant under which it runs. A Pallas grid of n steps makes n + 2
+trips, because copies run ahead of and behind the body; the branch that skips the body in the first
+and the last is recognised by its two comparisons.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-_DELAY_SLOTS = 4  # bundles after a branch that still run
+from pallas_kernels.hardware_free.branches import Loop, Region, control_flow
+
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) [^\n{]*\{(.*)$", re.MULTILINE)
-_BRANCH = re.compile(r"sbr\.rel(?: \((!?)(%p\w+)\))? target bundleno = (\d+)")
+_COPY = re.compile(r"dma\.(?:hbm_to|\w+_to_hbm|general)\w* [^{;]*?/\*size_in_granules=\*/(%?\w+)")
+_GRANULE = 32  # bytes
 _CALL = re.compile(r"inlined_call [^/]*/\* %([^ ]+) = ")
-_BOTH = re.compile(r"pnand (%p\w+), (%p\w+)")
-_NOT_FIRST = re.compile(r"scmp\.ge\.s32\.totalorder (%\w+), 1\b")
-_NOT_LAST = re.compile(r"scmp\.lt\.s32\.totalorder (%\w+), (\d+)\b")
-_EXIT_TESTS = {
-    "": re.compile(r"scmp\.(?:lt|ne)\.[su]32\.totalorder %\w+, (\d+)\b"),
-    "!": re.compile(r"scmp\.(?:ge|eq)\.[su]32\.totalorder %\w+, (\d+)\b"),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
-    """Bundles `first` to `last`; `trips` is None where the exit test compares with no constant."""
-
-    first: int
-    last: int
-    trips: int | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Region:
-    """Bundles `first` to `last`, skipped when the branch at bundle `branch` is taken.
-
-    Attributes:
-      body_of: trips of the loop of a Pallas grid whose body this is, else 0.
-    """
-
-    first: int
-    last: int
-    branch: int
-    condition: str
-    body_of: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +33,7 @@ class Listing:
     Attributes:
       slots: per unit, the slots held in each bundle.
       capacity: per unit, the slots of a cycle.
+      copies: bytes that some bundles begin to copy from or to HBM; None if known at run time only.
       calls: of the top-level program, the kernel that each of some bundles calls.
     """
 
@@ -69,11 +42,17 @@ class Listing:
     capacity: Mapping[str, int]
     loops: tuple[Loop, ...]
     regions: tuple[Region, ...]
+    copies: tuple[tuple[int, int | None], ...]
     calls: Mapping[int, str]
 
     @property
     def bundles(self) -> int:
         return len(next(iter(self.slots.values())))
+
+    def with_trips(self, trips: int | None) -> "Listing":
+        """With those trips for loops that do not end at a constant."""
+        loops = (dataclasses.replace(x, trips=x.trips or trips) for x in self.loops)
+        return dataclasses.replace(self, loops=tuple(loops))
 
 
 def read_listing(name: str, instructions: str, utilization: str) -> Listing:
@@ -83,26 +62,73 @@ def read_listing(name: str, instructions: str, utilization: str) -> Listing:
     for unit, column in slots.items():
         if len(column) != len(bundles):
             raise ValueError(f"{name}: {len(bundles)} bundles but {len(column)} rows of {unit}")
-    loops, regions = _control_flow(bundles)
+    loops, regions = control_flow(bundles)
     calls = {i: call[1] for i, text in enumerate(bundles) if (call := _CALL.search(text))}
     return Listing(
-        name=name, slots=slots, capacity=capacity, loops=loops, regions=regions, calls=calls
+        name=name,
+        slots=slots,
+        capacity=capacity,
+        loops=loops,
+        regions=regions,
+        copies=tuple(_copies(bundles)),
+        calls=calls,
     )
 
 
-def frequencies(listing: Listing, weights: Mapping[int, float] | None = None) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of a kernel beyond its listing.
+
+    Attributes:
+      shares: by `Region.runs_if`, the share of a loop's passes that do not skip such regions in it.
+      trips: of loops that do not end at a constant.
+    """
+
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    trips: int | None = None
+
+
+def frequencies(listing: Listing, shares: Mapping[str, float] | None = None) -> np.ndarray:
     """How often each bundle runs in one execution of a kernel.
 
     Args:
-      weights: by the bundle of a region's branch, the share of passes that do not skip it.
+      shares: see `Known`.
+
+    Raises:
+      ValueError: no region runs under a comparison whose share is given.
     """
+    shares = shares or {}
     often = np.ones(listing.bundles)
     for loop in listing.loops:
         often[loop.first : loop.last + 1] *= loop.trips or 1
+    missing = set(shares)
     for region in listing.regions:
         runs = 1 - 2 / region.body_of if region.body_of else 1.0
-        often[region.first : region.last + 1] *= (weights or {}).get(region.branch, runs)
+        if any(x.first <= region.first and region.last <= x.last for x in listing.loops):
+            runs = shares.get(region.runs_if, runs)
+            missing.discard(region.runs_if)
+        often[region.first : region.last + 1] *= runs
+    if missing:
+        raise ValueError(f"{listing.name}: no region runs if {' or '.join(sorted(missing))}")
     return often
+
+
+def copied_bytes(listing: Listing, often: np.ndarray) -> float:
+    """What the copies of known size move if each is made whenever its bundle runs.
+
+    A grid of n steps makes n copies of a block in its n + 2 trips, or fewer, where blocks stay.
+
+    Args:
+      often: of `frequencies`.
+    """
+    copying = often.copy()
+    for body in filter(lambda region: region.body_of, listing.regions):
+        loops = [x for x in listing.loops if x.first <= body.first and body.last <= x.last]
+        loop = max(loops, key=lambda x: x.first)
+        share = 1 - 2 / body.body_of
+        copying[loop.first : body.first] *= share
+        copying[body.last + 1 : loop.last + 1] *= share
+    return float(sum(copying[bundle] * size for bundle, size in listing.copies if size))
 
 
 def top_level_frequencies(listing: Listing, executions: Mapping[str, int]) -> np.ndarray:
@@ -125,43 +151,7 @@ def _read_slots(utilization: str) -> tuple[dict[str, int], dict[str, np.ndarray]
     )
 
 
-def _control_flow(bundles: list[str]) -> tuple[tuple[Loop, ...], tuple[Region, ...]]:
-    loops, regions = [], []
-    for branch, text in enumerate(bundles):
-        for negated, predicate, target in _BRANCH.findall(text):
-            end = min(branch + _DELAY_SLOTS, len(bundles) - 1)
-            test = _definition(bundles, predicate, end) if predicate else ""
-            if int(target) <= branch:
-                loops.append(Loop(first=int(target), last=end, trips=_trips(negated, test)))
-            elif end < int(target) - 1:
-                first, last = end + 1, int(target) - 1
-                trips = _grid_trips(bundles, test, end)
-                regions.append(
-                    Region(first=first, last=last, branch=branch, condition=test, body_of=trips)
-                )
-    return tuple(loops), tuple(regions)
-
-
-def _grid_trips(bundles: list[str], test: str, before: int) -> int:
-    """n + 2 if `test` skips unless 1 <= i < n + 1, else 0."""
-    both = _BOTH.match(test)
-    tests = [_definition(bundles, register, before) for register in both.groups()] if both else []
-    first, last = (list(filter(None, map(x.match, tests))) for x in (_NOT_FIRST, _NOT_LAST))
-    same = first and last and first[0][1] == last[0][1]
-    return int(last[0][2]) + 1 if same else 0
-
-
-def _definition(bundles: list[str], register: str, before: int) -> str:
-    """The instruction that last wrote `register`."""
-    pattern = re.compile(re.escape(register) + r" = ([^;}]*)")
-    for text in reversed(bundles[: before + 1]):
-        if found := pattern.search(text):
-            return found[1].strip()
-    return ""
-
-
-def _trips(negated: str, test: str) -> int | None:
-    if negated and test.startswith("pmov 1 "):
-        return 1
-    found = _EXIT_TESTS[negated].match(test)
-    return int(found[1]) if found else None
+def _copies(bundles: list[str]) -> Iterator[tuple[int, int | None]]:
+    for bundle, text in enumerate(bundles):
+        for size in _COPY.findall(text):
+            yield bundle, int(size) * _GRANULE if size.isdigit() else None

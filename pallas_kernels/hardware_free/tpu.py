@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,7 +11,9 @@ import numpy as np
 
 from pallas_kernels.hardware_free import hlo
 from pallas_kernels.hardware_free.bundles import (
+    Known,
     Listing,
+    copied_bytes,
     frequencies,
     read_listing,
     top_level_frequencies,
@@ -39,6 +41,8 @@ class TpuKernel:
       step_cycles: cycles of one such trip.
       vmem_bytes: its on-chip memory.
       uncounted_loops: loops without a constant trip count, taken as running once.
+      dma_bytes: that it copies from and to HBM in all of them, at most: a block that a grid copies
+        only when it changes counts in every step. None where a copy's size is not known.
     """
 
     name: str
@@ -49,6 +53,7 @@ class TpuKernel:
     step_cycles: float
     vmem_bytes: int
     uncounted_loops: int
+    dma_bytes: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,10 @@ class TpuProgram:
     def vmem_bytes(self) -> int:
         return max(kernel.vmem_bytes for kernel in self.kernels)
 
+    @property
+    def dma_bytes(self) -> float | None:
+        return _dma_bytes(self.kernels)
+
     def slots(self, unit: str) -> float:
         return sum(kernel.slots[unit] for kernel in self.kernels)
 
@@ -88,7 +97,7 @@ def compile_for_tpu(
     fn,
     *shapes,
     chip: str = "v6e",
-    weights: Mapping[str, Mapping[int, float]] | None = None,
+    known: Mapping[str, Known] | None = None,
     dump: str | None = None,
 ) -> TpuProgram:
     """Compiles `jit(fn)` for one core of a TPU in a new process; no TPU needed.
@@ -97,12 +106,13 @@ def compile_for_tpu(
       fn: a function importable by name, or a functools.partial of one.
       shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
       chip: a key of TOPOLOGIES.
-      weights: by kernel and branch, see `bundles.frequencies`.
+      known: of kernels by the start of their names, see `bundles.frequencies`.
       dump: a new folder that keeps the schedules and the compiled program's text.
 
     Raises:
       NotImplementedError: libtpu is missing, or `fn` refuses its arguments.
       IsolatedError: the compiler failed; the message ends with its words.
+      ValueError: a kernel of `known` is not in the program, or not as `known` says.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise NotImplementedError(
@@ -117,7 +127,7 @@ def compile_for_tpu(
     return TpuProgram(
         device_kind=device_kind,
         capacity=listings[0].capacity,
-        kernels=_kernels(listings, text, weights or {}),
+        kernels=_kernels(listings, text, known or {}),
         memory=memory,
     )
 
@@ -137,8 +147,14 @@ def fold_small(program: TpuProgram, *, share: float = 0.01) -> TpuProgram:
         step_cycles=0.0,
         vmem_bytes=max(kernel.vmem_bytes for kernel in small),
         uncounted_loops=sum(kernel.uncounted_loops for kernel in small),
+        dma_bytes=_dma_bytes(small),
     )
     return dataclasses.replace(program, kernels=(*large, others))
+
+
+def _dma_bytes(kernels: Sequence[TpuKernel]) -> float | None:
+    sizes = [kernel.dma_bytes for kernel in kernels]
+    return None if None in sizes else sum(sizes)
 
 
 def read_listings(folder: str) -> list[Listing]:
@@ -156,22 +172,29 @@ def _is_slots(name: str, stem: str) -> bool:
     return re.fullmatch(re.escape(stem) + rf"-\d+-{_UTILIZATION}\.txt", name) is not None
 
 
-def _kernels(listings, text: str, weights) -> tuple[TpuKernel, ...]:
+def _kernels(listings, text: str, known: Mapping[str, Known]) -> tuple[TpuKernel, ...]:
     executions, vmem = hlo.executions(text), hlo.vmem_bytes(text)
-    kernels = []
+    kernels, missing = [], set(known)
     for listing in listings:
         if listing.name == TOP_LEVEL:
             times, often = 1, top_level_frequencies(listing, executions)
         else:
             times = executions[listing.name]
-            often = frequencies(listing, weights.get(listing.name))
+            prefix = next(filter(listing.name.startswith, known), None)
+            missing.discard(prefix)
+            more = known.get(prefix, Known())
+            listing = listing.with_trips(more.trips)
+            often = frequencies(listing, more.shares)
         kernels.append(_kernel(listing, times, often, vmem.get(listing.name, 0)))
+    if missing:
+        raise ValueError(f"no kernel's name starts with {' or '.join(sorted(missing))}")
     return tuple(sorted(kernels, key=lambda kernel: -kernel.cycles))
 
 
 def _kernel(listing: Listing, times: int, often: np.ndarray, vmem_bytes: int) -> TpuKernel:
     spans = [(often[x.first : x.last + 1].sum(), x.trips or 1) for x in listing.loops]
     loop_cycles, trips = max(spans, default=(often.sum(), 1))
+    unknown = any(size is None for _, size in listing.copies)
     return TpuKernel(
         name=listing.name,
         executions=times,
@@ -181,6 +204,7 @@ def _kernel(listing: Listing, times: int, often: np.ndarray, vmem_bytes: int) ->
         step_cycles=float(loop_cycles / trips),
         vmem_bytes=vmem_bytes,
         uncounted_loops=sum(loop.trips is None for loop in listing.loops),
+        dma_bytes=None if unknown else times * copied_bytes(listing, often),
     )
 
 

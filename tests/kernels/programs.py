@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 
 def wgmma_matmul(a_MK, b_KN):
@@ -80,6 +81,45 @@ def tpu_loop_and_branch(x_MK):
         out_specs=block,
         name="powers",
     )(x_MK)
+
+
+KINDS = (11, 12, 12, 11, 12, 0, 0, 12)
+FIRST = 1 << 20
+
+
+def tpu_kinds(x_MK):
+    """Grid of 8 over a list of kinds: 11 multiplies by itself once, 12 three times, 0 not at all.
+
+    The first step and the fifth also have a bit set, and fill the result with zeros.
+    """
+    steps = [kind | (FIRST if n in (0, 4) else 0) for n, kind in enumerate(KINDS)]
+
+    def products(steps_ref, x_ref, out_ref):
+        step = steps_ref[pl.program_id(0)]
+        x = x_ref[...]
+
+        @pl.when((step & FIRST) != 0)
+        def start():
+            out_ref[...] = jnp.zeros_like(out_ref)
+
+        for kind, times in ((11, 1), (12, 3)):
+
+            @pl.when((step & (FIRST - 1)) == kind)
+            def multiply(times=times):
+                for scale in range(1, times + 1):
+                    out_ref[...] += jnp.dot(x * scale, x, preferred_element_type=jnp.float32)
+
+    return pl.pallas_call(
+        products,
+        out_shape=jax.ShapeDtypeStruct(x_MK.shape, jnp.float32),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(len(KINDS),),
+            in_specs=[pl.BlockSpec((256, 256), lambda i, steps: (i, 0))],
+            out_specs=pl.BlockSpec((256, 256), lambda i, steps: (i, 0)),
+        ),
+        name="kinds",
+    )(jnp.array(steps, jnp.int32), x_MK)
 
 
 def tpu_scan(a_MK, b_KN):

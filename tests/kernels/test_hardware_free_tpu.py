@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.hardware_free import bundles, hlo, tpu
+from pallas_kernels.hardware_free import branches, bundles, hlo, tpu
 from tests.kernels import programs
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -17,12 +17,18 @@ FACTORS = (
     jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
     jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16),
 )
+POWERS = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
+KINDS = jax.ShapeDtypeStruct((len(programs.KINDS) * 256, 256), jnp.bfloat16)
 MULTIPLY_ADDS = 4096 * 1024 * 4096
 
 
 @functools.cache
 def program(fn, *shapes, chip="v6e"):
     return tpu.compile_for_tpu(fn, *shapes, chip=chip)
+
+
+def share_of_kinds(*kinds: int) -> float:
+    return sum(kind in kinds for kind in programs.KINDS) / len(programs.KINDS)
 
 
 def kernel(compiled, name):
@@ -68,10 +74,43 @@ def test_program_is_the_sum_of_its_kernels():
 
 @needs_libtpu
 def test_loop_inside_a_kernel_counts_its_trips():
-    shape = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
-    found = kernel(program(programs.tpu_loop_and_branch, shape), "powers")
+    found = kernel(program(programs.tpu_loop_and_branch, POWERS), "powers")
     assert found.grid_steps == 16 + 2
     assert found.slots["MATMUL"] == pytest.approx(16 * 7 * 256**3 / (8 * 128 * 128), rel=1e-12)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_bodies_count_as_often_as_their_kind_occurs(chip):
+    a_product = 256**3 / {"v5e": 128 * 128, "v6e": 8 * 128 * 128}[chip]
+    shares = {f"== {kind}": share_of_kinds(kind) for kind in (11, 12)}
+    shares[f"& {programs.FIRST} != 0"] = 2 / 8
+    compiled = tpu.compile_for_tpu(
+        programs.tpu_kinds, KINDS, chip=chip, known={"kinds": bundles.Known(shares=shares)}
+    )
+    found = kernel(compiled, "kinds")
+    assert found.slots["MATMUL"] == pytest.approx((2 * 1 + 4 * 3) * a_product, rel=1e-12)
+    always = kernel(program(programs.tpu_kinds, KINDS, chip=chip), "kinds")
+    assert always.slots["MATMUL"] == pytest.approx(8 * (1 + 3) * a_product, rel=1e-12)
+    assert found.cycles < always.cycles
+
+
+@needs_libtpu
+def test_a_share_of_what_is_not_there_is_refused():
+    compile_with = lambda **known: tpu.compile_for_tpu(programs.tpu_kinds, KINDS, known=known)
+    with pytest.raises(ValueError, match=r"kinds\S*: no region runs if == 14"):
+        compile_with(kinds=bundles.Known(shares={"== 11": 0.5, "== 14": 0.5}))
+    with pytest.raises(ValueError, match="no kernel's name starts with other"):
+        compile_with(other=bundles.Known())
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("chip", "matmul_mib"), [("v5e", 160), ("v6e", 160), ("tpu7x", 48)])
+def test_copies_from_and_to_hbm(chip, matmul_mib):
+    """Of 64 steps with three blocks of 1, 1 and 0.5 MiB; a tpu7x keeps both factors in VMEM."""
+    assert program(programs.tpu_matmul, *FACTORS, chip=chip).dma_bytes == matmul_mib << 20
+    powers = program(programs.tpu_loop_and_branch, POWERS, chip=chip)
+    assert powers.dma_bytes == 4096 * 256 * (2 + 4)
 
 
 @needs_libtpu
@@ -137,17 +176,44 @@ def test_listing_finds_the_loop_and_the_predicated_region():
     found = listing()
     assert found.bundles == 18
     assert found.capacity == {"MATMUL": 2, "VALU": 4}
-    assert found.loops == (bundles.Loop(first=1, last=16, trips=10),)
+    assert found.loops == (branches.Loop(first=1, last=16, trips=10),)
     (region,) = found.regions
     assert (region.first, region.last, region.branch) == (9, 11, 4)
-    assert region.condition == "scmp.ne.s32.totalorder %s2, 7"
+    assert region.runs_if == "== 7"
 
 
-def test_frequencies_multiply_trips_and_weights():
+@pytest.mark.parametrize(
+    ("old", "new", "runs_if"),
+    [
+        ("scmp.ne.s32.totalorder %s2, 7", "scmp.le.s32.totalorder %s2, 0", "> 0"),
+        ("scmp.ne.s32.totalorder %s2, 7", "por %p1, %p2", ""),
+        ("rel (%p4)", "rel (!%p4)", "!= 7"),
+        ("%s2 = sadd.s32 1, %s1", "%s2 = sand.u32 16, %s1", "== 7"),
+        (
+            "scmp.ne.s32.totalorder %s2, 7",
+            "scmp.eq.s32.totalorder %s9, 0  ;;  %s9 = sand.u32 16, %s1",
+            "& 16 != 0",
+        ),
+        (
+            "%p4 = scmp.ne.s32.totalorder %s2, 7",
+            "%p8 = scmp.ge.s32.totalorder %s2, 5  ;;  %s9 = scalar_select /*predicate=*/%p8, "
+            "/*on_true=*/1, /*on_false=*/0  ;;  %7 = sst [smem:[#allocation3_spill]] %s9  ;;  "
+            "%s8 = sld [smem:[#allocation3_spill]]  ;;  %p4 = scmp.ne.s32.totalorder %s8, 0",
+            "< 5",
+        ),
+    ],
+)
+def test_under_which_comparison_a_region_runs(old, new, runs_if):
+    assert old in INSTRUCTIONS
+    (region,) = listing(INSTRUCTIONS.replace(old, new)).regions
+    assert region.runs_if == runs_if
+
+
+def test_frequencies_multiply_trips_and_shares():
     often = bundles.frequencies(listing())
     assert often.sum() == 1 + 10 * 16 + 1
     assert often @ listing().slots["VALU"] == 10 * 3
-    weighed = bundles.frequencies(listing(), {4: 0.1})
+    weighed = bundles.frequencies(listing(), {"== 7": 0.1})
     np.testing.assert_allclose(weighed.sum(), 1 + 10 * 13 + 1 * 3 + 1)
     np.testing.assert_allclose(weighed @ listing().slots["MATMUL"], 1)
 
@@ -155,7 +221,20 @@ def test_frequencies_multiply_trips_and_weights():
 def test_loop_with_an_unknown_bound_says_so():
     (loop,) = listing(INSTRUCTIONS.replace("%s2, 10 /*", "%s2, %s9 /*")).loops
     assert loop.trips is None
-    assert bundles.frequencies(listing(INSTRUCTIONS.replace(", 10 /*", ", %s9 /*"))).sum() == 18
+    dynamic = listing(INSTRUCTIONS.replace(", 10 /*", ", %s9 /*"))
+    assert bundles.frequencies(dynamic).sum() == 18
+    assert bundles.frequencies(dynamic.with_trips(3)).sum() == 1 + 3 * 16 + 1
+
+
+def test_copies_between_memories():
+    copy = "{ %s3 = dma.hbm_to_vmem [thread:$0] (!%p1), /*hbm=*/%s1, /*size_in_granules=*/4, }"
+    text = INSTRUCTIONS.replace("{ %v7 = vadd %v1 }", copy)
+    same = UTILIZATION.replace("0 1\n0 1\n", "0 0\n0 1\n")
+    found = bundles.read_listing("made_up", text, same)
+    assert found.copies == ((10, 4 * 32),)
+    assert bundles.copied_bytes(found, bundles.frequencies(found)) == 10 * 4 * 32
+    unknown = bundles.read_listing("made_up", text.replace("*/4,", "*/%s4,"), same)
+    assert unknown.copies == ((10, None),)
 
 
 def test_rows_and_bundles_that_do_not_match_are_refused():
