@@ -68,19 +68,20 @@ def make_places(
     places = Places(visibility, queries, keys, S, start, *ids)
     if S <= keys:
         return places
-    live_ZY = _live(places, -(-T // queries), -(-S // keys))
+    live_ZY = _live(places, T)
     Y = live_ZY.shape[1]
     first_Z = jnp.argmax(live_ZY, axis=1)
     stop_Z = jnp.where(jnp.any(live_ZY, axis=1), Y - jnp.argmax(live_ZY[:, ::-1], axis=1), 0)
     return places._replace(first_Z=first_Z, stop_Z=stop_Z)
 
 
-def _live(places: Places, Z: int, Y: int):
+def _live(places: Places, T: int):
     """Whether a block of queries may see one of keys, by the first and last of each."""
-    first_Z1 = places.start + places.queries * jnp.arange(Z)[:, None]
-    first_Y = places.keys * jnp.arange(Y)
-    last_Z1, last_Y = first_Z1 + places.queries - 1, first_Y + places.keys - 1
-    live_ZY = jnp.full((Z, Y), True)
+    first_Z1 = places.start + jnp.arange(0, T, places.queries)[:, None]
+    last_Z1 = jnp.minimum(first_Z1 + places.queries, places.start + T) - 1
+    first_Y = jnp.arange(0, places.S, places.keys)
+    last_Y = first_Y + places.keys - 1
+    live_ZY = jnp.full((len(first_Z1), len(first_Y)), True)
     if places.visibility.causal:
         live_ZY &= first_Y <= last_Z1
     if places.visibility.window is not None:
