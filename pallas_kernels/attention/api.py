@@ -7,10 +7,12 @@ from pallas_kernels.attention.chunked import attention_chunked
 from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
 from pallas_kernels.attention.splash import attention_splash
+from pallas_kernels.attention.tpu.op import attention_tpu
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.dispatch import Op
 
 _attention = Op("attention")
+_attention.register("tpu", attention_tpu)
 _attention.register("chunked", attention_chunked)
 _attention.register("reference", attention_reference)
 _attention.register("splash", attention_splash, by_name_only=True)

@@ -21,7 +21,7 @@ from pallas_kernels.attention.tpu.call import Call, Scalars
 from pallas_kernels.attention.tpu.forward import LOG2_E
 from pallas_kernels.attention.tpu.mask import below_diagonal
 from pallas_kernels.attention.tpu.products import product, product_transposed
-from pallas_kernels.attention.tpu.steps import Kind
+from pallas_kernels.attention.tpu.steps import Do
 from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
@@ -81,30 +81,32 @@ def _kernel(*refs, call: Call, adds: bool):
     p_ref, ds_ref = weights_ref.at[0], weights_ref.at[1]
     dtype = q_ref.dtype
 
-    @pl.when(_is_edge(scalars, call, first=True))
+    @pl.when(step.does(Do.BEGIN_LIST))
     def _():
-        dkv_ref[...] = jnp.zeros_like(dkv_ref)
+        @pl.when(call.changes_kv_head(scalars, -1))
+        def _():
+            dkv_ref[...] = jnp.zeros_like(dkv_ref)
 
-    @pl.when(step.is_first)
+    @pl.when(step.does(Do.BEGIN_QUERIES))
     def _():
         dqt_ref[...] = jnp.zeros_like(dqt_ref)
         turned_ref[0], turned_ref[1] = q_ref[0].T, dout_ref[0].T
         passed_TH = out_ref[0].astype(jnp.float32) * dout_ref[0].astype(jnp.float32)
         delta_ref[...] = jnp.sum(passed_TH.T, axis=0, keepdims=True) - rows_ref[0, 0, 1:]
 
-    def query_chain(index: int, kind: Kind, mask, key_columns, kt_HS):
+    def query_chain(index: int, kind: Do, mask, key_columns, kt_HS):
         queries = _span(index, blocks.chain)
         q_CH, dout_CH = q_ref[0, queries], dout_ref[0, queries]
         lse_1C, delta_1C = rows_ref[0, 0, :1, queries], delta_ref[:, queries]
-        last = queries.stop if kind is Kind.DIAGONAL else blocks.keys
+        last = queries.stop if kind is Do.DIAGONAL else blocks.keys
         for i in range(-(-last // blocks.piece)):
             keys = _span(i, blocks.piece)
             score_XC = product_transposed(k_ref[0, keys], q_CH)
             dp_XC = product_transposed(v_ref[0, keys], dout_CH)
             p_XC = jnp.exp2(base2 * score_XC - lse_1C)
-            if kind is Kind.MASKED:
+            if kind is Do.MASKED:
                 p_XC = jnp.where(mask(keys, queries, key_columns), p_XC, 0.0)
-            elif kind is Kind.DIAGONAL and keys.stop > queries.start:
+            elif kind is Do.DIAGONAL and keys.stop > queries.start:
                 p_XC = jnp.where(below_diagonal(keys, queries), p_XC, 0.0)
             p_ref[keys, queries] = p_XC.astype(dtype)
             ds_ref[keys, queries] = (p_XC * (dp_XC - delta_1C)).astype(dtype)
@@ -112,17 +114,17 @@ def _kernel(*refs, call: Call, adds: bool):
         dqt_ref[:, queries] += product(kt_HS[:, :last], ds_ref[:last, queries])
         yield
 
-    def key_chain(index: int, kind: Kind):
+    def key_chain(index: int, kind: Do):
         keys = _span(index, blocks.chain)
-        start = keys.start if kind is Kind.DIAGONAL else 0
+        start = keys.start if kind is Do.DIAGONAL else 0
         for slot, (turned, right_ref) in enumerate(((0, ds_ref), (1, p_ref))):
             left_HT = turned_ref[turned, :, start:]
             added_HC = product_transposed(left_HT, right_ref[keys, start:])
             dkv_ref[slot, step.keys, :, keys] += added_HC
             yield
 
-    def body(kind: Kind):
-        mask = call.mask(scalars, step, ids) if kind is Kind.MASKED else None
+    def body(kind: Do):
+        mask = call.mask(scalars, step, ids) if kind is Do.MASKED else None
         key_columns = mask.key_columns() if mask else None
         kt_HS = k_ref[0].T
         of_queries = range(blocks.queries // blocks.chain)
@@ -130,34 +132,23 @@ def _kernel(*refs, call: Call, adds: bool):
         interleave(chains, blocks.skew)
         interleave([key_chain(i, kind) for i in range(blocks.keys // blocks.chain)], 1.0)
 
-    for kind in sorted(call.kinds - {Kind.EMPTY}):
-        pl.when(step.kind == kind)(functools.partial(body, kind))
+    for kind in call.kinds:
+        pl.when(step.does(kind))(functools.partial(body, kind))
 
-    @pl.when(step.is_last)
+    @pl.when(step.does(Do.END_QUERIES))
     def _():
         dq_TH = (call.scale * dqt_ref[...]).T
         dq_ref[0] = (dq_TH + previous[0][0] if adds else dq_TH).astype(dq_ref.dtype)
 
-    @pl.when(_is_edge(scalars, call, first=False))
+    @pl.when(step.does(Do.END_LIST))
     def _():
-        @pl.loop(0, call.part_blocks)
-        def _(block):
-            keys = pl.ds(pl.multiple_of(block * blocks.keys, blocks.keys), blocks.keys)
-            dk_ref[0, keys] = (call.scale * dkv_ref[0, block]).T.astype(dk_ref.dtype)
-            dv_ref[0, keys] = dkv_ref[1, block].T.astype(dv_ref.dtype)
-
-
-def _is_edge(scalars: Scalars, call: Call, *, first: bool):
-    """Whether this is the first or the last step of a KV head."""
-    r, t = pl.program_id(2), pl.program_id(3)
-    x = call.place(pl.program_id(1), r)
-    heads, steps = call.heads.heads_a_group, call.steps
-    if first:
-        changes = scalars.slots_X[x] != scalars.slots_X[jnp.maximum(x - 1, 0)]
-        return (t == 0) & ((r == 0) | changes)
-    after = jnp.minimum(x + 1, len(call.heads.slots) - 1)
-    changes = scalars.slots_X[x] != scalars.slots_X[after]
-    return (t == steps - 1) & ((r == heads - 1) | changes)
+        @pl.when(call.changes_kv_head(scalars, +1))
+        def _():
+            @pl.loop(0, call.part_blocks)
+            def _(block):
+                keys = pl.ds(pl.multiple_of(block * blocks.keys, blocks.keys), blocks.keys)
+                dk_ref[0, keys] = (call.scale * dkv_ref[0, block]).T.astype(dk_ref.dtype)
+                dv_ref[0, keys] = dkv_ref[1, block].T.astype(dv_ref.dtype)
 
 
 def _span(index: int, size: int) -> slice:

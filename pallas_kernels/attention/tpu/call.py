@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.tpu.blocks import VMEM_BYTES, Blocks
 from pallas_kernels.attention.tpu.heads import Heads
 from pallas_kernels.attention.tpu.mask import Mask
-from pallas_kernels.attention.tpu.steps import Kind, Step, unpack
+from pallas_kernels.attention.tpu.steps import Do, Step
 from pallas_kernels.attention.visibility import Visibility
 
 
@@ -47,7 +47,7 @@ class Call:
       blocks: sizes of a step.
       heads: the grid's heads.
       visibility: by position.
-      kinds: of steps that a list can hold.
+      kinds: what steps do with their blocks, if anything.
       H: head dimension, whole lanes.
       key_count: keys that are not padding.
       part_blocks: key blocks of a part of the keys.
@@ -61,7 +61,7 @@ class Call:
     blocks: Blocks
     heads: Heads
     visibility: Visibility
-    kinds: frozenset[Kind]
+    kinds: tuple[Do, ...]
     H: int
     key_count: int
     part_blocks: int
@@ -91,11 +91,19 @@ class Call:
 
     def step(self, scalars: Scalars, b, t) -> Step:
         row = b if self.own_lists else 0
-        return unpack(scalars.steps[row * self.steps + t])
+        return Step(scalars.steps[row * self.steps + t])
 
     def place(self, g, r):
         """Where the tables of heads have the grid's head."""
         return g * self.heads.heads_a_group + r
+
+    def changes_kv_head(self, scalars: Scalars, way: int):
+        """Whether the KV head before (-1) or after (1) this place of its group is another."""
+        r = pl.program_id(2)
+        edge = 0 if way < 0 else self.heads.heads_a_group - 1
+        here = self.place(pl.program_id(1), r)
+        there = jnp.clip(here + way, 0, len(self.heads.slots) - 1)
+        return (r == edge) | (scalars.slots_X[here] != scalars.slots_X[there])
 
     def mask(self, scalars: Scalars, step: Step, ids) -> Mask:
         start = scalars.starts_B[pl.program_id(0)]

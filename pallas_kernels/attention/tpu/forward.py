@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.tpu.call import Call, Scalars
 from pallas_kernels.attention.tpu.mask import below_diagonal
 from pallas_kernels.attention.tpu.products import product, product_transposed
-from pallas_kernels.attention.tpu.steps import Kind
+from pallas_kernels.attention.tpu.steps import Do
 from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
@@ -69,30 +69,31 @@ def _kernel(*refs, call: Call):
     step = call.step(scalars, pl.program_id(0), pl.program_id(3))
     H, blocks, base2 = call.H, call.blocks, call.scale * LOG2_E
 
-    @pl.when(step.is_first)
+    @pl.when(step.does(Do.BEGIN_QUERIES))
     def _():
         sums_ref[...] = jnp.zeros_like(sums_ref)
         top_ref[...] = jnp.full_like(top_ref, LOWEST)
         vt_ref[H:] = jnp.ones((ONES, blocks.keys), vt_ref.dtype)
 
-    def chain(index: int, kind: Kind, mask, key_columns):
+    def chain(index: int, kind: Do, mask, key_columns):
         queries = _span(index, blocks.chain)
         scores_SC = scores_ref.at[index % 2]
         q_CH = q_ref[0, queries]
-        last = queries.stop if kind is Kind.DIAGONAL else blocks.keys
+        last = queries.stop if kind is Do.DIAGONAL else blocks.keys
         pieces = [_span(i, blocks.piece) for i in range(-(-last // blocks.piece))]
         old_1C = top_ref[:, queries]
         new_1C = old_1C
         for keys in pieces:
             score_XC = product_transposed(k_ref[0, keys], q_CH)
-            if kind is Kind.MASKED:
+            if kind is Do.MASKED:
                 score_XC = jnp.where(mask(keys, queries, key_columns), score_XC, -jnp.inf)
-            elif kind is Kind.DIAGONAL and keys.stop > queries.start:
+            elif kind is Do.DIAGONAL and keys.stop > queries.start:
                 score_XC = jnp.where(below_diagonal(keys, queries), score_XC, -jnp.inf)
             scores_SC[keys] = score_XC
             new_1C = jnp.maximum(new_1C, jnp.max(score_XC, axis=0, keepdims=True))
             yield
         top_ref[:, queries] = new_1C
+        yield
         shift_1C = base2 * new_1C
         weights = []
         for keys in pieces:
@@ -102,17 +103,17 @@ def _kernel(*refs, call: Call):
         yield
         sums_ref[:, queries] = jnp.exp2(base2 * old_1C - shift_1C) * sums_ref[:, queries] + added_XC
 
-    def body(kind: Kind):
+    def body(kind: Do):
         vt_ref[:H] = v_ref[0].T
-        mask = call.mask(scalars, step, ids) if kind is Kind.MASKED else None
+        mask = call.mask(scalars, step, ids) if kind is Do.MASKED else None
         key_columns = mask.key_columns() if mask else None
         chains = range(blocks.queries // blocks.chain)
         interleave([chain(i, kind, mask, key_columns) for i in chains], blocks.skew)
 
-    for kind in sorted(call.kinds - {Kind.EMPTY}):
-        pl.when(step.kind == kind)(functools.partial(body, kind))
+    for kind in call.kinds:
+        pl.when(step.does(kind))(functools.partial(body, kind))
 
-    @pl.when(step.is_last)
+    @pl.when(step.does(Do.END_QUERIES))
     def _():
         total_1T = sums_ref[H : H + 1]
         sees_1T = total_1T > 0

@@ -14,7 +14,7 @@ from pallas_kernels.attention.tpu.backward import backward
 from pallas_kernels.attention.tpu.blocks import LANES, BlockChoice, choose_blocks
 from pallas_kernels.attention.tpu.call import Call, scalars_of
 from pallas_kernels.attention.tpu.forward import LOG2_E, forward
-from pallas_kernels.attention.tpu.steps import MAX_BLOCKS, Kind, list_steps, unpack
+from pallas_kernels.attention.tpu.steps import KINDS, MAX_BLOCKS, Do, list_steps, shares
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.target import target
@@ -216,13 +216,15 @@ def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts
         parts=parts,
         every_query=parts == 1,
     )
-    known = isinstance(steps_BPL, np.ndarray)
-    seen = {Kind(kind) for kind in np.unique(unpack(steps_BPL).kind)} if known else set(Kind)
+    if isinstance(steps_BPL, np.ndarray):
+        kinds = tuple(kind for kind in KINDS if shares(steps_BPL)[kind])
+    else:
+        kinds = (Do.FULL, Do.MASKED)
     call = Call(
         blocks=blocks,
         heads=heads,
         visibility=settings.visibility,
-        kinds=frozenset(seen - (set() if known else {Kind.DIAGONAL})),
+        kinds=kinds,
         H=q_BTD.shape[2] // len(settings.kv_head_of_query),
         key_count=settings.S,
         part_blocks=k_BSD.shape[1] // (blocks.keys * parts),

@@ -17,36 +17,43 @@ from pallas_kernels.attention.visibility import Segments, Visibility
 
 _BITS = 12
 MAX_BLOCKS = 1 << _BITS
-_FIRST, _LAST = 1 << 28, 1 << 29
 
 
-class Kind(enum.IntEnum):
-    """What a step does with its block; the compiled branches compare with these numbers."""
+class Do(enum.IntFlag):
+    """Bits of a step: what to do with its block, one of the first three or nothing, and when."""
 
-    EMPTY = 0
-    FULL = 11
-    DIAGONAL = 12
-    MASKED = 13
+    FULL = 1 << 24
+    DIAGONAL = 1 << 25
+    MASKED = 1 << 26
+    BEGIN_QUERIES = 1 << 27
+    END_QUERIES = 1 << 28
+    BEGIN_LIST = 1 << 29
+    END_LIST = 1 << 30
+
+
+KINDS = (Do.FULL, Do.DIAGONAL, Do.MASKED)
 
 
 class Step(NamedTuple):
-    """A step taken apart; scalars in a kernel, arrays outside."""
+    """A step taken apart: a scalar in a kernel, or an array of them."""
 
-    queries: jax.Array
-    keys: jax.Array
-    kind: jax.Array
-    is_first: jax.Array
-    is_last: jax.Array
+    word: jax.Array
+
+    @property
+    def queries(self):
+        return self.word & (MAX_BLOCKS - 1)
+
+    @property
+    def keys(self):
+        return (self.word >> _BITS) & (MAX_BLOCKS - 1)
+
+    def does(self, flag: Do):
+        return (self.word & int(flag)) != 0
 
 
-def unpack(step) -> Step:
-    return Step(
-        queries=step & (MAX_BLOCKS - 1),
-        keys=(step >> _BITS) & (MAX_BLOCKS - 1),
-        kind=(step >> (2 * _BITS)) & 15,
-        is_first=(step & _FIRST) != 0,
-        is_last=(step & _LAST) != 0,
-    )
+def shares(steps) -> dict[Do, float]:
+    """Of all steps of the lists, how many do what."""
+    return {flag: float(np.mean(Step(np.asarray(steps)).does(flag))) for flag in Do}
 
 
 def list_steps(
@@ -87,7 +94,7 @@ def list_steps(
 def _kinds(
     xp, *, T, S, key_blocks, blocks: Blocks, visibility: Visibility, parts, q_start, segments
 ):
-    """Kind of each block [B, parts, query blocks, key blocks of a part]."""
+    """What to do with each block [B, parts, query blocks, key blocks of a part]."""
     I, J = -(-T // blocks.queries), key_blocks
     start_I1 = xp.arange(I)[:, None] * blocks.queries
     row = q_start[:, None, None] + start_I1
@@ -106,8 +113,8 @@ def _kinds(
     if segments is not None:
         meet, same = _segments_meet(segments, blocks)
         some, every = some & meet, every & same
-    partly = xp.where(diagonal, int(Kind.DIAGONAL), int(Kind.MASKED))
-    kinds = xp.where(every, int(Kind.FULL), xp.where(some, partly, int(Kind.EMPTY)))
+    partly = xp.where(diagonal, int(Do.DIAGONAL), int(Do.MASKED))
+    kinds = xp.where(every, int(Do.FULL), xp.where(some, partly, 0))
     return xp.moveaxis(kinds.reshape(-1, I, parts, J // parts), 2, 1)
 
 
@@ -129,7 +136,7 @@ def _most(q_start, every_query: bool, **known) -> int:
     """The most steps that a part can have, whatever is known at run time only."""
     if isinstance(q_start, int):
         kinds_BPIJ = _kinds(np, q_start=np.array([q_start]), segments=None, **known)
-        counts_PI = np.sum(kinds_BPIJ[0] != Kind.EMPTY, axis=2)
+        counts_PI = np.sum(kinds_BPIJ[0] != 0, axis=2)
     else:
         blocks, window = known["blocks"], known["visibility"].window
         reach = known["key_blocks"] // known["parts"]
@@ -143,7 +150,7 @@ def _most(q_start, every_query: bool, **known) -> int:
 
 def _listed(xp, kinds_BPIJ, every_query: bool, length: int | None):
     B, P, I, J = kinds_BPIJ.shape
-    listed = kinds_BPIJ != Kind.EMPTY
+    listed = kinds_BPIJ != 0
     nothing = ~xp.any(listed, axis=3 if every_query else (2, 3), keepdims=True)
     places = (xp.arange(J) == 0) & (every_query | (xp.arange(I)[:, None] == 0))
     listed = (listed | (nothing & places)).reshape(B, P, I * J)
@@ -158,8 +165,10 @@ def _listed(xp, kinds_BPIJ, every_query: bool, length: int | None):
     i, j = place // J, place % J
     changes = i[:, :, 1:] != i[:, :, :-1]
     edge = xp.full((B, P, 1), True)
-    first = xp.concatenate([edge, changes], axis=2)
-    last = xp.concatenate([changes, edge], axis=2) if length > 1 else edge
-    last = xp.where(xp.arange(length) == count - 1, True, last) & real
-    step = i | (j << _BITS) | (kind << 2 * _BITS) | first * _FIRST | last * _LAST
-    return step.astype(xp.int32)
+    begins = xp.concatenate([edge, changes], axis=2)
+    ends = xp.concatenate([changes, edge], axis=2) if length > 1 else edge
+    ends = (ends | (xp.arange(length) == count - 1)) & real
+    flags = begins * int(Do.BEGIN_QUERIES) | ends * int(Do.END_QUERIES)
+    turns = xp.arange(length)
+    flags |= (turns == 0) * int(Do.BEGIN_LIST) | (turns == length - 1) * int(Do.END_LIST)
+    return (i | (j << _BITS) | kind | flags).astype(xp.int32)
