@@ -1,13 +1,6 @@
-"""What the decode-step kernels of all devices share: the arrays they take, and their gradient."""
+"""What the decode-step kernels of all devices take."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
-
-from pallas_kernels.batching import vmap_into_batch
-from pallas_kernels.gated_delta.reference import gated_delta_step_reference
-from pallas_kernels.varying import vary_alike
 
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (jnp.bfloat16, jnp.float32)
@@ -22,24 +15,3 @@ def check_arrays(**arrays) -> None:
             raise NotImplementedError(
                 f"the head dimension of {name} is {x.shape[-1]}; {HEAD_DIMS} are accepted"
             )
-
-
-def with_reference_gradient(kernel):
-    """`kernel(q, k, v, log_decay, beta, state, *, scale, interpret)`, made differentiable by the
-    reference's gradient, and fit for `jax.vmap` and `jax.shard_map`.
-    """
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-    def rule(scale, interpret, *arrays):
-        call = functools.partial(kernel, scale=scale, interpret=interpret)
-        return vmap_into_batch(call)(*arrays)
-
-    def forward(scale, interpret, *arrays):
-        return rule(scale, interpret, *arrays), arrays
-
-    def backward(scale, interpret, arrays, cotangents):
-        reference = functools.partial(gated_delta_step_reference, scale=scale)
-        return jax.vjp(reference, *arrays)[1](cotangents)
-
-    rule.defvjp(forward, backward)
-    return lambda *arrays, scale, interpret: rule(scale, interpret, *vary_alike(*arrays))

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.gated_delta.step_kernels import check_arrays, with_reference_gradient
+from pallas_kernels.gated_delta.reference import gated_delta_step_reference
+from pallas_kernels.gated_delta.step_kernels import check_arrays
 from pallas_kernels.hopper.machine import check_machine, interpreter
+from pallas_kernels.reference_gradient import with_gradient_of
 from pallas_kernels.varying import array_type, vary_alike
 
 COLUMNS = 32
@@ -33,7 +35,7 @@ def gated_delta_step_gpu(
     return _call(*arrays, scale=scale, interpret=interpreter(interpret))
 
 
-@with_reference_gradient
+@with_gradient_of(gated_delta_step_reference)
 def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret):
     import jax.experimental.pallas.mosaic_gpu as plgpu
 

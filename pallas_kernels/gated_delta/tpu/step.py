@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.gated_delta.step_kernels import check_arrays, with_reference_gradient
+from pallas_kernels.gated_delta.reference import gated_delta_step_reference
+from pallas_kernels.gated_delta.step_kernels import check_arrays
+from pallas_kernels.reference_gradient import with_gradient_of
 from pallas_kernels.target import target
 from pallas_kernels.varying import array_type
 
@@ -37,7 +39,7 @@ def gated_delta_step_tpu(
     return _call(*arrays, scale=scale, interpret=interpret)
 
 
-@with_reference_gradient
+@with_gradient_of(gated_delta_step_reference)
 def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret):
     """Heads of all rows stand on one axis: head x of B * N reads key head x // (N / K) of B * K.
 

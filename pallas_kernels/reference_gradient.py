@@ -1,0 +1,32 @@
+"""Kernels without a backward of their own."""
+
+import functools
+
+import jax
+
+from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.varying import vary_alike
+
+
+def with_gradient_of(reference):
+    """Makes `kernel(*arrays, interpret, **settings)` differentiable, by the gradient of
+    `reference(*arrays, **settings)`, and fit for `jax.vmap` and `jax.shard_map`.
+    """
+
+    def decorate(kernel):
+        def call(*arrays, interpret, **settings):
+            forward = functools.partial(kernel, interpret=interpret, **settings)
+
+            @jax.custom_vjp
+            def rule(*arrays):
+                return vmap_into_batch(forward)(*arrays)
+
+            def backward(arrays, cotangents):
+                return jax.vjp(functools.partial(reference, **settings), *arrays)[1](cotangents)
+
+            rule.defvjp(lambda *arrays: (rule(*arrays), arrays), backward)
+            return rule(*vary_alike(*arrays))
+
+        return functools.update_wrapper(call, kernel)
+
+    return decorate
