@@ -1,0 +1,198 @@
+"""The gradients of keys and values.
+
+    dV = sum P^T dO      dK = scale sum dS^T Q
+
+with P and dS as in `dq`, here computed as P^T and dS^T, so that they are left operands in
+registers. A program has some keys of one KV head and goes through all query heads that read it: the
+sum is complete and always in the same order. One warpgroup copies; the other two have 64 keys each,
+or of large heads the same 64 keys and half of the head dimension each.
+"""
+
+import functools
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.attention.gpu import passes
+from pallas_kernels.attention.gpu.blocks import (
+    COMPUTE_REGISTERS,
+    COPY_REGISTERS,
+    ROWS,
+    TILE,
+    WARPGROUPS,
+    Ring,
+)
+from pallas_kernels.attention.gpu.feed import feed
+from pallas_kernels.attention.gpu.masks import Places, masked
+from pallas_kernels.attention.gpu.passes import Readers, Saved
+from pallas_kernels.attention.gpu.products import Product, in_flight, kept
+from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.hopper import blocks
+from pallas_kernels.hopper.blocks import on_columns, registers, rounded, transposed
+
+
+def key_value_gradients(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    dout_BTNH,
+    saved: Saved,
+    readers: Readers,
+    ranges_BIX,
+    places: Places,
+    *,
+    visibility: Visibility,
+    scale: float,
+    tile: int,
+    queries: Ring,
+    interpret,
+):
+    """dk and dv [B, S, K, H] in bf16.
+
+    Args:
+      ranges_BIX: blocks of queries for each tile of keys.
+      tile: keys of a program, 64 or 128.
+    """
+    B, _, K, H = k_BSKH.shape
+    parts = TILE // tile
+    rows = blocks.operand(WARPGROUPS, ROWS, H // parts)
+    ring = lambda stages: feed(
+        blocks.operand(stages, parts, queries.block, H // parts),
+        blocks.vectors(stages, queries.block),
+        readers=WARPGROUPS,
+        copies=parts + 1,
+    )
+    return blocks.kernel(
+        functools.partial(
+            _body,
+            visibility=visibility,
+            scale=scale,
+            tile=tile,
+            queries=queries,
+            interpret=bool(interpret),
+        ),
+        *(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, saved, readers, ranges_BIX, places),
+        name="attention_dkv",
+        grid=dict(b=B, k=K, i=ranges_BIX.shape[1]),
+        outputs=[(k_BSKH.shape, jnp.bfloat16)] * 2,
+        scratch=dict(
+            k_WRH=rows,
+            v_WRH=rows,
+            full=plgpu.Barrier(num_arrivals=2 * WARPGROUPS),
+            done=plgpu.Barrier(num_arrivals=WARPGROUPS),
+            q_feed=ring(queries.stages),
+            dout_feed=ring(queries.value_stages),
+        ),
+        warpgroups=WARPGROUPS + 1,
+        interpret=interpret,
+    )
+
+
+def _body(
+    q,
+    k,
+    v,
+    dout,
+    saved,
+    readers,
+    ranges,
+    places,
+    dk,
+    dv,
+    *,
+    k_WRH,
+    v_WRH,
+    full,
+    done,
+    q_feed,
+    dout_feed,
+    visibility,
+    scale,
+    tile,
+    queries,
+    interpret,
+):
+    b, kv_head, i, w = (lax.axis_index(axis) for axis in ("b", "k", "i", "warpgroup"))
+    parts, width = TILE // tile, k_WRH.shape[2]
+
+    @pl.when(w == WARPGROUPS)
+    def _copy():
+        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
+        start, *_, end = passes.bounds(ranges, b, i)
+        first, last = readers.first_X[kv_head], readers.first_X[kv_head + 1]
+
+        @pl.loop(first, last)
+        def _(x):
+            head = readers.order_N[x]
+
+            @pl.loop(start, end)
+            def _(j):
+                turn = (x - first) * (end - start) + j - start
+                tokens = pl.ds(j * queries.block, queries.block)
+                columns = [pl.ds(part * width, width) for part in range(parts)]
+                of = lambda matrix: [matrix.at[b, tokens, head, column] for column in columns]
+                q_feed.fill(turn, of(q), saved.lse_BNT.at[b, head, tokens])
+                dout_feed.fill(turn, of(dout), saved.delta_BNT.at[b, head, tokens])
+
+    @pl.when(w < WARPGROUPS)
+    def _compute():
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+        around = passes.bounds(ranges, b, i)
+        start, *_, end = around
+        first, last = readers.first_X[kv_head], readers.first_X[kv_head + 1]
+        first_key, part = (i * tile + w * ROWS, 0) if parts == 1 else (i * tile, w)
+        own = (b, pl.ds(first_key, ROWS), kv_head, pl.ds(part * width, width))
+        blocks.copy_in(full, (k.at[own], k_WRH.at[w]), (v.at[own], v_WRH.at[w]))
+        plgpu.barrier_wait(full)
+        mine = [w] if parts == 1 else range(parts)
+        across = lambda rows_WRH, other_PCH: Product(
+            [(rows_WRH.at[x], transposed(other_PCH.at[y])) for y, x in enumerate(mine)]
+        )
+
+        def step(x, is_masked, j, state):
+            turn = (x - first) * (end - start) + j - start
+            (q_PCH, lse_C), (dout_PCH, delta_C) = q_feed.take(turn), dout_feed.take(turn)
+            column = lambda ref: on_columns(blocks.column_vector(ref), (ROWS, queries.block))
+
+            def weigh(scores_RC):
+                if is_masked:
+                    scores_RC = masked(
+                        *(scores_RC, visibility, places, b, j * queries.block, first_key),
+                        keys=k.shape[1],
+                        keys_on_rows=True,
+                    )
+                return passes.weights(scores_RC, column(lse_C), scale)
+
+            def errors(dweights_RC, weights_RC):
+                return registers(weights_RC * (dweights_RC - column(delta_C)))
+
+            weights_RC, errors_RC = in_flight(
+                across(k_WRH, q_PCH),
+                across(v_WRH, dout_PCH),
+                uses=(weigh, errors),
+                interpret=interpret,
+            )
+            dk_RH, dv_RH = state
+            dv_RH, dk_RH = in_flight(
+                Product([(rounded(weights_RC), dout_PCH.at[part])], dv_RH),
+                Product([(rounded(errors_RC), q_PCH.at[part])], dk_RH),
+                uses=(kept, kept),
+                interpret=interpret,
+            )
+            q_feed.release(turn)
+            dout_feed.release(turn)
+            return dk_RH, dv_RH
+
+        def head(x, state):
+            return passes.through(around, start, functools.partial(step, x), state)
+
+        zero = passes.zeros(ROWS, width)
+        dk_RH, dv_RH = lax.fori_loop(first, last, head, (zero, zero))
+        if parts > 1:  # both warpgroups read what both overwrite
+            plgpu.barrier_arrive(done)
+            plgpu.barrier_wait(done)
+        k_WRH[w], v_WRH[w] = rounded(dk_RH * scale), rounded(dv_RH)
+        blocks.copy_out((k_WRH.at[w], dk.at[own]), (v_WRH.at[w], dv.at[own]))
+        plgpu.wait_smem_to_gmem(0)

@@ -1,0 +1,171 @@
+"""The gradient of the queries.
+
+    dQ = scale dS K      dS = P (dP - delta)      P = exp(scale Q K^T - lse)      dP = dO V^T
+
+A program has 128 queries of one head: two warpgroups with 64 each, and one that copies keys and
+values. The product with dS of one block runs beside the scores of the next.
+"""
+
+import functools
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.attention.gpu import passes
+from pallas_kernels.attention.gpu.blocks import (
+    COMPUTE_REGISTERS,
+    COPY_REGISTERS,
+    ROWS,
+    TILE,
+    WARPGROUPS,
+    Ring,
+)
+from pallas_kernels.attention.gpu.feed import feed
+from pallas_kernels.attention.gpu.masks import Places, masked
+from pallas_kernels.attention.gpu.passes import Saved
+from pallas_kernels.attention.gpu.products import Product, in_flight, kept
+from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.hopper import blocks
+from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
+
+
+def query_gradient(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    dout_BTNH,
+    saved: Saved,
+    heads_N,
+    ranges_BIX,
+    places: Places,
+    *,
+    visibility: Visibility,
+    scale: float,
+    keys: Ring,
+    interpret,
+):
+    """dq [B, T, N, H] in bf16; other arguments as of `forward.forward`."""
+    B, _, N, H = q_BTNH.shape
+    rows = blocks.operand(WARPGROUPS, ROWS, H)
+    ring = lambda stages: feed(blocks.operand(stages, keys.block, H), readers=WARPGROUPS)
+    (dq_BTNH,) = blocks.kernel(
+        functools.partial(
+            _body, visibility=visibility, scale=scale, keys=keys, interpret=bool(interpret)
+        ),
+        *(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, saved, heads_N, ranges_BIX, places),
+        name="attention_dq",
+        grid=dict(b=B, n=N, i=ranges_BIX.shape[1]),
+        outputs=[(q_BTNH.shape, jnp.bfloat16)],
+        scratch=dict(
+            q_WRH=rows,
+            dout_WRH=rows,
+            full=plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
+            k_feed=ring(keys.stages),
+            v_feed=ring(keys.value_stages),
+        ),
+        warpgroups=WARPGROUPS + 1,
+        interpret=interpret,
+    )
+    return dq_BTNH
+
+
+def _body(
+    q,
+    k,
+    v,
+    dout,
+    saved,
+    heads,
+    ranges,
+    places,
+    dq,
+    *,
+    q_WRH,
+    dout_WRH,
+    full,
+    k_feed,
+    v_feed,
+    visibility,
+    scale,
+    keys,
+    interpret,
+):
+    b, n, i, w = (lax.axis_index(axis) for axis in ("b", "n", "i", "warpgroup"))
+    i = ranges.shape[1] - 1 - i
+
+    @pl.when(w == WARPGROUPS)
+    def _copy():
+        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
+        head, (start, *_, end) = heads[n], passes.bounds(ranges, b, i)
+
+        @pl.loop(start, end)
+        def _(j):
+            tokens = pl.ds(j * keys.block, keys.block)
+            k_feed.fill(j - start, k.at[b, tokens, head])
+            v_feed.fill(j - start, v.at[b, tokens, head])
+
+    @pl.when(w < WARPGROUPS)
+    def _compute():
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+        around = passes.bounds(ranges, b, i)
+        start, *_, end = around
+        first = i * TILE + w * ROWS
+        queries = pl.ds(first, ROWS)
+        q_RH, dout_RH = q_WRH.at[w], dout_WRH.at[w]
+        blocks.copy_in(full.at[w], (q.at[b, queries, n], q_RH), (dout.at[b, queries, n], dout_RH))
+        lse_R = passes.row_of(saved.lse_BNT.at[b, n, queries])
+        delta_R = passes.row_of(saved.delta_BNT.at[b, n, queries])
+        plgpu.barrier_wait(full.at[w])
+
+        def scores(j):
+            k_CH, v_CH = (x.take(j - start)[0] for x in (k_feed, v_feed))
+            return Product([(q_RH, transposed(k_CH))]), Product([(dout_RH, transposed(v_CH))])
+
+        def weigh(is_masked, j, scores_RC):
+            if is_masked:
+                scores_RC = masked(
+                    *(scores_RC, visibility, places, b, first, j * keys.block), keys=k.shape[1]
+                )
+            return passes.weights(scores_RC, on_rows(lse_R, scores_RC.shape), scale)
+
+        def errors(j, dweights_RC, weights_RC):
+            v_feed.release(j - start)
+            return registers(weights_RC * (dweights_RC - on_rows(delta_R, weights_RC.shape)))
+
+        def begin():
+            _, errors_RC = in_flight(
+                *scores(start),
+                uses=(functools.partial(weigh, True, start), functools.partial(errors, start)),
+                interpret=interpret,
+            )
+            return passes.zeros(*q_RH.shape), rounded(errors_RC)
+
+        def update(j, state):
+            return Product([(state[1], k_feed.at(j - start)[0])], state[0])
+
+        def step(is_masked, j, state):
+            _, errors_RC, dq_RH = in_flight(
+                *scores(j),
+                update(j - 1, state),
+                uses=(
+                    functools.partial(weigh, is_masked, j),
+                    functools.partial(errors, j),
+                    kept,
+                ),
+                interpret=interpret,
+            )
+            k_feed.release(j - 1 - start)
+            return dq_RH, rounded(errors_RC)
+
+        def differentiate():
+            state = passes.through(around, start + 1, step, begin())
+            (dq_RH,) = in_flight(update(end - 1, state), uses=[kept], interpret=interpret)
+            k_feed.release(end - 1 - start)
+            return registers(dq_RH * scale)
+
+        dq_RH = lax.cond(start < end, differentiate, lambda: passes.zeros(*q_RH.shape))
+        q_WRH[w] = rounded(dq_RH)
+        blocks.copy_out((q_RH, dq.at[b, queries, n]))
+        plgpu.wait_smem_to_gmem(0)

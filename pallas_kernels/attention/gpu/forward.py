@@ -1,0 +1,205 @@
+"""Output and log-sum-exp.
+
+A program has 128 queries of one head: two warpgroups with 64 each, and one that copies keys and
+values. The scores of a block of keys are computed beside the output of the block before, so that
+the tensor cores work while the exponentials are taken.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.attention.gpu import passes
+from pallas_kernels.attention.gpu.blocks import (
+    COMPUTE_REGISTERS,
+    COPY_REGISTERS,
+    ROWS,
+    TILE,
+    WARPGROUPS,
+    Ring,
+)
+from pallas_kernels.attention.gpu.feed import feed
+from pallas_kernels.attention.gpu.masks import Places, masked
+from pallas_kernels.attention.gpu.products import Product, in_flight, kept
+from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.hopper import blocks
+from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
+
+FAR = -1e30  # below every score; finite, so that no difference of peaks is NaN
+
+
+class State(NamedTuple):
+    """Of the softmax of a warpgroup's rows, in units of powers of 2.
+
+    Attributes:
+      out_RH: sum of weights times values, without those of the last block.
+      weights_RC: of the last block, bf16.
+      peak_R: greatest score.
+      total_R: sum of weights.
+    """
+
+    out_RH: jax.Array
+    weights_RC: jax.Array
+    peak_R: jax.Array
+    total_R: jax.Array
+
+
+def forward(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    heads_N,
+    ranges_BIX,
+    places: Places,
+    *,
+    visibility: Visibility,
+    scale: float,
+    keys: Ring,
+    interpret,
+):
+    """Output [B, T, N, H] in bf16; log-sum-exp [B, N, T] in float32, there T in whole tiles.
+
+    Args:
+      heads_N: the KV head that each query head reads.
+      ranges_BIX: of `ranges.block_ranges`, for each tile of queries.
+      scale: positive.
+    """
+    B, _, N, H = q_BTNH.shape
+    I = ranges_BIX.shape[1]
+    ring = lambda stages: feed(blocks.operand(stages, keys.block, H), readers=WARPGROUPS)
+    return blocks.kernel(
+        functools.partial(
+            _body,
+            visibility=visibility,
+            factor=scale * passes.LOG2E,
+            keys=keys,
+            interpret=bool(interpret),
+        ),
+        *(q_BTNH, k_BSKH, v_BSKH, heads_N, ranges_BIX, places),
+        name="attention_forward",
+        grid=dict(b=B, n=N, i=I),
+        outputs=[(q_BTNH.shape, jnp.bfloat16), ((B, N, I * TILE), jnp.float32)],
+        scratch=dict(
+            q_WRH=blocks.operand(WARPGROUPS, ROWS, H),
+            lse_WR=blocks.vectors(WARPGROUPS, ROWS),
+            q_full=plgpu.Barrier(num_barriers=WARPGROUPS),
+            k_feed=ring(keys.stages),
+            v_feed=ring(keys.value_stages),
+        ),
+        warpgroups=WARPGROUPS + 1,
+        interpret=interpret,
+    )
+
+
+def _body(
+    q,
+    k,
+    v,
+    heads,
+    ranges,
+    places,
+    out,
+    lse,
+    *,
+    q_WRH,
+    lse_WR,
+    q_full,
+    k_feed,
+    v_feed,
+    visibility,
+    factor,
+    keys,
+    interpret,
+):
+    b, n, i, w = (lax.axis_index(axis) for axis in ("b", "n", "i", "warpgroup"))
+    i = ranges.shape[1] - 1 - i
+
+    @pl.when(w == WARPGROUPS)
+    def _copy():
+        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
+        head, start, end = heads[n], ranges[b, i, 0], ranges[b, i, 3]
+
+        @pl.loop(start, end)
+        def _(j):
+            tokens = pl.ds(j * keys.block, keys.block)
+            k_feed.fill(j - start, k.at[b, tokens, head])
+            v_feed.fill(j - start, v.at[b, tokens, head])
+
+    @pl.when(w < WARPGROUPS)
+    def _compute():
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+        around = passes.bounds(ranges, b, i)
+        start, *_, end = around
+        first = i * TILE + w * ROWS
+        queries = pl.ds(first, ROWS)
+        blocks.copy_in(q_full.at[w], (q.at[b, queries, n], q_WRH.at[w]))
+        plgpu.barrier_wait(q_full.at[w])
+
+        def weigh(is_masked, j, peak_R, total_R, scores_RC):
+            k_feed.release(j - start)
+            if is_masked:
+                scores_RC = masked(
+                    *(scores_RC, visibility, places, b, first, j * keys.block), keys=k.shape[1]
+                )
+            weighed = lax.optimization_barrier(_weights(scores_RC, peak_R, total_R, factor))
+            v_feed.wait(j - start)
+            return weighed
+
+        def begin():
+            peak_R, total_R = (
+                plgpu.layout_cast(jnp.full((ROWS,), x, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+                for x in (FAR, 0.0)
+            )
+            (k_CH,) = k_feed.take(jnp.int32(0))
+            scores_RC = blocks.product((q_WRH.at[w], transposed(k_CH)), interpret=interpret)
+            weights_RC, peak_R, total_R, _ = weigh(True, start, peak_R, total_R, scores_RC)
+            out_RH = passes.zeros(ROWS, q_WRH.shape[2])
+            return State(out_RH, rounded(weights_RC), peak_R, total_R)
+
+        def step(is_masked, j, state):
+            (k_CH,), (v_CH,) = k_feed.take(j - start), v_feed.at(j - start - 1)
+            (weights_RC, peak_R, total_R, decay_R), out_RH = in_flight(
+                Product([(q_WRH.at[w], transposed(k_CH))]),
+                Product([(state.weights_RC, v_CH)], state.out_RH),
+                uses=(functools.partial(weigh, is_masked, j, state.peak_R, state.total_R), kept),
+                interpret=interpret,
+            )
+            v_feed.release(j - start - 1)
+            out_RH = registers(out_RH * on_rows(decay_R, out_RH.shape))
+            return State(out_RH, rounded(weights_RC), peak_R, total_R)
+
+        def attend():
+            state = passes.through(around, start + 1, step, begin())
+            (v_CH,) = v_feed.at(end - 1 - start)
+            out_RH = blocks.product(
+                (state.weights_RC, v_CH), start=state.out_RH, interpret=interpret
+            )
+            v_feed.release(end - 1 - start)
+            total_R = jnp.where(state.total_R > 0, state.total_R, 1.0)
+            q_WRH[w] = rounded(out_RH * on_rows(1 / total_R, out_RH.shape))
+            found_R = state.peak_R * math.log(2) + jnp.log(total_R)
+            lse_WR[w] = jnp.where(state.total_R > 0, found_R, -jnp.inf)
+
+        def see_nothing():
+            q_WRH[w] = passes.zeros(*q_WRH.shape[1:], dtype=jnp.bfloat16)
+            lse_WR[w] = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf), plgpu.Layout.WGMMA.reduce(1))
+
+        lax.cond(start < end, attend, see_nothing)
+        blocks.copy_out((q_WRH.at[w], out.at[b, queries, n]), (lse_WR.at[w], lse.at[b, n, queries]))
+        plgpu.wait_smem_to_gmem(0)
+
+
+def _weights(scores_RC, peak_R, total_R, factor):
+    """Weights in bf16, the new peak and total, and what weights so far are to be multiplied by."""
+    new_peak_R = jnp.maximum(peak_R, jnp.max(scores_RC, axis=1) * factor)
+    decay_R = jnp.exp2(peak_R - new_peak_R)
+    shifted_RC = scores_RC * factor - on_rows(new_peak_R, scores_RC.shape)
+    weights_RC = registers(jnp.exp2(registers(shifted_RC)))
+    total_R = total_R * decay_R + jnp.sum(weights_RC, axis=1)
+    return weights_RC, new_peak_R, total_R, decay_R

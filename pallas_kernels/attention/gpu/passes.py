@@ -1,0 +1,86 @@
+"""What all passes over scores share."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pallas_kernels.attention.gpu.ranges import RANGE
+from pallas_kernels.hopper.blocks import registers
+
+LOG2E = math.log2(math.e)
+HIDDEN = 1e30  # log-sum-exp of a row that sees nothing: its weights are 0
+
+
+class Saved(NamedTuple):
+    """Of the forward, with T in whole tiles, float32.
+
+    Attributes:
+      lse_BNT: log-sum-exp in powers of 2; `HIDDEN` for queries that see nothing.
+      delta_BNT: row sums of P * dP, without what comes through the log-sum-exp.
+    """
+
+    lse_BNT: jax.Array
+    delta_BNT: jax.Array
+
+
+class Readers(NamedTuple):
+    """Which query heads read each KV head, int32.
+
+    Attributes:
+      first_X: KV head k is read by heads first_X[k] up to first_X[k + 1] of the order.
+      order_N: query heads in order of their KV heads.
+    """
+
+    first_X: jax.Array
+    order_N: jax.Array
+
+
+def saved_of(lse_BTN, delta_BTN, tile: int) -> Saved:
+    lse_BTN = jnp.where(jnp.isneginf(lse_BTN), HIDDEN, lse_BTN * LOG2E)
+    filled = lambda x, value: jnp.pad(
+        jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % tile)), constant_values=value
+    )
+    return Saved(filled(lse_BTN, HIDDEN), filled(delta_BTN, 0.0))
+
+
+def readers_of(heads: tuple[int, ...], kv_heads: int) -> Readers:
+    order = np.argsort(heads, kind="stable")
+    first = np.searchsorted(np.sort(heads), np.arange(kv_heads + 1))
+    return Readers(jnp.array(first, jnp.int32), jnp.array(order, jnp.int32))
+
+
+def bounds(ranges_BIX, b, i):
+    """Of `ranges.block_ranges` for one tile."""
+    return tuple(ranges_BIX[b, i, x] for x in range(RANGE))
+
+
+def through(bounds, first, step, state):
+    """`state` after `step(is_masked, block, state)` for the blocks of a range from `first` on."""
+    _, clear, unclear, end = bounds
+    for is_masked, begin, until in (
+        (True, first, clear),
+        (False, jnp.maximum(first, clear), unclear),
+        (True, jnp.maximum(first, unclear), end),
+    ):
+        state = lax.fori_loop(begin, until, functools.partial(step, is_masked), state)
+    return state
+
+
+def row_of(ref):
+    """A float32 vector of global memory that varies along the rows of an accumulator."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+
+def zeros(*shape, dtype=jnp.float32):
+    return registers(jnp.zeros(shape, dtype))
+
+
+def weights(scores, lse, scale: float):
+    """Of keys for queries."""
+    return registers(jnp.exp2(registers(scores * (scale * LOG2E) - lse)))
