@@ -29,8 +29,9 @@ def attention_splash(
 ):
     """Output [B, T, N, H] and log-sum-exp [B, T, N]. See `api.attention`.
 
-    Splash has no scale: scale * q is rounded to bf16, so scores of 1e4 are wrong by tens. To ask
-    for the log-sum-exp besides gradients runs its forward twice.
+    Splash has no scale: scale * q is rounded to bf16, so scores of 1e4 are wrong by tens. Its
+    forward runs twice where gradients and the log-sum-exp are asked for, or where some query sees
+    nothing.
 
     Raises:
       NotImplementedError: another device, dtype, length or head size than it takes, a traced
@@ -38,27 +39,42 @@ def attention_splash(
     """
     _check(q_BTNH, k_BSKH, q_start, visibility, kv_head_of_query, interpret)
     T, N, H = q_BTNH.shape[1:]
-    S = k_BSKH.shape[1]
-    mask = splash.MultiHeadMask([_mask(visibility, T, S, q_start)] * N)
-    make = functools.partial(
-        splash.make_splash_mha,
-        mask,
-        block_sizes=_block_sizes(T, S, H, target(q_BTNH).device_kind),
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=bool(interpret),
+    make = kernel_maker(
+        visibility,
+        T=T,
+        S=k_BSKH.shape[1],
+        N=N,
+        H=H,
+        q_start=q_start,
+        device_kind=target(q_BTNH).device_kind,
+        interpret=interpret,
     )
     scaled = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     heads_first = (x.swapaxes(1, 2) for x in (scaled, k_BSKH, v_BSKH))
     ids = None if segments is None else splash.SegmentIds(segments.queries_BT, segments.keys_BS)
     out_BNTH, lse_BNT = _attend(make, *heads_first, ids)
     out_BTNH, lse_BTN = out_BNTH.swapaxes(1, 2), lse_BNT.swapaxes(1, 2)
-    seen_BTN = lse_BTN > _NOTHING_SEEN
-    if segments is not None:
-        seen_BTN &= (segments.queries_BT != 0)[..., None]
-    out_BTNH = jnp.where(seen_BTN[..., None], out_BTNH, jnp.zeros((), out_BTNH.dtype))
-    lse_BTN = jnp.where(seen_BTN, lse_BTN, -jnp.inf)
+    if segments is not None or not _all_see(visibility, T, k_BSKH.shape[1], q_start):
+        seen_BTN = lse_BTN > _NOTHING_SEEN
+        if segments is not None:
+            seen_BTN &= (segments.queries_BT != 0)[..., None]
+        out_BTNH = jnp.where(seen_BTN[..., None], out_BTNH, jnp.zeros((), out_BTNH.dtype))
+        lse_BTN = jnp.where(seen_BTN, lse_BTN, -jnp.inf)
     return out_BTNH, without_gradient("splash", lse_BTN, q_BTNH, k_BSKH, v_BSKH)
+
+
+def kernel_maker(
+    visibility: Visibility, *, T: int, S: int, N: int, H: int, q_start: int, device_kind, interpret
+):
+    """What makes the kernel that is called, with `save_residuals` or without."""
+    return functools.partial(
+        splash.make_splash_mha,
+        splash.MultiHeadMask([_mask(visibility, T, S, q_start)] * N),
+        block_sizes=_block_sizes(T, S, H, device_kind),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=bool(interpret),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -92,6 +108,12 @@ def _mask(visibility: Visibility, T: int, S: int, q_start: int):
     if visibility.window is None:
         return splash.CausalMask((T, S), offset=q_start)
     return splash.LocalMask((T, S), (visibility.window - 1, 0), offset=q_start)
+
+
+def _all_see(visibility: Visibility, T: int, S: int, q_start: int) -> bool:
+    """Whether every query sees a key, by position."""
+    behind = q_start + T - (visibility.window or q_start + T)
+    return not visibility.causal or (q_start >= 0 and behind < S)
 
 
 def _block_sizes(T: int, S: int, H: int, device_kind: str) -> splash.BlockSizes:

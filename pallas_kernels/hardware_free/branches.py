@@ -35,7 +35,8 @@ class Region:
 
     Attributes:
       runs_if: the comparison of a scalar with a constant under which it is not skipped, such as
-        "== 3", or "& 8 != 0" for one bit; "" where the branch depends on anything else.
+        "== 3", "& 8 != 0" for one bit, or "< 3 and >= 1" for both; "" where the branch depends on
+        anything else.
       body_of: trips of the loop of a Pallas grid whose body this is, else 0.
     """
 
@@ -79,6 +80,10 @@ def _grid_trips(bundles: list[str], test: str, before: int) -> int:
 
 def _runs_if(bundles: list[str], negated: str, test: str, before: int) -> str:
     """See `Region`."""
+    if (both := _BOTH.match(test)) and not negated:
+        tests = [_condition(bundles, register, before) for register in both.groups()]
+        parts = {_runs_if(bundles, "!", part, before) for part in tests}
+        return "" if "" in parts else " and ".join(sorted(parts))
     found = _COMPARISON.match(test)
     if not found or found[1] not in _SKIPS_UNLESS[negated]:
         return ""

@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     found.add_argument("--tokens", nargs="+", type=int, help="instead of the production lengths")
     found.add_argument("--heads", nargs="+", type=int, help="instead of the production heads")
-    found.add_argument("--groups", nargs="+", type=int, help="value heads a key head; default 1")
+    found.add_argument("--groups", nargs="+", type=int, help="heads a key head; default 1")
+    found.add_argument("--window", nargs="+", type=int, help="of attention; default none")
     found.add_argument("--json", type=Path, help="file of every figure; its other rows stay")
     found.add_argument("--markdown", type=Path, help="page to put the tables of --json into")
     return found
@@ -52,8 +53,11 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen_tasks(options) -> list[Task]:
     op = OPS[options.op]
-    sizes = {name: getattr(options, name) for name in ("tokens", "heads", "groups")}
-    shapes = op.shapes(**{name: given for name, given in sizes.items() if given})
+    sizes = {name: getattr(options, name) for name in ("tokens", "heads", "groups", "window")}
+    given = {name: values for name, values in sizes.items() if values}
+    if unknown := set(given) - set(op.SIZES):
+        raise SystemExit(f"{options.op} has no --{' and no --'.join(sorted(unknown))}")
+    shapes = op.shapes(**given)
     return [
         Task(op=options.op, chip=chip, implementation=name, shape=shape, passes=passes)
         for chip in (CHIPS if options.all_targets else [options.target])
@@ -61,6 +65,7 @@ def chosen_tasks(options) -> list[Task]:
         if not options.all_targets or chip in op.chips_worth_a_row(name)
         for shape in shapes
         for passes in options.passes
+        if passes in op.PASSES
     ]
 
 

@@ -2,9 +2,9 @@
 
 from types import ModuleType
 
-from pallas_kernels.report import gated_delta
+from pallas_kernels.report import attention, gated_delta
 
-OPS: dict[str, ModuleType] = {"gated_delta": gated_delta}
-"""By name: a module with the public functions of `gated_delta`."""
+OPS: dict[str, ModuleType] = {"gated_delta": gated_delta, "attention": attention}
+"""By name: a module with the public names of `gated_delta`."""
 
 PASSES = ("forward", "forward+backward")

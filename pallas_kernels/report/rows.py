@@ -79,10 +79,12 @@ def make_row(task: Task) -> Row:
     try:
         if task.chip == "local":
             return _with_seconds(row, measure(task))
-        fn, shapes = OPS[task.op].program(task.shape, task.implementation, task.passes)
+        op, what = OPS[task.op], (task.shape, task.implementation, task.passes)
+        fn, shapes = op.program(*what)
         if task.chip == "h200":
             return dataclasses.replace(row, program=compile_for_h200(fn, *shapes))
-        program = fold_small(compile_for_tpu(fn, *shapes, chip=task.chip))
+        known = op.known(*what, task.chip)
+        program = fold_small(compile_for_tpu(fn, *shapes, chip=task.chip, known=known))
         scheduled_s = program.cycles / CHIPS[task.chip].clock
         row = _with_seconds(row, max(scheduled_s, row.memory_floor_s))
         return dataclasses.replace(row, program=program)

@@ -196,6 +196,12 @@ def test_listing_finds_the_loop_and_the_predicated_region():
         ),
         (
             "%p4 = scmp.ne.s32.totalorder %s2, 7",
+            "%p4 = pnand %p5, %p6  ;;  %p5 = scmp.lt.s32.totalorder %s2, 7  ;;  "
+            "%p6 = scmp.ne.s32.totalorder %s2, 3",
+            "!= 3 and < 7",
+        ),
+        (
+            "%p4 = scmp.ne.s32.totalorder %s2, 7",
             "%p8 = scmp.ge.s32.totalorder %s2, 5  ;;  %s9 = scalar_select /*predicate=*/%p8, "
             "/*on_true=*/1, /*on_false=*/0  ;;  %7 = sst [smem:[#allocation3_spill]] %s9  ;;  "
             "%s8 = sld [smem:[#allocation3_spill]]  ;;  %p4 = scmp.ne.s32.totalorder %s8, 0",

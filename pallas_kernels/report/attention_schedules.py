@@ -1,0 +1,80 @@
+"""How often the steps of the attention kernels do what, from the lists that the kernels walk.
+
+Empty blocks, blocks of full work and blocks under a mask have bodies of their own in a kernel, of
+which a step runs at most one. Which one is known from a list in scalar memory only, so not from the
+schedule.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pallas_kernels.attention.splash import kernel_maker
+from pallas_kernels.attention.tpu.blocks import LANES, choose_blocks
+from pallas_kernels.attention.tpu.steps import Do, list_steps, shares
+from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.report.chips import CHIPS
+
+
+def ours(shape, passes: str, chip: str) -> Mapping[str, Known]:
+    """Of the Pallas kernels."""
+    T, H = shape.tokens, shape.head_size
+    choice = choose_blocks(
+        T=T, S=T, H=H + -H % LANES, dtype="bfloat16", visibility=shape.visibility, segments=False
+    )
+    steps = _steps(shape, choice, choice.forward, 1)
+    found = {"attention_forward": _known(steps, set(Do) - {Do.BEGIN_LIST, Do.END_LIST})}
+    if passes != "forward":
+        steps = _steps(shape, choice, choice.backward, choice.parts)
+        found["attention_backward"] = _known(steps, set(Do))
+    return found
+
+
+def _steps(shape, choice, blocks, parts: int):
+    return list_steps(
+        T=shape.tokens,
+        S=shape.tokens,
+        key_blocks=choice.padded_keys(shape.tokens) // blocks.keys,
+        blocks=blocks,
+        visibility=shape.visibility,
+        q_start=0,
+        segments=None,
+        parts=parts,
+        every_query=parts == 1,
+    )
+
+
+def _known(steps, flags: set[Do]) -> Known:
+    """The shares of steps with each of the flags that a kernel tests.
+
+    It has no code for a kind of block that does not occur.
+    """
+    some = {flag: share for flag, share in shares(steps).items() if flag in flags and share}
+    return Known(shares={f"& {int(flag)} != 0": share for flag, share in some.items()})
+
+
+def splash(shape, passes: str, chip: str) -> Mapping[str, Known]:
+    """Of JAX's own kernels: blocks that are not empty, and the ends of a row of blocks."""
+    kernel = kernel_maker(
+        shape.visibility,
+        T=shape.tokens,
+        S=shape.tokens,
+        N=shape.heads,
+        H=shape.head_size,
+        q_start=0,
+        device_kind=CHIPS[chip].device_kinds[0],
+        interpret=False,
+    )(save_residuals=True)
+    found = {"splash_mha_fwd": _blocks(np.asarray(kernel.fwd_mask_info.block_mask), -1)}
+    if passes != "forward":
+        blocks = np.asarray(kernel.dkv_mask_info.block_mask)
+        found["splash_mha_dkv"] = _blocks(blocks, -2)
+    return found
+
+
+def _blocks(kinds_HQK: np.ndarray, inner: int) -> Known:
+    width = kinds_HQK.shape[inner]
+    shares = {"> 0": float(np.mean(kinds_HQK > 0))}
+    if width > 1:
+        shares |= {"== 0": 1 / width, f"== {width - 1}": 1 / width}
+    return Known(shares=shares)
