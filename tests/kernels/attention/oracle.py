@@ -80,7 +80,8 @@ def float64_results(inputs: Inputs, case: Case, *, of_lse: float = 1.0) -> Resul
 def visible(inputs: Inputs, case: Case, row: int) -> np.ndarray:
     """Which keys each query of a row sees [T, S]."""
     T, S = inputs.q_BTNH.shape[1], inputs.k_BSKH.shape[1]
-    behind_TS = int(inputs.q_start) + np.arange(T)[:, None] - np.arange(S)
+    start = np.broadcast_to(inputs.q_start, len(inputs.q_BTNH))[row]
+    behind_TS = start + np.arange(T)[:, None] - np.arange(S)
     seen_TS = np.ones((T, S), bool)
     if case.causal or case.window is not None:
         seen_TS &= behind_TS >= 0

@@ -1,0 +1,114 @@
+"""Every implementation of the decode step of attention against float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import attention_decode
+from tests.kernels.attention.cases import Case, Inputs, make_inputs, wide
+from tests.kernels.attention.implementations import assert_results, both
+from tests.kernels.attention.oracle import Results, cotangents, float64_results
+
+LENGTHS = (300, 129, 0, 1)  # one for each row of 4
+STEP = dict(length=1, keys=300, batch=4)
+CASES = [
+    Case(name="decode", **STEP),
+    Case(name="decode, window 64", window=64, **STEP),
+    Case(name="decode, window 1", window=1, **STEP),
+    Case(name="decode, mixed", segments="mixed", **STEP),
+    Case(name="decode, strangers", segments="strangers", **STEP),
+    Case(name="decode (0, 0, 0)", kv_heads=1, kv_head_of_query=(0, 0, 0), **STEP),
+    Case(name="decode (0, 2, 2, 3)", kv_heads=4, kv_head_of_query=(0, 2, 2, 3), **STEP),
+    Case(name="decode near -1e4", logits="all near -1e4", scale=0.125, **STEP),
+    Case(name="decode at 1e4", logits="one at 1e4", **STEP),
+    Case(name="decode, scale -0.3", scale=-0.3, **STEP),
+]
+HEAD_DIMS = {"chunked": (), "reference": ()}
+EVERY = [(name, case) for name in HEAD_DIMS for case in both(CASES)]
+names = pytest.mark.parametrize("name", HEAD_DIMS)
+
+
+def step_inputs(case: Case) -> Inputs:
+    """q_start is the position of each row's query, and so are its segments."""
+    lengths_B = np.array(LENGTHS[: case.batch])
+    inputs = make_inputs(case)._replace(q_start=jnp.asarray(lengths_B - 1, jnp.int32))
+    if case.segments == "none" or case.segments == "strangers":
+        return inputs
+    last_B1 = np.maximum(lengths_B - 1, 0)[:, None]
+    ids_B1 = np.take_along_axis(np.asarray(inputs.kv_segment_ids_BS), last_B1, axis=1)
+    return inputs._replace(segment_ids_BT=jnp.asarray(ids_B1))
+
+
+def decode(name: str, case: Case, interpret):
+    """As `attention` of a sequence of one token: (q, k, v, q_start, *ids) -> (out, lse)."""
+
+    def run(q, k, v, q_start, segment_ids, kv_segment_ids):
+        out, lse = attention_decode(
+            q[:, 0],
+            k,
+            v,
+            q_start + 1,
+            kv_head_of_query=case.kv_head_of_query,
+            window=case.window,
+            segment_ids_B=None if segment_ids is None else segment_ids[:, 0],
+            kv_segment_ids_BS=kv_segment_ids,
+            scale=case.scale,
+            return_lse=True,
+            implementation=name,
+            interpret=interpret,
+        )
+        return out[:, None], lse[:, None]
+
+    return run
+
+
+def in_shape_of(name: str, case: Case) -> Case:
+    if HEAD_DIMS[name]:
+        case = wide(case, HEAD_DIMS[name][0])
+    return case
+
+
+def results(run, inputs: Inputs) -> Results:
+    outputs, pull = jax.vjp(lambda *x: run(*x, *inputs[3:]), *inputs[:3])
+    return Results(*outputs, *pull(cotangents(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), EVERY, ids=lambda x: x if isinstance(x, str) else f"{x.name}, {x.dtype}"
+)
+def test_results_and_gradients_equal_float64(name, case):
+    inputs = step_inputs(case)
+    interpret = pltpu.InterpretParams(detect_races=True) if HEAD_DIMS[name] else False
+    run = decode(name, case, interpret)
+    found = Results(*map(np.asarray, jax.jit(functools.partial(results, run))(inputs)))
+    assert_results(found, float64_results(inputs, case), case.dtype)
+    assert found.out.dtype == jnp.dtype(case.dtype) and found.lse.dtype == np.float32
+
+
+@names
+def test_vmap_changes_nothing(name):
+    """Over queries and lengths; the cache is shared."""
+    case = in_shape_of(name, Case(name="vmapped", segments="packed", window=100, **STEP))
+    inputs, run = step_inputs(case), decode(name, case, bool(HEAD_DIMS[name]))
+    queries = inputs.q_BTNH * jnp.array([1.0, 0.5])[:, None, None, None, None]
+    starts = jnp.stack([inputs.q_start, inputs.q_start // 2])
+    of_one = lambda q, start: results(run, inputs._replace(q_BTNH=q, q_start=start))
+    found = jax.jit(jax.vmap(of_one))(queries, starts)
+    for i in range(2):
+        one = inputs._replace(q_BTNH=queries[i], q_start=starts[i])
+        actual = Results(*(np.asarray(x[i]) for x in found))
+        assert_results(actual, float64_results(one, case), case.dtype)
+
+
+@names
+def test_what_lies_beyond_the_length_does_not_matter(name):
+    case = in_shape_of(name, CASES[0])
+    inputs, run = step_inputs(case), jax.jit(decode(name, case, bool(HEAD_DIMS[name])))
+    beyond_BS = np.arange(case.S) > np.asarray(inputs.q_start)[:, None]
+    dirty = [jnp.where(beyond_BS[..., None, None], 30.0, x) for x in inputs[1:3]]
+    for clean, other in zip(run(*inputs), run(inputs.q_BTNH, *dirty, *inputs[3:]), strict=True):
+        np.testing.assert_array_equal(clean, other)
