@@ -9,7 +9,7 @@ from pallas_kernels.attention.visibility import Visibility
 LANES = 128
 CHAIN = 256
 LARGEST = 2048
-RESIDENT_BYTES = 16 << 20
+RESIDENT_BYTES = 8 << 20
 VMEM_BYTES = 60 << 20
 
 
@@ -72,7 +72,7 @@ def choose_blocks(
     H is a multiple of 128. Piece and skew were swept on the compiler's schedules for v6e.
     """
     itemsize = jnp.dtype(dtype).itemsize
-    limit = LARGEST * 2 * LANES // (itemsize * H)
+    limit = LARGEST * LANES * 4 // (itemsize**2 * H)
     window = visibility.window
     if segments or (window is not None and window < 2 * LARGEST):
         limit = min(limit, LARGEST // 2)
