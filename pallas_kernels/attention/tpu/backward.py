@@ -26,7 +26,7 @@ from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
 
-def backward(scalars: Scalars, q, k, v, out, dout, rows_BN2T, ids, sums, *, call: Call):
+def backward(scalars: Scalars, length, q, k, v, out, dout, rows_BN2T, ids, sums, *, call: Call):
     """The kernel's call. Heads lie side by side, lengths are whole blocks.
 
     Args:
@@ -59,6 +59,7 @@ def backward(scalars: Scalars, q, k, v, out, dout, rows_BN2T, ids, sums, *, call
         functools.partial(_kernel, call=call, adds=bool(sums)),
         grid_spec=call.grid_spec(
             B,
+            length,
             [*specs, call.query_rows(2), *call.ids(), *sum_specs],
             [call.queries(), call.resident_keys(), call.resident_keys()],
             scratch,

@@ -51,7 +51,7 @@ class Call:
       H: head dimension, whole lanes.
       key_count: keys that are not padding.
       part_blocks: key blocks of a part of the keys.
-      steps: length of a list.
+      steps: room in a list.
       own_lists: each batch row has a list of its own.
       segments: segment ids come too.
       scale: of the scores, positive.
@@ -71,13 +71,11 @@ class Call:
     scale: float
     interpret: Any
 
-    def grid(self, batch: int) -> tuple[int, ...]:
-        return batch, self.heads.groups, self.heads.heads_a_group, self.steps
-
-    def grid_spec(self, batch: int, inputs, outputs, scratch) -> pltpu.PrefetchScalarGridSpec:
+    def grid_spec(self, batch: int, length, inputs, outputs, scratch):
+        """For lists of `length` steps, which may be known at run time only."""
         return pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(Scalars._fields),
-            grid=self.grid(batch),
+            grid=(batch, self.heads.groups, self.heads.heads_a_group, length),
             in_specs=inputs,
             out_specs=outputs,
             scratch_shapes=scratch,

@@ -30,7 +30,7 @@ ONES = 16  # rows of ones under V^T: one is needed, whole tiles are copied
 LOWEST = -1e30  # first running maximum: finite, so that -inf - m is never NaN
 
 
-def forward(scalars: Scalars, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
+def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
     """The kernel's call. Heads lie side by side, lengths are whole blocks.
 
     Returns:
@@ -49,6 +49,7 @@ def forward(scalars: Scalars, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
         functools.partial(_kernel, call=call),
         grid_spec=call.grid_spec(
             B,
+            length,
             [call.queries(), call.keys(), call.keys(), *call.ids()],
             [call.queries(), call.query_rows(1)],
             scratch,

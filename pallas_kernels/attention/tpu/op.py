@@ -14,7 +14,7 @@ from pallas_kernels.attention.tpu.backward import backward
 from pallas_kernels.attention.tpu.blocks import LANES, BlockChoice, choose_blocks
 from pallas_kernels.attention.tpu.call import Call, scalars_of
 from pallas_kernels.attention.tpu.forward import LOG2_E, forward
-from pallas_kernels.attention.tpu.steps import KINDS, MAX_BLOCKS, Do, list_steps, shares
+from pallas_kernels.attention.tpu.steps import KINDS, MAX_BLOCKS, Do, Steps, list_steps, shares
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.target import target
@@ -173,26 +173,27 @@ _rule.defvjp(_rule_forward, _rule_backward)
 
 def _forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
     heads = grid_heads.in_order(settings.kv_head_of_query)
-    steps_BPL, call = _call(settings, settings.choice.forward, heads, q_BTD, k_BSD, ids, starts)
-    scalars = scalars_of(call, steps_BPL[:, 0], *_starts(settings, q_BTD, starts), 0)
-    return tuple(forward(scalars, q_BTD, k_BSD, v_BSD, _rows(ids), call=call))
+    steps, call = _call(settings, settings.choice.forward, heads, q_BTD, k_BSD, ids, starts)
+    scalars = scalars_of(call, steps.words[:, 0], *_starts(settings, q_BTD, starts), 0)
+    return tuple(forward(scalars, _length(steps), q_BTD, k_BSD, v_BSD, _rows(ids), call=call))
 
 
 def _backward(settings: Settings, q, k, v, out, dout, rows_BN2T, ids, starts):
     heads = grid_heads.by_kv_head(settings.kv_head_of_query)
     blocks, parts = settings.choice.backward, settings.choice.parts
-    steps_BPL, call = _call(settings, blocks, heads, q, k, ids, starts, parts=parts)
+    steps, call = _call(settings, blocks, heads, q, k, ids, starts, parts=parts)
     arrays = (q, k, v, out, dout, rows_BN2T, _rows(ids))
     first = _starts(settings, q, starts)
     if parts == 1:
-        scalars = scalars_of(call, steps_BPL[:, 0], *first, 0)
-        dq, dk, dv = backward(scalars, *arrays, (), call=call)
+        scalars = scalars_of(call, steps.words[:, 0], *first, 0)
+        dq, dk, dv = backward(scalars, _length(steps), *arrays, (), call=call)
     else:
+        words_BPL = jnp.asarray(steps.words)
 
         def of_part(sums, part):
-            steps_BL = jax.lax.dynamic_index_in_dim(steps_BPL, part, 1, keepdims=False)
-            scalars = scalars_of(call, steps_BL, *first, part)
-            return tuple(backward(scalars, *arrays, sums, call=call)), None
+            words_BL = jax.lax.dynamic_index_in_dim(words_BPL, part, 1, keepdims=False)
+            scalars = scalars_of(call, words_BL, *first, part)
+            return tuple(backward(scalars, _length(steps, part), *arrays, sums, call=call)), None
 
         dkeys = (*k.shape[:2], (max(heads.slots) + 1) * call.H)
         sums = jnp.zeros(q.shape, jnp.float32), jnp.zeros(dkeys, k.dtype), jnp.zeros(dkeys, v.dtype)
@@ -205,7 +206,7 @@ def _backward(settings: Settings, q, k, v, out, dout, rows_BN2T, ids, starts):
 def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts: int = 1):
     """The lists of steps and what the kernel is specialised to."""
     q_start = starts[0] if starts else settings.q_start
-    steps_BPL = list_steps(
+    steps = list_steps(
         T=settings.T,
         S=settings.S,
         key_blocks=k_BSD.shape[1] // blocks.keys,
@@ -216,8 +217,8 @@ def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts
         parts=parts,
         every_query=parts == 1,
     )
-    if isinstance(steps_BPL, np.ndarray):
-        kinds = tuple(kind for kind in KINDS if shares(steps_BPL)[kind])
+    if isinstance(steps.words, np.ndarray):
+        kinds = tuple(kind for kind in KINDS if shares(steps)[kind])
     else:
         kinds = (Do.FULL, Do.MASKED)
     call = Call(
@@ -228,13 +229,19 @@ def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts
         H=q_BTD.shape[2] // len(settings.kv_head_of_query),
         key_count=settings.S,
         part_blocks=k_BSD.shape[1] // (blocks.keys * parts),
-        steps=steps_BPL.shape[2],
-        own_lists=steps_BPL.shape[0] > 1,
+        steps=steps.words.shape[2],
+        own_lists=steps.words.shape[0] > 1,
         segments=bool(ids),
         scale=settings.scale,
         interpret=settings.interpret,
     )
-    return jnp.asarray(steps_BPL), call
+    return steps, call
+
+
+def _length(steps: Steps, part=0):
+    """The steps to walk; known while tracing where the lists are, so that the grid is too."""
+    known = isinstance(steps.words, np.ndarray)
+    return steps.words.shape[2] if known else steps.lengths[part]
 
 
 def _starts(settings: Settings, q_BTD, starts):

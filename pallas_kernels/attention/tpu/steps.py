@@ -34,6 +34,19 @@ class Do(enum.IntFlag):
 KINDS = (Do.FULL, Do.DIAGONAL, Do.MASKED)
 
 
+class Steps(NamedTuple):
+    """Lists of steps.
+
+    Attributes:
+      words: int32 [B, parts, steps], by query block and then by key block; B may be 1.
+      lengths: int32 [parts], how many of them to walk. A list that has less repeats its last step
+        with nothing to do.
+    """
+
+    words: jax.Array | np.ndarray
+    lengths: jax.Array | np.ndarray
+
+
 class Step(NamedTuple):
     """A step taken apart: a scalar in a kernel, or an array of them."""
 
@@ -51,9 +64,10 @@ class Step(NamedTuple):
         return (self.word & int(flag)) != 0
 
 
-def shares(steps) -> dict[Do, float]:
-    """Of all steps of the lists, how many do what."""
-    return {flag: float(np.mean(Step(np.asarray(steps)).does(flag))) for flag in Do}
+def shares(steps: Steps) -> dict[Do, float]:
+    """Of all steps of the lists, the share that does what."""
+    words = Step(np.asarray(steps.words))
+    return {flag: float(np.mean(words.does(flag))) for flag in Do}
 
 
 def list_steps(
@@ -67,11 +81,8 @@ def list_steps(
     segments: Segments | None,
     parts: int = 1,
     every_query: bool = True,
-):
-    """Steps int32 [B, parts, steps], by query block and then by key block; B may be 1.
-
-    A NumPy array if all is known while tracing. Otherwise the list has room for every step that
-    there can be, and its end repeats the last step with nothing to do.
+) -> Steps:
+    """The lists of a kernel: NumPy arrays if all is known while tracing.
 
     Args:
       T: queries, without padding at the end.
@@ -155,8 +166,10 @@ def _listed(xp, kinds_BPIJ, every_query: bool, length: int | None):
     places = (xp.arange(J) == 0) & (every_query | (xp.arange(I)[:, None] == 0))
     listed = (listed | (nothing & places)).reshape(B, P, I * J)
     count = xp.sum(listed, axis=2, keepdims=True)
+    longest = xp.max(count, axis=0)
     if length is None:
         length = int(np.max(count))
+        longest = np.full_like(longest, length)
     order = xp.argsort(~listed, axis=2, stable=True)
     turn = xp.minimum(xp.arange(length), count - 1)
     place = xp.take_along_axis(order, turn, axis=2)
@@ -167,8 +180,9 @@ def _listed(xp, kinds_BPIJ, every_query: bool, length: int | None):
     edge = xp.full((B, P, 1), True)
     begins = xp.concatenate([edge, changes], axis=2)
     ends = xp.concatenate([changes, edge], axis=2) if length > 1 else edge
-    ends = (ends | (xp.arange(length) == count - 1)) & real
-    flags = begins * int(Do.BEGIN_QUERIES) | ends * int(Do.END_QUERIES)
     turns = xp.arange(length)
-    flags |= (turns == 0) * int(Do.BEGIN_LIST) | (turns == length - 1) * int(Do.END_LIST)
-    return (i | (j << _BITS) | kind | flags).astype(xp.int32)
+    ends = (ends | (turns == count - 1)) & real
+    flags = begins * int(Do.BEGIN_QUERIES) | ends * int(Do.END_QUERIES)
+    flags |= (turns == 0) * int(Do.BEGIN_LIST) | (turns == longest - 1) * int(Do.END_LIST)
+    words = (i | (j << _BITS) | kind | flags).astype(xp.int32)
+    return Steps(words, longest[:, 0].astype(xp.int32))
