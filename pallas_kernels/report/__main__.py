@@ -12,8 +12,6 @@ from pallas_kernels.report.ops import OPS, PASSES
 from pallas_kernels.report.records import merge, read, write
 from pallas_kernels.report.rows import Row, Task, make_row
 
-BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
@@ -25,13 +23,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(_make_row(number, len(tasks), task))
         if options.json:
             write(options.json, merge(known, rows))
-    for chip in {task.chip: None for task in tasks}:
+    if options.memory:
+        print_memory(options, rows, merge(known, rows))
+    else:
+        print_costs(options, rows, merge(known, rows))
+
+
+def print_costs(options, rows: Sequence[Row], kept: Sequence[Row]) -> None:
+    for chip in {row.chip: None for row in rows}:
         print(f"\n{options.op} on {chip}\n\n{chip_report(chip, rows, tables.plain)}")
         if kernels := tables.kernel_lines([row for row in rows if row.chip == chip]):
             print(f"\n{tables.plain(tables.KERNEL_COLUMNS, kernels)}")
     print(f"\n{tables.provenance(rows)}")
     if options.markdown:
-        replace_block(options.markdown, markdown_block(merge(known, rows)))
+        replace_block(options.markdown, markdown_block(kept))
+
+
+def print_memory(options, rows: Sequence[Row], kept: Sequence[Row]) -> None:
+    print(f"\n{tables.memory_table(rows, tables.plain)}\n\n{tables.provenance(rows)}")
+    if options.markdown:
+        table = tables.memory_table(kept, tables.markdown)
+        replace_block(options.markdown, f"{_made(kept)}\n\n{table}", "memory")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--heads", nargs="+", type=int, help="instead of the production heads")
     found.add_argument("--groups", nargs="+", type=int, help="heads a key head; default 1")
     found.add_argument("--window", nargs="+", type=int, help="of attention; default none")
+    found.add_argument("--memory", action="store_true", help="only peak memory, by length")
     found.add_argument("--json", type=Path, help="file of every figure; its other rows stay")
     found.add_argument("--markdown", type=Path, help="page to put the tables of --json into")
     return found
@@ -77,7 +90,7 @@ def chip_report(chip: str, rows: Sequence[Row], form) -> str:
 def markdown_block(rows: Sequence[Row]) -> str:
     """The generated part of docs/kernels.md: every op and chip that the rows have."""
     rows = [row for row in rows if row.chip in CHIPS]
-    parts = ["\n".join(f"- {line}" for line in tables.provenance(rows).splitlines())]
+    parts = [_made(rows)]
     for op, chip in sorted({(row.op, row.chip) for row in rows}, key=_page_order):
         here = [row for row in rows if row.op == op]
         floors, _, table = chip_report(chip, here, tables.markdown).partition("\n\n")
@@ -86,22 +99,31 @@ def markdown_block(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def _made(rows: Sequence[Row]) -> str:
+    return "\n".join(f"- {line}" for line in tables.provenance(rows).splitlines())
+
+
 def _page_order(op_and_chip: tuple[str, str]) -> tuple[int, int]:
     op, chip = op_and_chip
     return list(OPS).index(op), list(CHIPS).index(chip)
 
 
-def replace_block(path: Path, block: str) -> None:
-    """Puts `block` between the two marks of a file.
+def replace_block(path: Path, block: str, name: str = "report") -> None:
+    """Puts `block` between the two marks of that name in a file.
 
     Raises:
       ValueError: the file has no such marks.
     """
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    begins, ends = marks(name)
+    before, begin, rest = path.read_text().partition(begins)
+    _, end, after = rest.partition(ends)
     if not begin or not end:
-        raise ValueError(f"{path} lacks the marks {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")
+        raise ValueError(f"{path} lacks the marks {begins} and {ends}")
+    path.write_text(f"{before}{begins}\n{block}\n{ends}{after}")
+
+
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def _make_row(number: int, total: int, task: Task) -> Row:

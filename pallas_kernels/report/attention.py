@@ -133,7 +133,7 @@ def seen_pairs(shape: Shape) -> int:
 def flops(shape: Shape, passes: str) -> float:
     """Matrix FLOP, see above."""
     a_pair = 4 if passes == "forward" else 4 + 10
-    return a_pair * shape.head_size * shape.heads * seen_pairs(shape)
+    return float(a_pair * shape.head_size * shape.heads * seen_pairs(shape))
 
 
 def least_bytes(shape: Shape, passes: str) -> float:
@@ -143,7 +143,7 @@ def least_bytes(shape: Shape, passes: str) -> float:
     lse = 4 * shape.units
     forward = 2 * queries + 2 * keys + lse
     backward = 4 * queries + 4 * keys + lse
-    return forward + backward * (passes != "forward")
+    return float(forward + backward * (passes != "forward"))
 
 
 def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:

@@ -2,9 +2,13 @@
 
 from types import ModuleType
 
-from pallas_kernels.report import attention, gated_delta
+from pallas_kernels.report import attention, attention_decode, gated_delta
 
-OPS: dict[str, ModuleType] = {"gated_delta": gated_delta, "attention": attention}
+OPS: dict[str, ModuleType] = {
+    "gated_delta": gated_delta,
+    "attention": attention,
+    "attention_decode": attention_decode,
+}
 """By name: a module with the public names of `gated_delta`."""
 
 PASSES = ("forward", "forward+backward")

@@ -24,6 +24,7 @@ TPU_COLUMNS = (
     "thousand fills / spills",
     "VMEM MiB",
     "HBM MiB (least)",
+    "copied / least bytes",
     "largest kernel: steps x cycles",
 )
 KERNEL_COLUMNS = (
@@ -130,6 +131,19 @@ def kernel_lines(rows: Sequence[Row], *, least_share: float = 0.02) -> list[list
     ]
 
 
+def memory_table(rows: Sequence[Row], form) -> str:
+    """Peak device memory in MiB by length, in the form of `plain` or `markdown`."""
+    lengths = sorted({row.shape.partition(" ")[0] for row in rows}, key=lambda x: int(x[1:]))
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        length, _, heads = row.shape.partition(" ")
+        cell = f"{row.memory.peak / 2**20:.0f}" if row.memory else "-"
+        found.setdefault((row.chip, row.implementation, row.passes, heads), {})[length] = cell
+    names = ("chip", "implementation", "pass", "heads", *(f"{x} MiB" for x in lengths))
+    body = [[*head, *(cells.get(x, "") for x in lengths)] for head, cells in found.items()]
+    return form(names, body)
+
+
 def markdown(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table; short lines are filled up."""
     full = [[*line, *[""] * (len(names) - len(line))] for line in body]
@@ -163,6 +177,7 @@ def _tpu_cells(row: Row, program: TpuProgram) -> list[str]:
         f"{fills / 1e3:.0f} / {spills / 1e3:.0f}",
         f"{program.vmem_bytes / 2**20:.1f}",
         _memory(program.memory),
+        "-" if program.dma_bytes is None else f"{program.dma_bytes / row.least_bytes:.2f}",
         f"{largest.name}: {largest.executions * largest.grid_steps} x {largest.step_cycles:.0f}",
     ]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pallas_kernels.report.gated_delta import Shape
 from pallas_kernels.report.ops import OPS, PASSES
 from pallas_kernels.report.rows import Row, Task, make_row
 
+BEGIN, END = command.marks("report")
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 SHAPE = Shape(tokens=8192, heads=16, key_heads=16)
 SMALL = Shape(tokens=64, heads=2, key_heads=1, head_size=16)
@@ -40,6 +42,7 @@ def tpu_program(cycles=500_000.0):
         step_cycles=cycles / 10,
         vmem_bytes=3 << 20,
         uncounted_loops=0,
+        dma_bytes=3e8,
     )
     return TpuProgram(
         device_kind="TPU v6 lite",
@@ -123,6 +126,7 @@ def test_schedule_gives_time_ratio_and_useful_share(monkeypatch):
     assert named["useful"] == "8.3%"
     assert named["thousand fills / spills"] == "125 / 125"
     assert named["HBM MiB (least)"] == "3 (2)"
+    assert named["copied / least bytes"] == "2.22"
     assert named["largest kernel: steps x cycles"] == "made_up: 10 x 50000"
 
 
@@ -221,13 +225,13 @@ def test_command_measures_the_device_at_hand(small_op, capsys, tmp_path):
 @pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 def test_command_reads_a_real_schedule_and_fills_the_page(small_op, capsys, tmp_path):
     path = tmp_path / "page.md"
-    path.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     arguments = ["--target", "v6e", "--implementation", "chunked", "--passes", "forward"]
     command.main([*arguments, "--markdown", str(path)])
     assert "cycles a token-head" in capsys.readouterr().out
     page = path.read_text()
-    assert page.startswith(f"before\n{command.BEGIN}\n- chunked: commit ")
-    assert page.endswith(f"{command.END}\nafter\n")
+    assert page.startswith(f"before\n{BEGIN}\n- chunked: commit ")
+    assert page.endswith(f"{END}\nafter\n")
     assert "old" not in page
     (header, _, line) = [text for text in page.splitlines() if text.startswith("|")]
     assert header == "| " + " | ".join(tables.TPU_COLUMNS) + " |"
@@ -263,7 +267,7 @@ def test_all_targets_are_those_that_an_implementation_is_for():
 
 @functools.cache
 def page_sections() -> dict[str, str]:
-    block = PAGE.read_text().partition(command.BEGIN)[2].partition(command.END)[0]
+    block = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
     head, *sections = block.split("\n### ")
     assert "chunked" in head and ": commit " in head and "jax " in head
     return {text.partition("\n")[0]: text for text in sections}
@@ -279,7 +283,7 @@ def test_page_has_what_the_command_writes(op, chip):
     found = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in body}
     for name in OPS[op].implementations():
         if chip in OPS[op].chips_worth_a_row(name):
-            wanted = {(name, passes, str(shape)) for passes in PASSES for shape in OPS[op].shapes()}
-            assert wanted <= found
+            every = itertools.product(OPS[op].PASSES, OPS[op].shapes())
+            assert {(name, passes, str(shape)) for passes, shape in every} <= found
     for shape in OPS[op].shapes():
         assert f"- {shape} forward: " in section

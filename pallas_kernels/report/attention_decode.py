@@ -1,0 +1,128 @@
+"""The decode step of softmax attention in the report: one query a row over a full cache.
+
+FLOP: 4 H for each pair of a query head and a key that it sees. Bytes: keys and values of the KV
+heads that are read, below each row's length and inside the window, once; q read; out and the
+log-sum-exp written.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import api
+from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.report import attention
+
+SIZES = ("tokens", "heads", "groups", "window")
+PASSES = ("forward",)
+ROWS = 8
+TOKENS = (8192, 32768)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Attributes:
+    rows: B, each with a full cache.
+    sequence: tokens of a row's cache and its heads.
+    """
+
+    sequence: attention.Shape
+    rows: int = ROWS
+
+    @property
+    def tokens(self) -> int:
+        return self.sequence.tokens
+
+    @property
+    def units(self) -> int:
+        return self.rows * self.sequence.heads
+
+    @property
+    def seen(self) -> int:
+        return min(self.tokens, self.sequence.window or self.tokens)
+
+    def __str__(self) -> str:
+        return f"B{self.rows} {self.sequence}"
+
+
+def shapes(
+    tokens: Sequence[int] = TOKENS,
+    heads: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
+    window: Sequence[int | None] = (None,),
+) -> list[Shape]:
+    """Every combination of regular heads; by default 16, alone and two a KV head, and 4 of them."""
+    if heads or groups:
+        found = attention.shapes(tokens, heads or (attention.HEADS,), groups or (1,), window)
+    else:
+        every = attention.shapes(tokens, None, (1,), window)
+        found = every + attention.shapes(tokens, (attention.HEADS,), (2,), window)
+    return [Shape(sequence=sequence) for sequence in found]
+
+
+def implementations() -> list[str]:
+    return list(api._attention_decode.implementations)
+
+
+def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
+    """Where `--all-targets` compiles an implementation, see `attention`."""
+    return attention.chips_worth_a_row(implementation)
+
+
+def flops(shape: Shape, passes: str) -> float:
+    """Matrix FLOP, see above."""
+    return float(4 * shape.sequence.head_size * shape.units * shape.seen)
+
+
+def least_bytes(shape: Shape, passes: str) -> float:
+    """Traffic with device memory that no implementation can avoid, see above."""
+    keys = 2 * shape.rows * shape.seen * shape.sequence.read_heads * shape.sequence.head_size
+    return float(2 * keys + shape.units * (4 * shape.sequence.head_size + 4))
+
+
+def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
+    """What a kernel's schedule does not say: nothing, every step does the same."""
+    return {}
+
+
+def program(shape: Shape, implementation: str, passes: str):
+    """A function that other processes can import, and the shapes of its arguments.
+
+    Heads come and go side by side, as in `attention.program`.
+    """
+    arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
+    return functools.partial(forward, implementation, shape), arguments
+
+
+def program_inputs(shape: Shape, passes: str) -> tuple:
+    """`inputs`, heads side by side."""
+    *arrays, lengths_B = inputs(shape, passes)
+    return *(x.reshape(*x.shape[:-2], -1) for x in arrays), lengths_B
+
+
+def forward(implementation, shape: Shape, q, k, v, lengths_B):
+    """Output and log-sum-exp."""
+    heads = lambda x: x.reshape(*x.shape[:-1], -1, shape.sequence.head_size)
+    out, lse = api.attention_decode(
+        heads(q),
+        heads(k),
+        heads(v),
+        lengths_B,
+        kv_head_of_query=shape.sequence.kv_head_of_query,
+        window=shape.sequence.window,
+        return_lse=True,
+        implementation=implementation,
+    )
+    return out.reshape(q.shape), lse
+
+
+def inputs(shape: Shape, passes: str) -> tuple:
+    """Random arguments."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    B, S, K, H = shape.rows, shape.tokens, shape.sequence.kv_heads, shape.sequence.head_size
+    draw = lambda key, *sizes: jax.random.normal(key, sizes, jnp.bfloat16)
+    q_BNH = draw(keys[0], B, shape.sequence.heads, H)
+    return q_BNH, draw(keys[1], B, S, K, H), draw(keys[2], B, S, K, H), jnp.full((B,), S, jnp.int32)
