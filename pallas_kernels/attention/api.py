@@ -8,6 +8,7 @@ from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.decode import attention_decode_chunked
 from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
 from pallas_kernels.attention.splash import attention_splash
+from pallas_kernels.attention.tpu.decode import attention_decode_tpu
 from pallas_kernels.attention.tpu.op import attention_tpu
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.dispatch import Op
@@ -20,6 +21,7 @@ _attention.register("splash", attention_splash, by_name_only=True)
 _attention.register("cudnn", attention_cudnn, by_name_only=True)
 
 _attention_decode = Op("attention_decode")
+_attention_decode.register("tpu", attention_decode_tpu)
 _attention_decode.register("chunked", attention_decode_chunked)
 _attention_decode.register("reference", attention_decode_reference)
 

@@ -1,0 +1,58 @@
+"""How the decode kernel reads a cache, and how much of it in one step."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from pallas_kernels.attention.tpu.blocks import LANES
+from pallas_kernels.gated_delta.tpu.blocks import TWO_CORES
+
+BLOCK_BYTES = 2 << 20
+SUBLANES = 8
+
+Form = Literal["rows", "heads", "columns"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeBlocks:
+    """One program's share.
+
+    Attributes:
+      keys: positions of a step.
+      form: how the cache is seen. "rows": [S * K, H], and a step has all KV heads of its positions
+        and all query heads. "heads": [K, S, H], and "columns": [K, H, S]; there a program has one
+        KV head and the query heads that read it.
+      splits: programs that share the positions of a row.
+    """
+
+    keys: int
+    form: Form
+    splits: int
+
+
+def choose_decode_blocks(
+    *, batch: int, S: int, K: int, kv_heads_read: int, H: int, dtype, device_kind: str
+) -> DecodeBlocks:
+    """Steps long enough to hide their latency, and two programs where there are two cores."""
+    form = choose_form(K, H)
+    programs = batch * (1 if form == "rows" else kv_heads_read)
+    key_bytes = (K if form == "rows" else 1) * H * jnp.dtype(dtype).itemsize
+    keys = max(LANES, BLOCK_BYTES // key_bytes // LANES * LANES)
+    return DecodeBlocks(
+        keys=min(keys, S),
+        form=form,
+        splits=2 if programs == 1 and device_kind in TWO_CORES else 1,
+    )
+
+
+def choose_form(K: int, H: int) -> Form:
+    """The one in which XLA stores an array [B, S, K, H] by itself, so that nothing is copied.
+
+    XLA fills whole tiles: of [K, H] if it can, else of [S, H] or, with narrow heads, of [H, S].
+    With K = 4 and H = 256 none of the three is what it stores.
+    """
+    if H < LANES:
+        return "columns"
+    whole_tiles = K > 1 and K & (K - 1) == 0 and (H == LANES or K % SUBLANES == 0)
+    return "rows" if whole_tiles else "heads"
