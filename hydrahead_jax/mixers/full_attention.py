@@ -5,10 +5,10 @@ from flax import nnx
 
 from hydrahead_jax.cache.layered import LayerCache
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.init import fan_in
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
-from hydrahead_jax.ops.attention import attention
 from hydrahead_jax.ops.rope import rope
 
 
@@ -30,15 +30,13 @@ class FullAttentionMixer(nnx.Module):
     ) -> MixerOutput:
         config = self.config
         turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
-        q_BTNH, k_BSKH, v_BSKH = self.qkv(x_BTD)
-        q_BTNH, k_BSKH = turn(self.qkv.norm_q(q_BTNH)), turn(self.qkv.norm_k(k_BSKH))
-        if cache is not None:
-            kv = cache.kv.append(k_BSKH, v_BSKH, stream.start)
-            k_BSKH, v_BSKH = kv.k_BSKH, kv.v_BSKH
-            cache = LayerCache(kv, None)
+        q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD)
+        q_BTNH, k_BTKH = turn(self.qkv.norm_q(q_BTNH)), turn(self.qkv.norm_k(k_BTKH))
         kv_head_of_query = tuple(config.kv_head(n) for n in range(config.query_heads))
-        heads_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, stream.mask_BTS, kv_head_of_query)
+        heads_BTNH, kv = attend(
+            q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, stream, cache and cache.kv
+        )
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
         out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.w_o_NHD[...])
-        return MixerOutput(out_BTD, heads_BTNH, cache)
+        return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, None) if cache else None)

@@ -5,11 +5,11 @@ from flax import nnx
 
 from hydrahead_jax.cache.layered import KVCache
 from hydrahead_jax.config import HydraChoices, ModelConfig
+from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.hydra_heads import HydraHeads
 from hydrahead_jax.mixers.init import fan_in, ones, zeros
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.types import Stream
-from hydrahead_jax.ops.attention import attention
 from hydrahead_jax.ops.gates import log_query_scale
 
 
@@ -30,17 +30,13 @@ class SoftmaxBranch(nnx.Module):
             self.gamma_N = ones((N,))
         self.w_o_NHD = fan_in(rngs, (N, H, D), config.query_heads * H)
 
-    def __call__(self, qkv: QKV, q_BTNH, k_BSKH, v_BSKH, stream: Stream, cache: KVCache | None):
+    def __call__(self, qkv: QKV, q_BTNH, k_BTKH, v_BTKH, stream: Stream, cache: KVCache | None):
         """Heads before the gate [B, T, N, H], and the cache with T more tokens."""
-        q_BTNH, k_BSKH = qkv.norm_q(q_BTNH), qkv.norm_k(k_BSKH)
+        q_BTNH, k_BTKH = qkv.norm_q(q_BTNH), qkv.norm_k(k_BTKH)
         if self.choices.log_scale_in_training or not stream.training:
             scale_BT = log_query_scale(stream.positions_BT, base=self.choices.log_scale_base)
             q_BTNH = (q_BTNH * scale_BT[:, :, None, None]).astype(q_BTNH.dtype)
-        if cache is not None:
-            cache = cache.append(k_BSKH, v_BSKH, stream.start)
-            k_BSKH, v_BSKH = cache.k_BSKH, cache.v_BSKH
-        out_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, stream.mask_BTS, self.heads.kv_of_fa)
-        return out_BTNH, cache
+        return attend(q_BTNH, k_BTKH, v_BTKH, self.heads.kv_of_fa, stream, cache)
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
         """This branch's share of projections over all heads."""

@@ -16,16 +16,16 @@ class Stream:
     Attributes:
       positions_BT: position in the document, for RoPE and the log scale.
       segment_ids_BT: document of each token; 0 is padding.
+      key_segment_ids_BS: document of each key; None if all tokens are of one and none is cached.
       tail_segment_ids_BW: segments of the tokens just before token 0.
-      mask_BTS: which keys each query sees.
       start: index of token 0 among the keys.
       training: the log scale of the query may be for inference only.
     """
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
+    key_segment_ids_BS: jax.Array | None
     tail_segment_ids_BW: jax.Array
-    mask_BTS: jax.Array
     start: jax.Array
     training: bool = dataclasses.field(metadata={"static": True})
 

@@ -4,26 +4,25 @@ import jax.numpy as jnp
 
 from hydrahead_jax.cache.layered import CONV_TAPS, Cache
 from hydrahead_jax.mixers.types import Stream
-from hydrahead_jax.ops.masks import attention_mask, segment_positions
+from hydrahead_jax.ops.masks import segment_positions
 
 
 def make_stream(shape, segment_ids_BT, positions_BT, cache: Cache | None, training: bool) -> Stream:
     """The Stream of `shape` = (B, T) tokens; arguments as `Decoder.__call__`."""
     B, T = shape
+    key_segment_ids_BS = segment_ids_BT
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones((B, T), jnp.int32)
     if cache is None:
         start = jnp.zeros((), jnp.int32)
         tail_BW = jnp.zeros((B, CONV_TAPS - 1), jnp.int32)
-        key_segment_ids_BS = segment_ids_BT
     else:
         start = cache.length
         tail_BW = cache.tail_segment_ids_BW
         key_segment_ids_BS = _written_segments(cache, segment_ids_BT)
     if positions_BT is None:
         positions_BT = _positions(segment_ids_BT, cache)
-    mask_BTS = attention_mask(segment_ids_BT, key_segment_ids_BS, start)
-    return Stream(positions_BT, segment_ids_BT, tail_BW, mask_BTS, start, training)
+    return Stream(positions_BT, segment_ids_BT, key_segment_ids_BS, tail_BW, start, training)
 
 
 def extend_cache(cache: Cache, layers: list, stream: Stream) -> Cache:

@@ -1,20 +1,10 @@
-"""Who may attend to whom."""
+"""What segment ids say of a token."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from pallas_kernels.gated_delta.segments import state_runs
-
-
-def attention_mask(
-    segment_ids_BT: Int[Array, "B T"], key_segment_ids_BS: Int[Array, "B S"], start: int | Array
-) -> Bool[Array, "B T S"]:
-    """Causal within a segment. `start` is the index of query 0 among the keys; id 0 is padding."""
-    T, S = segment_ids_BT.shape[1], key_segment_ids_BS.shape[1]
-    causal_TS = jnp.arange(S) <= start + jnp.arange(T)[:, None]
-    same_BTS = segment_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]
-    return causal_TS & same_BTS & (segment_ids_BT != 0)[:, :, None]
 
 
 def segment_positions(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
