@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kernels`: times of the gated delta rule's implementations, side by side.
+"""`python -m benchmarks.kernels`: times of an op's implementations, side by side.
 
 An implementation is timed only after its results on hostile inputs were found right.
 """
@@ -16,20 +16,26 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 import jax
 
-from benchmarks.contestants import Contestant, contestants
+from benchmarks import attention, attention_decode, gated_delta
+from benchmarks.contestant import Contestant
 from pallas_kernels.report import tables
 from pallas_kernels.report.chips import CHIPS, chip_of
-from pallas_kernels.report.gated_delta import Shape, flops, least_bytes
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.rows import median_seconds
-from tests.kernels.cases import HOSTILE, LENGTHS, Case, make_inputs
-from tests.kernels.oracle import Results, float64_results
-from tests.tolerances import KERNEL, cosine, error_ratio
 
+OPS = {"gated_delta": gated_delta, "attention": attention, "attention_decode": attention_decode}
 RESULTS = Path(__file__).parent / "results"
 TOKENS = tuple(2**n for n in range(11, 18))  # 2K to 128K
 CPU_TOKENS = (256, 512)
-COLUMNS = ("implementation", "shape", "forward ms", "x floor", "backward ms", "x floor")
+COLUMNS = (
+    "implementation",
+    "shape",
+    "forward ms",
+    "x floor",
+    "bandwidth",
+    "backward ms",
+    "x floor",
+)
 PROPORTIONAL = 0.10
 
 
@@ -38,6 +44,9 @@ class Timing:
     """Median seconds of one implementation at one shape; the floors are None on unknown chips.
 
     Attributes:
+      backward_s: None where there is no backward.
+      bandwidth: share of the device memory's that the least traffic of the forward makes up.
+      peer: whether it is another project's.
       failures: what its check found, where it was timed nevertheless.
     """
 
@@ -45,102 +54,68 @@ class Timing:
     shape: str
     tokens: int
     forward_s: float
-    backward_s: float
+    backward_s: float | None
     forward_floor_s: float | None
     backward_floor_s: float | None
+    bandwidth: float | None = None
+    peer: bool = False
     failures: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
+    op = OPS[options.op]
     timings, refused = [], {}
-    for contestant in contestants(options.implementation):
-        failures = check(contestant, head_size=options.head_size)
+    for contestant in op.contestants(options.implementation):
+        failures = check(op, contestant, head_size=options.head_size)
         if failures and not options.time_failing:
             refused[contestant.name] = failures
             continue
-        for shape in shapes(options):
-            timings += time_one(contestant, shape, failures, refused)
+        for shape in op.shapes(options):
+            timings += time_one(op, contestant, shape, failures, refused)
     print(f"\n{jax.devices()[0].device_kind}, {provenance()}\n\n{report(timings)}")
     for name, failures in refused.items():
         print(f"\nnot reported: {name}: {'; '.join(failures)}")
-    for line in proportionality(timings):
+    for line in [*against_peers(timings), *(proportionality(timings) if op.LINEAR else [])]:
         print(line)
     if options.out or jax.default_backend() != "cpu":
-        write(options.out or default_path(), timings, refused)
+        write(options.out or default_path(options.op), timings, refused)
 
 
 def parser() -> argparse.ArgumentParser:
     cpu = jax.default_backend() == "cpu"
     found = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    found.add_argument("--implementation", nargs="+", help="also fla and 'tokamax KDA'")
+    found.add_argument("--op", choices=OPS, default="gated_delta")
+    found.add_argument("--implementation", nargs="+", help="also others' by their names")
     found.add_argument("--tokens", nargs="+", type=int, default=CPU_TOKENS if cpu else TOKENS)
     found.add_argument("--heads", nargs="+", type=int, default=[2] if cpu else [16, 32])
-    found.add_argument(
-        "--group", nargs="+", type=int, default=[1, 2], help="value heads a key head"
-    )
+    found.add_argument("--group", nargs="+", type=int, default=[1, 2], help="heads a key head")
     found.add_argument("--head-size", type=int, default=16 if cpu else 128)
     found.add_argument("--time-failing", action="store_true", help="time what fails, and say so")
     found.add_argument("--out", type=Path, help="JSON file; default: in benchmarks/results")
     return found
 
 
-def shapes(options) -> list[Shape]:
-    return [
-        Shape(tokens=tokens, heads=heads, key_heads=heads // group, head_size=options.head_size)
-        for group in options.group
-        for heads in options.heads
-        for tokens in sorted(options.tokens)
-    ]
-
-
-def check(contestant: Contestant, *, head_size: int) -> list[str]:
+def check(op, contestant: Contestant, *, head_size: int) -> list[str]:
     """One sentence for each hostile case whose results are not within the tests' bounds."""
-    failures = []
-    for case in hostile_cases(head_size):
-        if contestant.takes(case):
-            _progress(f"{contestant.name}: {case.name}")
-            inputs = make_inputs(case)
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                exact = float64_results(inputs)
-            try:
-                found = too_far(contestant.results(inputs), exact)
-            except NotImplementedError as refusal:
-                return [str(refusal)]
-            failures += [f"{case.name}: {', '.join(found)}"] if found else []
-    return failures
+    failures, checked, last = [], 0, ""
+    for case in filter(contestant.takes, op.hostile_cases(head_size)):
+        _progress(f"{contestant.name}: {case.name}")
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            exact = contestant.exact(case)
+        try:
+            found = op.too_far(contestant.results(case), exact)
+        except NotImplementedError as refusal:
+            if contestant.may_refuse:
+                last = str(refusal)
+                continue
+            return [str(refusal)]
+        checked += 1
+        failures += [f"{case.name}: {', '.join(found)}"] if found else []
+    return failures if checked else [f"it takes none of the checks; the last: {last}"]
 
 
-def hostile_cases(head_size: int) -> list[Case]:
-    """In bf16, at the head size that is timed, with and without grouped value heads."""
-    base = [LENGTHS[-1], *(case for case in HOSTILE if case.segments == "one")]
-    sizes = {"length": 192, "batch": 1, "key_dim": head_size, "value_dim": head_size}
-    return [
-        dataclasses.replace(case, **sizes, key_heads=keys, value_heads=2, dtype="bfloat16")
-        for keys in (1, 2)
-        for case in base
-    ]
-
-
-def too_far(actual: Results, exact: Results) -> list[str]:
-    """Which results miss the bounds of tests/tolerances.py, and by how much."""
-    limits = KERNEL["bfloat16"]
-    bounds = dict.fromkeys(Results._fields, limits.gradient)
-    bounds |= {"out": limits.forward, "state": limits.forward}
-    bounds |= {"dlog_decay": limits.gate_gradient, "dbeta": limits.gate_gradient}
-    found = []
-    for name, bound in bounds.items():
-        ratio = error_ratio(getattr(actual, name), getattr(exact, name))
-        if not ratio <= bound:
-            found.append(f"{name} {ratio:.1e} > {bound}")
-    for name in ("dlog_decay", "dbeta"):
-        alike = cosine(getattr(actual, name), getattr(exact, name))
-        if not alike >= limits.gate_cosine:
-            found.append(f"cosine of {name} {alike:.4f} < {limits.gate_cosine}")
-    return found
-
-
-def time_one(contestant: Contestant, shape: Shape, failures, refused) -> list[Timing]:
+def time_one(op, contestant: Contestant, shape, failures, refused) -> list[Timing]:
     """The timing of a shape, or none where the implementation refuses it."""
     _progress(f"{contestant.name}: {shape}")
     try:
@@ -148,46 +123,73 @@ def time_one(contestant: Contestant, shape: Shape, failures, refused) -> list[Ti
     except NotImplementedError as refusal:
         refused[f"{contestant.name} {shape}"] = [str(refusal)]
         return []
-    forward_floor, backward_floor = floors(shape)
+    forward_floor, backward_floor = floors(op, shape)
+    forward_s = median_seconds(forward, wait=contestant.wait)
+    backward_s = backward and median_seconds(backward, wait=contestant.wait)
+    name = chip_of(jax.devices()[0].device_kind)
+    memory_s = CHIPS[name].memory_s(op.least_bytes(shape, "forward")) if name else None
     timing = Timing(
         implementation=contestant.name,
         shape=str(shape),
         tokens=shape.tokens,
-        forward_s=median_seconds(forward, wait=contestant.wait),
-        backward_s=median_seconds(backward, wait=contestant.wait),
+        forward_s=forward_s,
+        backward_s=backward_s,
         forward_floor_s=forward_floor,
         backward_floor_s=backward_floor,
+        bandwidth=memory_s and memory_s / forward_s,
+        peer=contestant.peer,
         failures=tuple(failures),
     )
     return [timing]
 
 
-def floors(shape: Shape) -> tuple[float | None, float | None]:
+def floors(op, shape) -> tuple[float | None, float | None]:
     """Of the forward and of the backward alone."""
     name = chip_of(jax.devices()[0].device_kind)
     if name is None:
         return None, None
-    work = [(flops(shape, x), least_bytes(shape, x)) for x in ("forward", "forward+backward")]
+    chip, passes = CHIPS[name], ("forward", "forward+backward")
+    work = [(op.flops(shape, x), op.least_bytes(shape, x)) for x in passes]
     (forward_flops, forward_bytes), (both_flops, both_bytes) = work
-    chip = CHIPS[name]
     backward = chip.floor_s(both_flops - forward_flops, both_bytes - forward_bytes)
     return chip.floor_s(forward_flops, forward_bytes), backward
 
 
 def report(timings: Sequence[Timing]) -> str:
-    over = lambda seconds, floor: f"{seconds / floor:.1f}" if floor else "-"
+    over = lambda seconds, floor: f"{seconds / floor:.1f}" if seconds and floor else "-"
+    ms = lambda seconds: "-" if seconds is None else f"{seconds * 1e3:.3f}"
     lines = [
         [
             timing.implementation + (" (fails its check)" if timing.failures else ""),
             timing.shape,
-            f"{timing.forward_s * 1e3:.3f}",
+            ms(timing.forward_s),
             over(timing.forward_s, timing.forward_floor_s),
-            f"{timing.backward_s * 1e3:.3f}",
+            f"{timing.bandwidth:.0%}" if timing.bandwidth else "-",
+            ms(timing.backward_s),
             over(timing.backward_s, timing.backward_floor_s),
         ]
         for timing in sorted(timings, key=lambda x: (x.shape.split()[1:], x.tokens))
     ]
     return tables.plain(COLUMNS, lines)
+
+
+def against_peers(timings: Sequence[Timing]) -> list[str]:
+    """Speed of each of ours over that of the fastest of the others, by shape."""
+    lines = []
+    for timing in timings:
+        rivals = [x for x in timings if x.peer and x.shape == timing.shape]
+        if timing.peer or not rivals:
+            continue
+        parts = []
+        for passes in ("forward", "backward"):
+            seconds = lambda x, passes=passes: getattr(x, f"{passes}_s")
+            timed = [x for x in rivals if seconds(x) is not None]
+            if timed and seconds(timing) is not None:
+                best = min(timed, key=seconds)
+                ratio = seconds(best) / seconds(timing)
+                parts.append(f"{passes} {ratio:.2f}x the speed of {best.implementation}")
+        lines.append(f"{timing.implementation} {timing.shape}: {', '.join(parts)}")
+    return lines
 
 
 def proportionality(timings: Sequence[Timing]) -> list[str]:
@@ -199,7 +201,8 @@ def proportionality(timings: Sequence[Timing]) -> list[str]:
     lines = []
     for (name, heads), found in series.items():
         longest = max(found, key=lambda x: x.tokens)
-        for passes in ("forward_s", "backward_s"):
+        timed = [x for x in ("forward_s", "backward_s") if getattr(longest, x) is not None]
+        for passes in timed:
             a_token = lambda x, passes=passes: getattr(x, passes) / x.tokens
             off = max(abs(a_token(x) / a_token(longest) - 1) for x in found)
             verdict = "proportional" if off <= PROPORTIONAL else "NOT proportional"
@@ -208,9 +211,9 @@ def proportionality(timings: Sequence[Timing]) -> list[str]:
     return lines
 
 
-def default_path() -> Path:
+def default_path(op: str) -> Path:
     kind = re.sub(r"\W+", "_", jax.devices()[0].device_kind.lower())
-    return RESULTS / f"kernels_{kind}.json"
+    return RESULTS / f"{'kernels' if op == 'gated_delta' else op}_{kind}.json"
 
 
 def write(path: Path, timings: Sequence[Timing], refused: dict[str, list[str]]) -> None:

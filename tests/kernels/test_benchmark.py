@@ -5,21 +5,26 @@ import json
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import contestants as competition
-from benchmarks import kernels
-from benchmarks.contestants import Contestant, contestants, ours
+from benchmarks import attention, attention_decode, kernels
+from benchmarks import gated_delta as competition
+from benchmarks.contestant import Contestant
+from benchmarks.gated_delta import contestants, ours
 from pallas_kernels import gated_delta
+from pallas_kernels.attention import cudnn
 from pallas_kernels.report.gated_delta import Shape
+from pallas_kernels.target import Target
 from tests.kernels.oracle import Results
 
 SMALL = ["--tokens", "64", "128", "--heads", "2", "--group", "2", "--head-size", "16"]
 
 
-def timing(name="a", tokens=2048, forward_s=1.0, backward_s=2.0):
+def timing(name="a", tokens=2048, forward_s=1.0, backward_s=2.0, peer=False):
     return kernels.Timing(
+        peer=peer,
         implementation=name,
         shape=f"T{tokens} N2 H16",
         tokens=tokens,
@@ -34,16 +39,16 @@ def wrong(name: str) -> Contestant:
     """The chunked form with gradients of q one per cent too large."""
     right = ours("chunked")
 
-    def results(inputs) -> Results:
-        found = right.results(inputs)
+    def results(case) -> Results:
+        found = right.results(case)
         return found._replace(dq=found.dq * 1.01)
 
     return dataclasses.replace(right, name=name, results=results)
 
 
 def test_command_checks_times_and_writes(monkeypatch, tmp_path, capsys):
-    some_cases = kernels.hostile_cases(16)[::12]
-    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: some_cases)
+    some_cases = competition.hostile_cases(16)[::12]
+    monkeypatch.setattr(competition, "hostile_cases", lambda head_size: some_cases)
     path = tmp_path / "times.json"
     kernels.main(["--implementation", "chunked", "tpu", "--out", str(path), *SMALL])
     out = capsys.readouterr().out
@@ -58,10 +63,10 @@ def test_command_checks_times_and_writes(monkeypatch, tmp_path, capsys):
 
 
 def test_wrong_results_are_not_reported(monkeypatch, tmp_path, capsys):
-    first_cases = kernels.hostile_cases(16)[:2]
-    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: first_cases)
+    first_cases = competition.hostile_cases(16)[:2]
+    monkeypatch.setattr(competition, "hostile_cases", lambda head_size: first_cases)
     skewed = wrong("skewed")
-    monkeypatch.setattr(kernels, "contestants", lambda names: [skewed])
+    monkeypatch.setattr(competition, "contestants", lambda names: [skewed])
     path = tmp_path / "times.json"
     kernels.main(["--out", str(path), *SMALL])
     record = json.loads(path.read_text())
@@ -100,10 +105,10 @@ def test_fla_is_called_as_it_wants(monkeypatch):
     for name in ("fla", "fla.ops", "fla.ops.gated_delta_rule"):
         monkeypatch.setitem(sys.modules, name, package)
     monkeypatch.setattr(competition, "_TORCH_DEVICE", "cpu")
-    first_cases = kernels.hostile_cases(16)[:2]
-    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: first_cases)
+    first_cases = competition.hostile_cases(16)[:2]
+    monkeypatch.setattr(competition, "hostile_cases", lambda head_size: first_cases)
     contestant = competition.fla()
-    assert kernels.check(contestant, head_size=16) == []
+    assert kernels.check(competition, contestant, head_size=16) == []
     forward, backward = contestant.calls(Shape(tokens=8, heads=2, key_heads=1, head_size=16))
     assert [tuple(x.shape) for x in forward()] == [(1, 8, 2, 16), (1, 2, 16, 16)]
     shapes = [(1, 8, 1, 16), (1, 8, 1, 16), (1, 8, 2, 16), (1, 8, 2), (1, 8, 2)]
@@ -132,17 +137,17 @@ def test_tokamax_is_called_as_it_wants(monkeypatch):
     for name in ("tokamax", "tokamax.ops"):
         monkeypatch.setitem(sys.modules, name, package)
     contestant = competition.tokamax_kda()
-    taken = [case for case in kernels.hostile_cases(16) if contestant.takes(case)]
+    taken = [case for case in competition.hostile_cases(16) if contestant.takes(case)]
     assert taken and all(case.key_heads == 2 and case.beta != 2.0 for case in taken)
-    monkeypatch.setattr(kernels, "hostile_cases", lambda head_size: taken[:2])
-    assert kernels.check(contestant, head_size=16) == []
+    monkeypatch.setattr(competition, "hostile_cases", lambda head_size: taken[:2])
+    assert kernels.check(competition, contestant, head_size=16) == []
     forward, backward = contestant.calls(Shape(tokens=64, heads=2, key_heads=2, head_size=16))
     assert forward()[1].shape == (1, 2, 16, 16)
     assert [x.shape for x in backward()][3:] == [(1, 64, 2), (1, 64, 2)]
 
 
 def test_every_kind_of_hostile_input_is_checked():
-    cases = kernels.hostile_cases(64)
+    cases = competition.hostile_cases(64)
     assert {case.keys for case in cases} == {"random", "identical", "cosine 0.9", "zero"}
     assert {case.log_decay for case in cases} >= {"random", "mixed", 0.0, -20.0, -1e4}
     assert {case.value_heads // case.key_heads for case in cases} == {1, 2}
@@ -166,13 +171,89 @@ def test_cost_a_token_is_compared_with_the_longest(factor, verdict):
 
 def test_report_gives_ratios_to_known_floors_only():
     (_, line) = kernels.report([timing()]).splitlines()
-    assert line.split() == ["a", "T2048", "N2", "H16", "1000.000", "2.0", "2000.000", "-"]
+    assert line.split() == ["a", "T2048", "N2", "H16", "1000.000", "2.0", "-", "2000.000", "-"]
 
 
 def test_backward_floor_is_that_of_the_backward_alone(monkeypatch):
     shape = Shape(tokens=8192, heads=32, key_heads=16)
-    assert kernels.floors(shape) == (None, None)
+    assert kernels.floors(competition, shape) == (None, None)
     monkeypatch.setattr(kernels, "chip_of", lambda kind: "h200")
-    forward, backward = kernels.floors(dataclasses.replace(shape, tokens=32768))
+    forward, backward = kernels.floors(competition, dataclasses.replace(shape, tokens=32768))
     assert forward == pytest.approx(0.177e-3, rel=0.01)  # compute
     assert backward == pytest.approx(0.521e-3, rel=0.01)  # compute; traffic takes 0.28
+
+
+def test_ours_are_compared_with_the_fastest_of_the_others():
+    timings = [
+        timing("ours", forward_s=2.0, backward_s=4.0),
+        timing("slow", forward_s=3.0, backward_s=5.0, peer=True),
+        timing("fast forward", forward_s=1.5, backward_s=6.0, peer=True),
+        timing("ours", tokens=4096),
+    ]
+    expected = "ours T2048 N2 H16: forward 0.75x the speed of fast forward, "
+    assert kernels.against_peers(timings) == [f"{expected}backward 1.25x the speed of slow"]
+    step = dataclasses.replace(timings[0], backward_s=None)
+    (line,) = kernels.against_peers([step, timings[2]])
+    assert line == expected.rstrip(", ")
+
+
+@pytest.mark.parametrize("op", ["attention", "attention_decode"])
+def test_attention_is_checked_timed_and_written(op, monkeypatch, tmp_path, capsys):
+    some_cases = kernels.OPS[op].hostile_cases(16)[::4]
+    monkeypatch.setattr(kernels.OPS[op], "hostile_cases", lambda head_size: some_cases)
+    path = tmp_path / "times.json"
+    small = ["--op", op, "--tokens", "128", "--heads", "2", "--group", "1", "--head-size", "16"]
+    kernels.main([*small, "--implementation", "chunked", "tpu", "--out", str(path)])
+    record = json.loads(path.read_text())
+    shapes = [row["shape"].removeprefix("B8 ") for row in record["timings"]]
+    assert shapes == ["T128 N2 H16", "T128 N4 K8 (0,0,2,5) H16"]
+    assert all(row["forward_s"] > 0 for row in record["timings"])
+    assert all(
+        (row["backward_s"] is None) == (op == "attention_decode") for row in record["timings"]
+    )
+    assert list(record["not_reported"]) == ["tpu"]
+    assert "chunked" in capsys.readouterr().out
+
+
+def test_wrong_attention_is_not_reported(monkeypatch):
+    right = attention.ours("chunked")
+    cases = attention.hostile_cases(16)
+    assert {case.head_dim for case in cases} == {16} and {case.logits for case in cases} > {
+        "random"
+    }
+    assert {case.kv_head_of_query for case in cases} > {(0, 2, 2, 3)}
+    monkeypatch.setattr(attention, "hostile_cases", lambda head_size: cases[-1:])
+    skew = lambda case: right.results(case)._replace(dk=1.01 * right.results(case).dk)
+    skewed = dataclasses.replace(right, results=skew)
+    assert kernels.check(attention, right, head_size=16) == []
+    (failure,) = kernels.check(attention, skewed, head_size=16)
+    assert "dk 1.0e-02 > 0.008" in failure
+    step = attention_decode.contestants(["reference"])[0]
+    (case,) = attention_decode.hostile_cases(16)[:1]
+    assert attention_decode.too_far(step.results(case), step.exact(case)) == []
+
+
+def refuse(*arguments, **settings):
+    raise NotImplementedError("not on this device")
+
+
+def test_a_library_is_checked_on_what_it_takes(monkeypatch):
+    """With the XLA form of the same function in cuDNN's place, which needs the device."""
+    xla = jax.nn.dot_product_attention
+    stand_in = lambda *x, implementation, **kwargs: xla(*x, implementation="xla", **kwargs)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(cudnn, "target", lambda q: Target("gpu", "NVIDIA H200"))
+    cases = [case for case in attention.hostile_cases(16) if case.logits == "random"]
+    monkeypatch.setattr(attention, "hostile_cases", lambda head_size: cases)
+    irregular = attention.Shape(tokens=32, kv_head_of_query=(0, 0, 2, 5), kv_heads=8, head_size=16)
+    for name in ("cudnn", "cudnn, repeated KV"):
+        (contestant,) = attention.contestants([name])
+        assert kernels.check(attention, contestant, head_size=16) == []
+    forward, backward = contestant.calls(irregular)
+    assert forward().shape == (1, 32, 4, 16)
+    assert [x.shape for x in backward()] == [(1, 32, 4, 16), (1, 32, 8, 16), (1, 32, 8, 16)]
+    with pytest.raises(NotImplementedError, match="irregular"):
+        attention.cudnn().calls(irregular)
+    nothing = dataclasses.replace(contestant, results=refuse)
+    (failure,) = kernels.check(attention, nothing, head_size=16)
+    assert failure == "it takes none of the checks; the last: not on this device"

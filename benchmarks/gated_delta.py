@@ -1,38 +1,60 @@
-"""Implementations of the gated delta rule side by side: ours, and others' where installed."""
+"""The gated delta rule in the benchmark: ours, and others' where installed."""
 
 import dataclasses
 import functools
-import importlib.util
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.contestant import Contestant, installed
 from pallas_kernels import gated_delta
-from pallas_kernels.report.gated_delta import Shape, implementations, inputs
-from tests.kernels.cases import Case, Inputs
-from tests.kernels.oracle import Results, cotangents, with_gradients
+from pallas_kernels.report.gated_delta import Shape, flops, implementations, inputs, least_bytes
+from tests.kernels.cases import HOSTILE, LENGTHS, Case, make_inputs
+from tests.kernels.oracle import Results, cotangents, float64_results, with_gradients
+from tests.tolerances import KERNEL, cosine, error_ratio
 
+__all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
+LINEAR = True  # in the length
 _TORCH_DEVICE = "cuda"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contestant:
-    """One implementation.
+def shapes(options) -> list[Shape]:
+    return [
+        Shape(tokens=tokens, heads=heads, key_heads=heads // group, head_size=options.head_size)
+        for group in options.group
+        for heads in options.heads
+        for tokens in sorted(options.tokens)
+    ]
 
-    Attributes:
-      results: Inputs -> Results, to be checked.
-      calls: Shape -> what runs its forward, and its backward after one forward.
-      wait: blocks until the results of such calls are there.
-      takes: whether it promises to get a case right.
-    """
 
-    name: str
-    results: Callable[[Inputs], Results]
-    calls: Callable[[Shape], tuple[Callable, Callable]]
-    wait: Callable = jax.block_until_ready
-    takes: Callable[[Case], bool] = lambda case: True
+def hostile_cases(head_size: int) -> list[Case]:
+    """In bf16, at the head size that is timed, with and without grouped value heads."""
+    base = [LENGTHS[-1], *(case for case in HOSTILE if case.segments == "one")]
+    sizes = {"length": 192, "batch": 1, "key_dim": head_size, "value_dim": head_size}
+    return [
+        dataclasses.replace(case, **sizes, key_heads=keys, value_heads=2, dtype="bfloat16")
+        for keys in (1, 2)
+        for case in base
+    ]
+
+
+def too_far(actual: Results, exact: Results) -> list[str]:
+    """Which results miss the bounds of tests/tolerances.py, and by how much."""
+    limits = KERNEL["bfloat16"]
+    bounds = dict.fromkeys(Results._fields, limits.gradient)
+    bounds |= {"out": limits.forward, "state": limits.forward}
+    bounds |= {"dlog_decay": limits.gate_gradient, "dbeta": limits.gate_gradient}
+    found = []
+    for name, bound in bounds.items():
+        ratio = error_ratio(getattr(actual, name), getattr(exact, name))
+        if not ratio <= bound:
+            found.append(f"{name} {ratio:.1e} > {bound}")
+    for name in ("dlog_decay", "dbeta"):
+        alike = cosine(getattr(actual, name), getattr(exact, name))
+        if not alike >= limits.gate_cosine:
+            found.append(f"cosine of {name} {alike:.4f} < {limits.gate_cosine}")
+    return found
 
 
 def contestants(names: list[str] | None = None) -> list[Contestant]:
@@ -40,8 +62,8 @@ def contestants(names: list[str] | None = None) -> list[Contestant]:
     platform = jax.default_backend()
     wanted = names or [
         *(name for name in implementations() if name != "reference" or platform == "cpu"),
-        *(["fla"] if platform == "gpu" and _installed("fla") else []),
-        *(["tokamax KDA"] if platform == "tpu" and _installed("tokamax") else []),
+        *(["fla"] if platform == "gpu" and installed("fla") else []),
+        *(["tokamax KDA"] if platform == "tpu" and installed("tokamax") else []),
     ]
     makers = {"fla": fla, "tokamax KDA": tokamax_kda}
     return [makers[name]() if name in makers else ours(name) for name in wanted]
@@ -57,7 +79,7 @@ def tokamax_kda() -> Contestant:
     It takes beta up to 1, one value head a key head, and lengths that are multiples of 64.
     """
     takes = lambda case: (case.beta or 0) <= 1 and case.key_heads == case.value_heads
-    return _of_jax("tokamax KDA", _tokamax, takes=takes)
+    return _of_jax("tokamax KDA", _tokamax, takes=takes, peer=True)
 
 
 def fla() -> Contestant:
@@ -66,17 +88,19 @@ def fla() -> Contestant:
 
     return Contestant(
         name="fla",
-        results=_fla_results,
+        results=lambda case: _fla_results(make_inputs(case)),
+        exact=_exact,
         calls=_fla_calls,
         wait=lambda _: torch.cuda.synchronize(),
+        peer=True,
     )
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _exact(case: Case) -> Results:
+    return float64_results(make_inputs(case))
 
 
-def _of_jax(name: str, run, takes=lambda case: True) -> Contestant:
+def _of_jax(name: str, run, **settings) -> Contestant:
     """`run(q, k, v, log_decay, beta, state or None) -> (out, state)`."""
 
     def calls(shape: Shape):
@@ -86,8 +110,9 @@ def _of_jax(name: str, run, takes=lambda case: True) -> Contestant:
         (_, state), pull = jax.jit(lambda *x: jax.vjp(lambda *y: run(*y, None), *x))(*arrays)
         return lambda: forward(*arrays), lambda: backward(pull, cotangent)
 
-    results = with_gradients(lambda *x: run(*x[:6]))
-    return Contestant(name=name, results=results, calls=calls, takes=takes)
+    compiled = with_gradients(lambda *x: run(*x[:6]))
+    results = lambda case: compiled(make_inputs(case))
+    return Contestant(name=name, results=results, exact=_exact, calls=calls, **settings)
 
 
 def _ours(name, q, k, v, log_decay, beta, state):
@@ -134,7 +159,7 @@ def _from_torch(tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
-def _fla_results(arrays: Inputs) -> Results:
+def _fla_results(arrays) -> Results:
     import torch
 
     tensors = [_to_torch(x).requires_grad_() for x in arrays[:6]]

@@ -1,0 +1,91 @@
+"""The decode step of softmax attention in the benchmark: what share of the bandwidth it reaches."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import attention
+from benchmarks.contestant import Contestant
+from pallas_kernels import attention_decode
+from pallas_kernels.report.attention_decode import (
+    Shape,
+    flops,
+    implementations,
+    inputs,
+    least_bytes,
+)
+from tests.kernels.attention.cases import HEADS, LOGITS, VISIBILITY, Case, make_inputs
+from tests.kernels.attention.oracle import Results, float64_results
+
+__all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
+LINEAR = True  # in the length
+LENGTHS = (300, 129, 0, 1)  # of the rows of a case
+
+
+class Outputs(NamedTuple):
+    """Of a step; it is not differentiated in use."""
+
+    out: np.ndarray
+    lse: np.ndarray
+
+
+def shapes(options) -> list[Shape]:
+    return [Shape(sequence=sequence) for sequence in attention.shapes(options)]
+
+
+def hostile_cases(head_size: int) -> list[Case]:
+    """In bf16 at the head size that is timed, rows of several lengths, one of them empty."""
+    sizes = dict(length=1, keys=300, batch=4, head_dim=head_size, dtype="bfloat16")
+    windows = [case for case in VISIBILITY if case.window and case.segments == "none"]
+    logits = [dataclasses.replace(case, segments="none") for case in LOGITS]
+    return [dataclasses.replace(case, **sizes) for case in (*HEADS, *windows, *logits)]
+
+
+def too_far(actual: Outputs, exact: Results) -> list[str]:
+    """Which outputs miss the bounds of tests/tolerances.py, and by how much."""
+    return attention.too_far(exact._replace(**actual._asdict()), exact)
+
+
+def contestants(names: list[str] | None = None) -> list[Contestant]:
+    """Those named; without names, all of ours."""
+    cpu = jax.default_backend() == "cpu"
+    return [_ours(name) for name in names or implementations() if cpu or name != "reference"]
+
+
+def _ours(name: str) -> Contestant:
+    def results(case: Case) -> Outputs:
+        given = _inputs(case)
+        outputs = _run(name, case, given.q_BTNH[:, 0], *given[1:3], given.q_start + 1)
+        return Outputs(*(np.asarray(x[:, None]) for x in outputs))
+
+    def exact(case: Case) -> Results:
+        return float64_results(_inputs(case), case)
+
+    def calls(shape: Shape):
+        arrays = inputs(shape, "forward")
+        step = jax.jit(lambda *x: _run(name, shape.sequence, *x))
+        return lambda: step(*arrays), None
+
+    return Contestant(name=name, results=results, exact=exact, calls=calls)
+
+
+def _inputs(case: Case):
+    """q_start is the position of each row's query."""
+    return make_inputs(case)._replace(q_start=jnp.array(LENGTHS, jnp.int32) - 1)
+
+
+def _run(name: str, case, q_BNH, k_BSKH, v_BSKH, lengths_B):
+    return attention_decode(
+        q_BNH,
+        k_BSKH,
+        v_BSKH,
+        lengths_B,
+        kv_head_of_query=case.kv_head_of_query,
+        window=case.window,
+        scale=getattr(case, "scale", None),
+        return_lse=True,
+        implementation=name,
+    )
