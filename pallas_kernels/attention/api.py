@@ -6,6 +6,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.attention.chunked import attention_chunked
 from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.decode import attention_decode_chunked
+from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
+from pallas_kernels.attention.gpu.op import attention_gpu
 from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
 from pallas_kernels.attention.splash import attention_splash
 from pallas_kernels.attention.tpu.decode import attention_decode_tpu
@@ -15,6 +17,7 @@ from pallas_kernels.dispatch import Op
 
 _attention = Op("attention")
 _attention.register("tpu", attention_tpu)
+_attention.register("gpu", attention_gpu)
 _attention.register("chunked", attention_chunked)
 _attention.register("reference", attention_reference)
 _attention.register("splash", attention_splash, by_name_only=True)
@@ -22,6 +25,7 @@ _attention.register("cudnn", attention_cudnn, by_name_only=True)
 
 _attention_decode = Op("attention_decode")
 _attention_decode.register("tpu", attention_decode_tpu)
+_attention_decode.register("gpu", attention_decode_gpu)
 _attention_decode.register("chunked", attention_decode_chunked)
 _attention_decode.register("reference", attention_decode_reference)
 

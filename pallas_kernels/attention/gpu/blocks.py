@@ -3,6 +3,7 @@
 import dataclasses
 
 HEAD_DIMS = (64, 128, 256)
+MULTIPROCESSORS = 132
 ROWS = 64  # of a wgmma, hence of a warpgroup
 WARPGROUPS = 2  # that compute; one more copies
 TILE = ROWS * WARPGROUPS
@@ -16,11 +17,13 @@ class Ring:
     block: tokens that one step takes from shared memory.
     stages: how many blocks shared memory holds, of keys or queries.
     value_stages: of values or cotangents.
+    overlapped: whether dq multiplies one block beside the scores of the next, for more registers.
     """
 
     block: int
     stages: int
     value_stages: int
+    overlapped: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +46,14 @@ class Blocks:
 
 def choose_blocks(head_dim: int) -> Blocks:
     """For one multiprocessor's registers and shared memory, which bound all sizes."""
-    ring = lambda block, stages, value_stages=None: Ring(
-        block=block, stages=stages, value_stages=value_stages or stages
-    )
+    ring = lambda block, stages: Ring(block=block, stages=stages, value_stages=stages)
     if head_dim == 256:
-        return Blocks(forward=ring(64, 2), dq=ring(64, 2, 1), dkv=ring(64, 2), tile_dkv=ROWS)
+        return Blocks(
+            forward=ring(64, 2),
+            dq=Ring(block=64, stages=2, value_stages=1, overlapped=False),
+            dkv=ring(64, 2),
+            tile_dkv=ROWS,
+        )
     stages = 2 if head_dim == 128 else 4
     return Blocks(
         forward=ring(128, stages),
@@ -55,3 +61,33 @@ def choose_blocks(head_dim: int) -> Blocks:
         dkv=ring(64, 2 * stages),
         tile_dkv=TILE,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeBlocks:
+    """Attributes:
+    block: keys of a step.
+    stages: how many blocks of keys, and as many of values, shared memory holds.
+    shares: programs among which the keys of a row are divided.
+    """
+
+    block: int
+    stages: int
+    shares: int
+
+
+def choose_decode_blocks(head_dim: int, readers: int, keys: int, programs: int) -> DecodeBlocks:
+    """Args:
+    readers: query heads of a KV head.
+    keys: that the cache can hold.
+    programs: for one share; shares are many enough to busy all multiprocessors, and so large
+      that what they write is little beside what they read.
+    """
+    most = max(1, keys // max(256, 64 * readers))
+    rounds = lambda shares: -(-programs * shares // MULTIPROCESSORS) / shares
+    shares = 1
+    for more in range(2, most + 1):
+        if rounds(more) < 0.95 * rounds(shares):
+            shares = more
+    block, stages = {64: (128, 4), 128: (128, 2), 256: (64, 2)}[head_dim]
+    return DecodeBlocks(block=block, stages=stages, shares=shares)

@@ -139,20 +139,20 @@ def _body(
     @pl.when(w < WARPGROUPS)
     def _compute():
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        around = passes.bounds(ranges, b, i)
-        start, *_, end = around
         first, last = readers.first_X[kv_head], readers.first_X[kv_head + 1]
         first_key, part = (i * tile + w * ROWS, 0) if parts == 1 else (i * tile, w)
         own = (b, pl.ds(first_key, ROWS), kv_head, pl.ds(part * width, width))
         blocks.copy_in(full, (k.at[own], k_WRH.at[w]), (v.at[own], v_WRH.at[w]))
         plgpu.barrier_wait(full)
-        mine = [w] if parts == 1 else range(parts)
-        across = lambda rows_WRH, other_PCH: Product(
-            [(rows_WRH.at[x], transposed(other_PCH.at[y])) for y, x in enumerate(mine)]
-        )
 
-        def step(x, is_masked, j, state):
-            turn = (x - first) * (end - start) + j - start
+        def across(rows_WRH, other_PCH):
+            place = lambda x: passes.anew(w if parts == 1 else jnp.int32(x))
+            return Product(
+                [(rows_WRH.at[place(x)], transposed(other_PCH.at[x])) for x in range(parts)]
+            )
+
+        def step(is_masked, j, state):
+            dk_RH, dv_RH, turn = state
             (q_PCH, lse_C), (dout_PCH, delta_C) = q_feed.take(turn), dout_feed.take(turn)
             column = lambda ref: on_columns(blocks.column_vector(ref), (ROWS, queries.block))
 
@@ -174,7 +174,6 @@ def _body(
                 uses=(weigh, errors),
                 interpret=interpret,
             )
-            dk_RH, dv_RH = state
             dv_RH, dk_RH = in_flight(
                 Product([(rounded(weights_RC), dout_PCH.at[part])], dv_RH),
                 Product([(rounded(errors_RC), q_PCH.at[part])], dk_RH),
@@ -183,13 +182,14 @@ def _body(
             )
             q_feed.release(turn)
             dout_feed.release(turn)
-            return dk_RH, dv_RH
+            return dk_RH, dv_RH, turn + 1
 
         def head(x, state):
-            return passes.through(around, start, functools.partial(step, x), state)
+            around = passes.bounds(ranges, b, i)  # again: registers are few
+            return passes.through(around, around[0], step, state)
 
         zero = passes.zeros(ROWS, width)
-        dk_RH, dv_RH = lax.fori_loop(first, last, head, (zero, zero))
+        dk_RH, dv_RH, _ = lax.fori_loop(first, last, head, (zero, zero, jnp.int32(0)))
         if parts > 1:  # both warpgroups read what both overwrite
             plgpu.barrier_arrive(done)
             plgpu.barrier_wait(done)

@@ -109,8 +109,7 @@ def _body(
     @pl.when(w < WARPGROUPS)
     def _compute():
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        around = passes.bounds(ranges, b, i)
-        start, *_, end = around
+        start, *_, end = passes.bounds(ranges, b, i)
         first = i * TILE + w * ROWS
         queries = pl.ds(first, ROWS)
         q_RH, dout_RH = q_WRH.at[w], dout_WRH.at[w]
@@ -121,7 +120,11 @@ def _body(
 
         def scores(j):
             k_CH, v_CH = (x.take(j - start)[0] for x in (k_feed, v_feed))
-            return Product([(q_RH, transposed(k_CH))]), Product([(dout_RH, transposed(v_CH))])
+            mine = passes.anew(w)
+            return (
+                Product([(q_WRH.at[mine], transposed(k_CH))]),
+                Product([(dout_WRH.at[mine], transposed(v_CH))]),
+            )
 
         def weigh(is_masked, j, scores_RC):
             if is_masked:
@@ -134,38 +137,42 @@ def _body(
             v_feed.release(j - start)
             return registers(weights_RC * (dweights_RC - on_rows(delta_R, weights_RC.shape)))
 
-        def begin():
-            _, errors_RC = in_flight(
-                *scores(start),
-                uses=(functools.partial(weigh, True, start), functools.partial(errors, start)),
-                interpret=interpret,
-            )
-            return passes.zeros(*q_RH.shape), rounded(errors_RC)
+        def uses(is_masked, j):
+            return functools.partial(weigh, is_masked, j), functools.partial(errors, j)
 
-        def update(j, state):
-            return Product([(state[1], k_feed.at(j - start)[0])], state[0])
+        def update(j, dq_RH, errors_RC):
+            return Product([(errors_RC, k_feed.at(j - start)[0])], dq_RH)
+
+        def begin():
+            _, errors_RC = in_flight(*scores(start), uses=uses(True, start), interpret=interpret)
+            return zero, rounded(errors_RC)
 
         def step(is_masked, j, state):
             _, errors_RC, dq_RH = in_flight(
-                *scores(j),
-                update(j - 1, state),
-                uses=(
-                    functools.partial(weigh, is_masked, j),
-                    functools.partial(errors, j),
-                    kept,
-                ),
+                *(*scores(j), update(j - 1, *state)),
+                uses=(*uses(is_masked, j), kept),
                 interpret=interpret,
             )
             k_feed.release(j - 1 - start)
             return dq_RH, rounded(errors_RC)
 
-        def differentiate():
-            state = passes.through(around, start + 1, step, begin())
-            (dq_RH,) = in_flight(update(end - 1, state), uses=[kept], interpret=interpret)
-            k_feed.release(end - 1 - start)
-            return registers(dq_RH * scale)
+        def finish(j, state):
+            (dq_RH,) = in_flight(update(j, *state), uses=[kept], interpret=interpret)
+            k_feed.release(j - start)
+            return dq_RH
 
-        dq_RH = lax.cond(start < end, differentiate, lambda: passes.zeros(*q_RH.shape))
-        q_WRH[w] = rounded(dq_RH)
+        def lone_step(is_masked, j, dq_RH):
+            _, errors_RC = in_flight(*scores(j), uses=uses(is_masked, j), interpret=interpret)
+            return finish(j, (dq_RH, rounded(errors_RC)))
+
+        def differentiate():
+            around = passes.bounds(ranges, b, i)  # again: registers are few
+            if keys.overlapped:
+                return finish(end - 1, passes.through(around, start + 1, step, begin()))
+            return passes.through(around, start, lone_step, zero)
+
+        zero = passes.zeros(*q_RH.shape)
+        dq_RH = lax.cond(start < end, differentiate, lambda: zero)
+        q_WRH[w] = rounded(dq_RH * scale)
         blocks.copy_out((q_RH, dq.at[b, queries, n]))
         plgpu.wait_smem_to_gmem(0)

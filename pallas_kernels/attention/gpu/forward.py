@@ -6,7 +6,6 @@ the tensor cores work while the exponentials are taken.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -147,25 +146,23 @@ def _body(
                 scores_RC = masked(
                     *(scores_RC, visibility, places, b, first, j * keys.block), keys=k.shape[1]
                 )
-            weighed = lax.optimization_barrier(_weights(scores_RC, peak_R, total_R, factor))
+            weighed = lax.optimization_barrier(new_weights(scores_RC, peak_R, total_R, factor))
             v_feed.wait(j - start)
             return weighed
 
         def begin():
-            peak_R, total_R = (
-                plgpu.layout_cast(jnp.full((ROWS,), x, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
-                for x in (FAR, 0.0)
-            )
             (k_CH,) = k_feed.take(jnp.int32(0))
             scores_RC = blocks.product((q_WRH.at[w], transposed(k_CH)), interpret=interpret)
-            weights_RC, peak_R, total_R, _ = weigh(True, start, peak_R, total_R, scores_RC)
+            weights_RC, peak_R, total_R, _ = weigh(
+                True, start, passes.row(ROWS, FAR), passes.row(ROWS, 0.0), scores_RC
+            )
             out_RH = passes.zeros(ROWS, q_WRH.shape[2])
             return State(out_RH, rounded(weights_RC), peak_R, total_R)
 
         def step(is_masked, j, state):
             (k_CH,), (v_CH,) = k_feed.take(j - start), v_feed.at(j - start - 1)
             (weights_RC, peak_R, total_R, decay_R), out_RH = in_flight(
-                Product([(q_WRH.at[w], transposed(k_CH))]),
+                Product([(q_WRH.at[passes.anew(w)], transposed(k_CH))]),
                 Product([(state.weights_RC, v_CH)], state.out_RH),
                 uses=(functools.partial(weigh, is_masked, j, state.peak_R, state.total_R), kept),
                 interpret=interpret,
@@ -181,22 +178,21 @@ def _body(
                 (state.weights_RC, v_CH), start=state.out_RH, interpret=interpret
             )
             v_feed.release(end - 1 - start)
-            total_R = jnp.where(state.total_R > 0, state.total_R, 1.0)
-            q_WRH[w] = rounded(out_RH * on_rows(1 / total_R, out_RH.shape))
-            found_R = state.peak_R * math.log(2) + jnp.log(total_R)
-            lse_WR[w] = jnp.where(state.total_R > 0, found_R, -jnp.inf)
+            out_RH, found_R = passes.normalized(out_RH, state.peak_R, state.total_R)
+            q_WRH[w] = rounded(out_RH)
+            lse_WR[w] = found_R
 
         def see_nothing():
             q_WRH[w] = passes.zeros(*q_WRH.shape[1:], dtype=jnp.bfloat16)
-            lse_WR[w] = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf), plgpu.Layout.WGMMA.reduce(1))
+            lse_WR[w] = passes.row(ROWS, -jnp.inf)
 
         lax.cond(start < end, attend, see_nothing)
         blocks.copy_out((q_WRH.at[w], out.at[b, queries, n]), (lse_WR.at[w], lse.at[b, n, queries]))
         plgpu.wait_smem_to_gmem(0)
 
 
-def _weights(scores_RC, peak_R, total_R, factor):
-    """Weights in bf16, the new peak and total, and what weights so far are to be multiplied by."""
+def new_weights(scores_RC, peak_R, total_R, factor):
+    """Weights, the new peak and total, and what weights so far are to be multiplied by."""
     new_peak_R = jnp.maximum(peak_R, jnp.max(scores_RC, axis=1) * factor)
     decay_R = jnp.exp2(peak_R - new_peak_R)
     shifted_RC = scores_RC * factor - on_rows(new_peak_R, scores_RC.shape)

@@ -33,28 +33,40 @@ def places_of(q_start_B, segments: Segments | None, queries: Cut, keys: Cut) -> 
 
 
 def masked(
-    scores, visibility: Visibility, places: Places, b, query, key, *, keys: int, keys_on_rows=False
+    scores,
+    visibility: Visibility,
+    places: Places,
+    b,
+    query,
+    key,
+    *,
+    keys: int,
+    keys_on_rows: bool = False,
+    one_query: bool = False,
 ):
     """`scores` with -inf for pairs that do not see each other.
 
     Args:
       scores: queries by keys, or with `keys_on_rows` keys by queries.
       query, key: the first ones among all of the batch row.
-      keys: their number in the row. Those beyond it are not seen, unless they are on rows: what
-        they see goes nowhere.
+      keys: their number in the batch row. Those beyond it are not seen, unless they are on rows:
+        what comes of them goes nowhere.
     """
     query_axis, key_axis = (1, 0) if keys_on_rows else (0, 1)
     ahead = places.q_start_B[b] + query - key  # of the first query to the first key
-    own = plgpu.broadcasted_iota(
-        jnp.int32, scores.shape[:1], 0, layout=plgpu.Layout.WGMMA.reduce(1)
-    )
+    row = jnp.int32(0)
+    if not one_query:
+        row = plgpu.broadcasted_iota(
+            jnp.int32, scores.shape[:1], 0, layout=plgpu.Layout.WGMMA.reduce(1)
+        )
     column = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
-    least, most = _visible_columns(visibility, own, ahead, keys - key, keys_on_rows)
+    least, most = _visible_columns(visibility, row, ahead, keys - key, keys_on_rows)
+    across = lambda x: blocks.on_rows(x, scores.shape) if x.ndim else x
     seen = None
     if most is not None:
-        seen = column <= blocks.on_rows(most, scores.shape)
+        seen = column <= across(most)
     if least is not None:
-        late = column >= blocks.on_rows(least, scores.shape)
+        late = column >= across(least)
         seen = late if seen is None else seen & late
     if places.segments is not None:
         ids = lambda ref, first, axis: _along(ref.at[b], first, axis, scores.shape)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels.attention.gpu.ranges import RANGE
-from pallas_kernels.hopper.blocks import registers
+from pallas_kernels.hopper.blocks import on_rows, registers
 
 LOG2E = math.log2(math.e)
 HIDDEN = 1e30  # log-sum-exp of a row that sees nothing: its weights are 0
@@ -81,6 +81,25 @@ def zeros(*shape, dtype=jnp.float32):
     return registers(jnp.zeros(shape, dtype))
 
 
+def row(size: int, value: float):
+    """A float32 vector along the rows of an accumulator."""
+    return plgpu.layout_cast(jnp.full((size,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+
+
+def normalized(sum_RH, peak_R, total_R):
+    """Output and natural log-sum-exp of rows; of those that saw nothing 0 and -inf."""
+    seen_R = total_R > 0
+    total_R = jnp.where(seen_R, total_R, 1.0)
+    lse_R = jnp.where(seen_R, peak_R / LOG2E + jnp.log(total_R), -jnp.inf)
+    return registers(sum_RH * on_rows(1 / total_R, sum_RH.shape)), lse_R
+
+
 def weights(scores, lse, scale: float):
     """Of keys for queries."""
     return registers(jnp.exp2(registers(scores * (scale * LOG2E) - lse)))
+
+
+def anew(scalar):
+    """`scalar`, of which the compiler knows nothing: it would otherwise keep every address that
+    follows from it in a register through a whole loop."""
+    return lax.optimization_barrier(scalar)
