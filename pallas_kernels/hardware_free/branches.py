@@ -72,7 +72,7 @@ def control_flow(bundles: list[str]) -> tuple[tuple[Loop, ...], tuple[Region, ..
 def _grid_trips(bundles: list[str], test: str, before: int) -> int:
     """n + 2 if `test` skips unless 1 <= i < n + 1, else 0."""
     both = _BOTH.match(test)
-    tests = [_definition(bundles, register, before) for register in both.groups()] if both else []
+    tests = [definition(bundles, register, before) for register in both.groups()] if both else []
     first, last = (list(filter(None, map(x.match, tests))) for x in (_NOT_FIRST, _NOT_LAST))
     same = first and last and first[0][1] == last[0][1]
     return int(last[0][2]) + 1 if same else 0
@@ -87,23 +87,23 @@ def _runs_if(bundles: list[str], negated: str, test: str, before: int) -> str:
     found = _COMPARISON.match(test)
     if not found or found[1] not in _SKIPS_UNLESS[negated]:
         return ""
-    bits = _MASKED.match(_definition(bundles, found[2], before)) if found[3] == "0" else None
+    bits = _MASKED.match(definition(bundles, found[2], before)) if found[3] == "0" else None
     masked = f"& {bits[1] or bits[2]} " if bits else ""
     return f"{masked}{_SKIPS_UNLESS[negated][found[1]]} {found[3]}"
 
 
 def _condition(bundles: list[str], predicate: str, before: int) -> str:
     """The instruction that made a predicate, also where it was kept as a number meanwhile."""
-    test = _definition(bundles, predicate, before)
+    test = definition(bundles, predicate, before)
     found = _COMPARISON.match(test)
     if found and found[1] == "ne" and found[3] == "0":
-        kept = _AS_NUMBER.match(_definition(bundles, found[2], before))
-        return _definition(bundles, kept[1], before) if kept else test
+        kept = _AS_NUMBER.match(definition(bundles, found[2], before))
+        return definition(bundles, kept[1], before) if kept else test
     return test
 
 
-def _definition(bundles: list[str], register: str, before: int) -> str:
-    """The instruction that last wrote `register`, or what was spilled from another one."""
+def definition(bundles: list[str], register: str, before: int) -> str:
+    """The instruction that last wrote `register` up to a bundle, also through a spill."""
     written = _last(bundles, re.escape(register) + r" = ([^;}]*)", before)
     if load := _LOAD.match(written):
         store = rf"sst \[smem:\[{re.escape(load[1])}\]\] (%\w+)"

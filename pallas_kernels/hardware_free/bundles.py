@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pallas_kernels.hardware_free.branches import Loop, Region, control_flow
+from pallas_kernels.hardware_free.branches import Loop, Region, control_flow, definition
 
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) [^\n{]*\{(.*)$", re.MULTILINE)
 _COPY = re.compile(r"dma\.(?:hbm_to|\w+_to_hbm|general)\w* [^{;]*?/\*size_in_granules=\*/(%?\w+)")
 _GRANULE = 32  # bytes
+_SIZE = re.compile(r"(?:(\d+)$|smov\.u32 (\d+)$|scalar_select .*/(\d+), /\*on_false=\*/(\d+))")
 _CALL = re.compile(r"inlined_call [^/]*/\* %([^ ]+) = ")
 
 
@@ -33,7 +34,7 @@ class Listing:
     Attributes:
       slots: per unit, the slots held in each bundle.
       capacity: per unit, the slots of a cycle.
-      copies: bytes that some bundles begin to copy from or to HBM; None if known at run time only.
+      copies: bytes that some bundles begin to copy from or to HBM, at most; None if unknown.
       calls: of the top-level program, the kernel that each of some bundles calls.
     """
 
@@ -154,4 +155,7 @@ def _read_slots(utilization: str) -> tuple[dict[str, int], dict[str, np.ndarray]
 def _copies(bundles: list[str]) -> Iterator[tuple[int, int | None]]:
     for bundle, text in enumerate(bundles):
         for size in _COPY.findall(text):
-            yield bundle, int(size) * _GRANULE if size.isdigit() else None
+            made = size if size.isdigit() else definition(bundles, size, bundle)
+            found = _SIZE.match(made)
+            most = max(map(int, filter(None, found.groups()))) if found else None
+            yield bundle, None if most is None else most * _GRANULE

@@ -91,25 +91,25 @@ def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[
 def program(shape: Shape, implementation: str, passes: str):
     """A function that other processes can import, and the shapes of its arguments.
 
-    Heads come and go side by side, as in `attention.program`.
+    Queries and output have heads side by side, as in `attention.program`. The cache comes as it is
+    kept from step to step, [B, S, K, H].
     """
     arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
     return functools.partial(forward, implementation, shape), arguments
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:
-    """`inputs`, heads side by side."""
-    *arrays, lengths_B = inputs(shape, passes)
-    return *(x.reshape(*x.shape[:-2], -1) for x in arrays), lengths_B
+    """`inputs`, query heads side by side."""
+    q_BNH, *others = inputs(shape, passes)
+    return q_BNH.reshape(shape.rows, -1), *others
 
 
-def forward(implementation, shape: Shape, q, k, v, lengths_B):
+def forward(implementation, shape: Shape, q, k_BSKH, v_BSKH, lengths_B):
     """Output and log-sum-exp."""
-    heads = lambda x: x.reshape(*x.shape[:-1], -1, shape.sequence.head_size)
     out, lse = api.attention_decode(
-        heads(q),
-        heads(k),
-        heads(v),
+        q.reshape(shape.rows, -1, shape.sequence.head_size),
+        k_BSKH,
+        v_BSKH,
         lengths_B,
         kv_head_of_query=shape.sequence.kv_head_of_query,
         window=shape.sequence.window,

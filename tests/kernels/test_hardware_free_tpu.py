@@ -241,6 +241,9 @@ def test_copies_between_memories():
     assert bundles.copied_bytes(found, bundles.frequencies(found)) == 10 * 4 * 32
     unknown = bundles.read_listing("made_up", text.replace("*/4,", "*/%s4,"), same)
     assert unknown.copies == ((10, None),)
+    either = "%s4 = scalar_select /*predicate=*/%p2, /*on_true=*/0, /*on_false=*/8"
+    text = text.replace("*/4,", "*/%s4,").replace("%p3 = ", f"{either}  ;;  %p3 = ")
+    assert bundles.read_listing("made_up", text, same).copies == ((10, 8 * 32),)
 
 
 def test_rows_and_bundles_that_do_not_match_are_refused():
