@@ -26,7 +26,7 @@ class Loop:
 
     first: int
     last: int
-    trips: int | None
+    trips: int | float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

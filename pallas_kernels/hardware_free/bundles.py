@@ -50,7 +50,7 @@ class Listing:
     def bundles(self) -> int:
         return len(next(iter(self.slots.values())))
 
-    def with_trips(self, trips: int | None) -> "Listing":
+    def with_trips(self, trips: int | float | None) -> "Listing":
         """With those trips for loops that do not end at a constant."""
         loops = (dataclasses.replace(x, trips=x.trips or trips) for x in self.loops)
         return dataclasses.replace(self, loops=tuple(loops))
@@ -82,11 +82,11 @@ class Known:
 
     Attributes:
       shares: by `Region.runs_if`, the share of a loop's passes that do not skip such regions in it.
-      trips: of loops that do not end at a constant.
+      trips: of loops that do not end at a constant, on average.
     """
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    trips: int | None = None
+    trips: int | float | None = None
 
 
 def frequencies(listing: Listing, shares: Mapping[str, float] | None = None) -> np.ndarray:

@@ -19,18 +19,21 @@ _VMEM = re.compile(
 Computations = dict[str, dict[str, str]]
 
 
-def executions(text: str) -> Counter[str]:
+def executions(text: str, trips: int | float | None = None) -> Counter[str]:
     """How often each instruction outside fusions runs, by name.
 
     Every branch of a conditional counts as run.
 
+    Args:
+      trips: on average, of loops that do not count up to a constant.
+
     Raises:
-      ValueError: a loop does not count up to a constant.
+      ValueError: there is such a loop, and `trips` is None.
     """
     computations, entry = _parse(text)
     counts: Counter[str] = Counter()
-    _count(computations, entry, 1, counts)
-    return counts
+    _count(computations, entry, 1, counts, trips)
+    return Counter({name: round(times) for name, times in counts.items()})
 
 
 def vmem_bytes(text: str) -> dict[str, int]:
@@ -51,30 +54,35 @@ def _parse(text: str) -> tuple[Computations, str]:
     return computations, entry
 
 
-def _count(computations: Computations, name: str, times: int, counts: Counter[str]) -> None:
+def _count(computations: Computations, name: str, times: int | float, counts, trips) -> None:
     for instruction, right in computations[name].items():
         counts[instruction] += times
         if loop := _WHILE.search(right):
-            trips = _trips(computations, name, *loop.groups())
-            _count(computations, loop[3], times * trips, counts)
+            counted = _trips(computations, name, *loop.groups())
+            if counted is None and trips is None:
+                raise ValueError(f"cannot count the trips of the loop with condition {loop[2]}")
+            each = times * (trips if counted is None else counted)
+            _count(computations, loop[3], each, counts, trips)
             continue
         if _OPCODE.search(right)[1] in ("call", "conditional", "async-start"):
             called = _CALLED.findall(right)
             for branches in _BRANCHES.findall(right):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
             for computation in called:
-                _count(computations, computation, times, counts)
+                _count(computations, computation, times, counts, trips)
 
 
-def _trips(computations: Computations, name: str, state: str, condition: str, body: str) -> int:
-    """Trips of a while loop that counts up by one to a constant."""
+def _trips(
+    computations: Computations, name: str, state: str, condition: str, body: str
+) -> int | None:
+    """Trips of a while loop that counts up by one to a constant; None of any other."""
     tests = list(filter(None, map(_COMPARE.search, computations[condition].values())))
     if len(tests) != 1 or tests[0][3] != "LT":
-        raise ValueError(f"cannot count the trips of the loop with condition {condition}")
+        return None
     left, right = (computations[condition][operand] for operand in tests[0].groups()[:2])
     limit, element = _CONSTANT.search(right), _ELEMENT.search(left)
     if not limit or not element:
-        raise ValueError(f"cannot count the trips of the loop with condition {condition}")
+        return None
     start = _element(computations[name], state, int(element[1]))
     return int(limit[1]) - _constant(computations[name], start)
 

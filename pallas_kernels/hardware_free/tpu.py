@@ -22,6 +22,7 @@ from pallas_kernels.hardware_free.isolated import dump_folder, run_isolated
 from pallas_kernels.hardware_free.memory import Memory, memory_of
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+LOOPS = "while"  # of the program itself, among what is known
 TOP_LEVEL = "TLP"  # the compiler's name for the program that calls the kernels
 _INSTRUCTIONS = "packed-bundles-post-ra"
 _UTILIZATION = "pre-delay_hlo-static-per-bundle-utilization"
@@ -106,7 +107,7 @@ def compile_for_tpu(
       fn: a function importable by name, or a functools.partial of one.
       shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
       chip: a key of TOPOLOGIES.
-      known: of kernels by the start of their names, see `bundles.frequencies`.
+      known: of kernels by the start of their names, and of the program's own loops under LOOPS.
       dump: a new folder that keeps the schedules and the compiled program's text.
 
     Raises:
@@ -173,8 +174,9 @@ def _is_slots(name: str, stem: str) -> bool:
 
 
 def _kernels(listings, text: str, known: Mapping[str, Known]) -> tuple[TpuKernel, ...]:
-    executions, vmem = hlo.executions(text), hlo.vmem_bytes(text)
-    kernels, missing = [], set(known)
+    loops = known.get(LOOPS, Known()).trips
+    executions, vmem = hlo.executions(text, loops), hlo.vmem_bytes(text)
+    kernels, missing = [], set(known) - {LOOPS}
     for listing in listings:
         if listing.name == TOP_LEVEL:
             times, often = 1, top_level_frequencies(listing, executions)

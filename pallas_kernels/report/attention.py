@@ -151,6 +151,7 @@ def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[
     of = {
         "tpu": attention_schedules.ours,
         "splash": attention_schedules.splash,
+        "chunked": attention_schedules.chunked,
         "tokamax splash": tokamax_splash.known,
     }
     return of[implementation](shape, passes, chip) if implementation in of else {}

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pallas_kernels.attention.chunked import choose_block
+from pallas_kernels.attention.chunked_blocks import make_places
 from pallas_kernels.attention.splash import kernel_maker
 from pallas_kernels.attention.tpu.blocks import LANES, choose_blocks
 from pallas_kernels.attention.tpu.steps import Do, list_steps, shares
 from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.hardware_free.tpu import LOOPS
 from pallas_kernels.report.chips import CHIPS
 
 
@@ -51,6 +54,15 @@ def _known(steps, flags: set[Do]) -> Known:
     """
     some = {flag: share for flag, share in shares(steps).items() if flag in flags and share}
     return Known(shares={f"& {int(flag)} != 0": share for flag, share in some.items()})
+
+
+def chunked(shape, passes: str, chip: str) -> Mapping[str, Known]:
+    """Of plain JAX: key blocks that a query block walks, on average."""
+    T, block = shape.tokens, choose_block(shape.heads)
+    places = make_places(shape.visibility, T, T, 0, None, block=block)
+    if places.first_Z is None:
+        return {}
+    return {LOOPS: Known(trips=float(np.mean(places.stop_Z - places.first_Z)))}
 
 
 def splash(shape, passes: str, chip: str) -> Mapping[str, Known]:

@@ -290,5 +290,8 @@ def test_while_loop_runs_from_its_start_to_its_limit():
 
 
 def test_loop_that_cannot_be_counted_is_refused():
+    other = HLO.replace("direction=LT", "direction=NE")
     with pytest.raises(ValueError, match=r"trips of the loop with condition test\.5"):
-        hlo.executions(HLO.replace("direction=LT", "direction=NE"))
+        hlo.executions(other)
+    assert hlo.executions(other, trips=6.5)["fusion.2"] == 6
+    assert hlo.executions(HLO, trips=6.5)["fusion.2"] == 12 - 2
