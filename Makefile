@@ -31,14 +31,20 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 
 # What the TPU and GPU compilers make of the kernels, into docs/kernels.md; needs neither device.
-# make kernels-report REPORT="--implementation tpu" makes only those rows anew.
+# make kernels-report OPS=attention REPORT="--implementation tpu" makes only those rows anew.
+OPS ?= gated_delta attention attention_decode
 kernels-report: $(LATEST_VENV)/hardware_free
-	$(LATEST_VENV)/bin/python -m pallas_kernels.report --all-targets $(REPORT) \
-	  --json benchmarks/results/kernels_by_compiler.json --markdown docs/kernels.md
+	for op in $(OPS); do \
+	  $(LATEST_VENV)/bin/python -m pallas_kernels.report --op $$op --all-targets $(REPORT) \
+	    --json benchmarks/results/kernels_by_compiler.json --markdown docs/kernels.md || exit; \
+	done
 
 # Times on the device at hand, after each implementation's numbers were found right.
+# make kernels-benchmark OPS="attention attention_decode" times those only.
 kernels-benchmark: $(LATEST_VENV)/installed
-	$(LATEST_VENV)/bin/python -m benchmarks.kernels $(BENCHMARK)
+	for op in $(OPS); do \
+	  $(LATEST_VENV)/bin/python -m benchmarks.kernels --op $$op $(BENCHMARK) || exit; \
+	done
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
