@@ -1,11 +1,11 @@
 """The backward TPU kernel of softmax attention.
 
-Walks the same steps as the forward and computes the weights again from the log-sum-exp. Scores are
+Walks the same steps as the forward and computes the weights again from its m and l. Scores are
 transposed, keys on sublanes and queries on lanes, and so are all sums, so that at a head dimension
 of 128 the last three of the five products fill a matrix unit 256 wide; D is the sum over the
 head dimension of out * dout, less the gradient of the log-sum-exp:
 
-    P^T = 2^(c K Q^T - lse)      dS^T = P^T (V dO^T - D)
+    P^T = 2^(c (K Q^T - m) - log2 l)      dS^T = P^T (V dO^T - D)
     dV^T += dO^T P      dK^T += Q^T dS      dQ^T += K^T dS^T
 
 The sums of a part of the keys stay in VMEM while all query heads of their KV head pass by.
@@ -26,18 +26,18 @@ from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
 
-def backward(scalars: Scalars, length, q, k, v, out, dout, rows_BN2T, ids, sums, *, call: Call):
+def backward(scalars: Scalars, length, q, k, v, out, dout, rows_BN3T, ids, sums, *, call: Call):
     """The kernel's call. Heads lie side by side, lengths are whole blocks.
 
     Args:
-      rows_BN2T: log-sum-exp in base 2, and its gradient.
+      rows_BN3T: m, log2 l, and the gradient of the log-sum-exp.
       sums: nothing, or float32 dq of the other parts of the keys, and dk and dv in which this call
         writes its part.
 
     Returns:
       dq [B, T, N * H], in the dtype of q or of `sums`, and dk and dv [B, S, used KV heads * H].
     """
-    inputs = (*scalars, q, k, v, out, dout, rows_BN2T, *ids, *sums)
+    inputs = (*scalars, q, k, v, out, dout, rows_BN3T, *ids, *sums)
     B, S = k.shape[:2]
     H, blocks = call.H, call.blocks
     dkeys = (B, S, (max(call.heads.slots) + 1) * H)
@@ -60,7 +60,7 @@ def backward(scalars: Scalars, length, q, k, v, out, dout, rows_BN2T, ids, sums,
         grid_spec=call.grid_spec(
             B,
             length,
-            [*specs, call.query_rows(2), *call.ids(), *sum_specs],
+            [*specs, call.query_rows(3), *call.ids(), *sum_specs],
             [call.queries(), call.resident_keys(), call.resident_keys()],
             scratch,
         ),
@@ -77,14 +77,15 @@ def _kernel(*refs, call: Call, adds: bool):
     q_ref, k_ref, v_ref, out_ref, dout_ref, rows_ref, *refs = refs
     *others, dq_ref, dk_ref, dv_ref, turned_ref, delta_ref, weights_ref, dqt_ref, dkv_ref = refs
     ids, previous = others[: 2 * call.segments], others[2 * call.segments :]
-    step = call.step(scalars, pl.program_id(0), pl.program_id(3))
+    b, g, r, t = (pl.program_id(axis) for axis in range(4))
+    step = call.step(scalars, b, t)
     blocks, base2 = call.blocks, call.scale * LOG2_E
     p_ref, ds_ref = weights_ref.at[0], weights_ref.at[1]
     dtype = q_ref.dtype
 
     @pl.when(step.does(Do.BEGIN_LIST))
     def _():
-        @pl.when(call.changes_kv_head(scalars, -1))
+        @pl.when(call.changes_kv_head(scalars, g, r, -1))
         def _():
             dkv_ref[...] = jnp.zeros_like(dkv_ref)
 
@@ -93,18 +94,19 @@ def _kernel(*refs, call: Call, adds: bool):
         dqt_ref[...] = jnp.zeros_like(dqt_ref)
         turned_ref[0], turned_ref[1] = q_ref[0].T, dout_ref[0].T
         passed_TH = out_ref[0].astype(jnp.float32) * dout_ref[0].astype(jnp.float32)
-        delta_ref[...] = jnp.sum(passed_TH.T, axis=0, keepdims=True) - rows_ref[0, 0, 1:]
+        delta_ref[...] = jnp.sum(passed_TH.T, axis=0, keepdims=True) - rows_ref[0, 0, 2:]
 
     def query_chain(index: int, kind: Do, mask, key_columns, kt_HS):
         queries = _span(index, blocks.chain)
         q_CH, dout_CH = q_ref[0, queries], dout_ref[0, queries]
-        lse_1C, delta_1C = rows_ref[0, 0, :1, queries], delta_ref[:, queries]
+        top_1C, log_1C = rows_ref[0, 0, :1, queries], rows_ref[0, 0, 1:2, queries]
+        delta_1C = delta_ref[:, queries]
         last = queries.stop if kind is Do.DIAGONAL else blocks.keys
         for i in range(-(-last // blocks.piece)):
             keys = _span(i, blocks.piece)
             score_XC = product_transposed(k_ref[0, keys], q_CH)
             dp_XC = product_transposed(v_ref[0, keys], dout_CH)
-            p_XC = jnp.exp2(base2 * score_XC - lse_1C)
+            p_XC = jnp.exp2(base2 * (score_XC - top_1C) - log_1C)
             if kind is Do.MASKED:
                 p_XC = jnp.where(mask(keys, queries, key_columns), p_XC, 0.0)
             elif kind is Do.DIAGONAL and keys.stop > queries.start:
@@ -125,12 +127,11 @@ def _kernel(*refs, call: Call, adds: bool):
             yield
 
     def body(kind: Do):
-        mask = call.mask(scalars, step, ids) if kind is Do.MASKED else None
+        mask = call.mask(scalars, b, step, ids) if kind is Do.MASKED else None
         key_columns = mask.key_columns() if mask else None
         kt_HS = k_ref[0].T
-        of_queries = range(blocks.queries // blocks.chain)
-        chains = [query_chain(i, kind, mask, key_columns, kt_HS) for i in of_queries]
-        interleave(chains, blocks.skew)
+        chains = range(blocks.chains)
+        interleave([query_chain(i, kind, mask, key_columns, kt_HS) for i in chains], blocks.skew)
         interleave([key_chain(i, kind) for i in range(blocks.keys // blocks.chain)], 1.0)
 
     for kind in call.kinds:
@@ -143,7 +144,7 @@ def _kernel(*refs, call: Call, adds: bool):
 
     @pl.when(step.does(Do.END_LIST))
     def _():
-        @pl.when(call.changes_kv_head(scalars, +1))
+        @pl.when(call.changes_kv_head(scalars, g, r, +1))
         def _():
             @pl.loop(0, call.part_blocks)
             def _(block):

@@ -1,6 +1,7 @@
 """How much of a problem one step of the TPU kernels takes."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
@@ -39,6 +40,20 @@ class Blocks:
                     f"{name}={size} must be a multiple of {LANES}, of chain={self.chain} and of "
                     f"piece={self.piece}"
                 )
+
+    @property
+    def chains(self) -> int:
+        return self.queries // self.chain
+
+    @property
+    def score_buffers(self) -> int:
+        """Chains that hold scores at one time in the forward kernel.
+
+        A chain reads a piece of its scores as many turns after it wrote it as it has pieces, and
+        one more. The chain that takes its buffer must not have come to that piece by then.
+        """
+        turns = self.keys // self.piece + 2
+        return min(self.chains, math.ceil(turns / self.skew))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +98,7 @@ def choose_blocks(
     sizes = dict(queries=queries, keys=keys, chain=chain)
     resident = max(1, RESIDENT_BYTES // (8 * H * keys))
     return BlockChoice(
-        forward=Blocks(**sizes, piece=chain, skew=2.0),
+        forward=Blocks(**sizes, piece=chain, skew=4.0),
         backward=Blocks(**sizes, piece=LANES, skew=0.5),
         parts=-(-S // (keys * resident)),
     )

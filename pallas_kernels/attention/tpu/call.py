@@ -95,16 +95,15 @@ class Call:
         """Where the tables of heads have the grid's head."""
         return g * self.heads.heads_a_group + r
 
-    def changes_kv_head(self, scalars: Scalars, way: int):
-        """Whether the KV head before (-1) or after (1) this place of its group is another."""
-        r = pl.program_id(2)
+    def changes_kv_head(self, scalars: Scalars, g, r, way: int):
+        """Whether the KV head before (-1) or after (1) head `r` of group `g` is another."""
         edge = 0 if way < 0 else self.heads.heads_a_group - 1
-        here = self.place(pl.program_id(1), r)
+        here = self.place(g, r)
         there = jnp.clip(here + way, 0, len(self.heads.slots) - 1)
         return (r == edge) | (scalars.slots_X[here] != scalars.slots_X[there])
 
-    def mask(self, scalars: Scalars, step: Step, ids) -> Mask:
-        start = scalars.starts_B[pl.program_id(0)]
+    def mask(self, scalars: Scalars, b, step: Step, ids) -> Mask:
+        start = scalars.starts_B[b]
         key_block = scalars.part_1[0] * self.part_blocks + step.keys
         query_ids, key_ids = ids or (None, None)
         return Mask(

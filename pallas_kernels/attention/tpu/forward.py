@@ -4,8 +4,8 @@ A step takes a block of queries and a block of keys of one head, scores transpos
 sublanes, queries on lanes. The sums over keys are then sums over sublanes, what belongs to a query
 is a row vector, and the second product fills a matrix unit 256 wide at a head dimension of 128:
 
-    S^T = K Q^T      m' = max(m, max_k S^T)      P^T = 2^(c S^T - c m')      c = scale * log2 e
-    [O^T; l] <- 2^(c m - c m') [O^T; l] + [V^T; 1] P^T
+    S^T = K Q^T      m' = max(m, max_k S^T)      P^T = 2^(c (S^T - m'))      c = scale * log2 e
+    [O^T; l] <- 2^(c (m - m')) [O^T; l] + [V^T; 1] P^T
 
 The queries of a block fall into chains that know nothing of each other, so that one chain's
 exponentials stand beside another's products.
@@ -34,7 +34,7 @@ def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
     """The kernel's call. Heads lie side by side, lengths are whole blocks.
 
     Returns:
-      Output [B, T, N * H] and the log-sum-exp [B, N, 1, T], float32.
+      Output [B, T, N * H], and m and l [B, N, 2, T], float32; l is 0 where nothing is seen.
     """
     inputs = (*scalars, q_BTD, k_BSD, v_BSD, *ids)
     B, T, D = q_BTD.shape
@@ -43,7 +43,7 @@ def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
         pltpu.VMEM((H + ONES, blocks.queries), jnp.float32),
         pltpu.VMEM((1, blocks.queries), jnp.float32),
         pltpu.VMEM((H + ONES, blocks.keys), q_BTD.dtype),
-        pltpu.VMEM((2, blocks.keys, blocks.chain), jnp.float32),
+        pltpu.VMEM((blocks.score_buffers, blocks.keys, blocks.chain), jnp.float32),
     ]
     return pl.pallas_call(
         functools.partial(_kernel, call=call),
@@ -51,12 +51,12 @@ def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
             B,
             length,
             [call.queries(), call.keys(), call.keys(), *call.ids()],
-            [call.queries(), call.query_rows(1)],
+            [call.queries(), call.query_rows(2)],
             scratch,
         ),
         out_shape=[
             array_type(q_BTD.shape, q_BTD.dtype, like=inputs),
-            array_type((B, D // H, 1, T), jnp.float32, like=inputs),
+            array_type((B, D // H, 2, T), jnp.float32, like=inputs),
         ],
         name="attention_forward",
         interpret=call.interpret,
@@ -66,8 +66,9 @@ def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
 
 def _kernel(*refs, call: Call):
     scalars, refs = Scalars(*refs[: len(Scalars._fields)]), refs[len(Scalars._fields) :]
-    q_ref, k_ref, v_ref, *ids, out_ref, lse_ref, sums_ref, top_ref, vt_ref, scores_ref = refs
-    step = call.step(scalars, pl.program_id(0), pl.program_id(3))
+    q_ref, k_ref, v_ref, *ids, out_ref, totals_ref, sums_ref, top_ref, vt_ref, scores_ref = refs
+    b, t = pl.program_id(0), pl.program_id(3)
+    step = call.step(scalars, b, t)
     H, blocks, base2 = call.H, call.blocks, call.scale * LOG2_E
 
     @pl.when(step.does(Do.BEGIN_QUERIES))
@@ -78,7 +79,7 @@ def _kernel(*refs, call: Call):
 
     def chain(index: int, kind: Do, mask, key_columns):
         queries = _span(index, blocks.chain)
-        scores_SC = scores_ref.at[index % 2]
+        scores_SC = scores_ref.at[index % blocks.score_buffers]
         q_CH = q_ref[0, queries]
         last = queries.stop if kind is Do.DIAGONAL else blocks.keys
         pieces = [_span(i, blocks.piece) for i in range(-(-last // blocks.piece))]
@@ -95,21 +96,21 @@ def _kernel(*refs, call: Call):
             yield
         top_ref[:, queries] = new_1C
         yield
-        shift_1C = base2 * new_1C
         weights = []
         for keys in pieces:
-            weights.append(jnp.exp2(base2 * scores_SC[keys] - shift_1C).astype(v_ref.dtype))
+            weights.append(jnp.exp2(base2 * (scores_SC[keys] - new_1C)).astype(v_ref.dtype))
             yield
         added_XC = product(vt_ref[:, : pieces[-1].stop], jnp.concatenate(weights))
         yield
-        sums_ref[:, queries] = jnp.exp2(base2 * old_1C - shift_1C) * sums_ref[:, queries] + added_XC
+        decay_1C = jnp.exp2(base2 * (old_1C - new_1C))
+        sums_ref[:, queries] = decay_1C * sums_ref[:, queries] + added_XC
 
     def body(kind: Do):
         vt_ref[:H] = v_ref[0].T
-        mask = call.mask(scalars, step, ids) if kind is Do.MASKED else None
+        mask = call.mask(scalars, b, step, ids) if kind is Do.MASKED else None
         key_columns = mask.key_columns() if mask else None
-        chains = range(blocks.queries // blocks.chain)
-        interleave([chain(i, kind, mask, key_columns) for i in chains], blocks.skew)
+        chains = [chain(i, kind, mask, key_columns) for i in range(blocks.chains)]
+        interleave(chains, blocks.skew)
 
     for kind in call.kinds:
         pl.when(step.does(kind))(functools.partial(body, kind))
@@ -117,11 +118,8 @@ def _kernel(*refs, call: Call):
     @pl.when(step.does(Do.END_QUERIES))
     def _():
         total_1T = sums_ref[H : H + 1]
-        sees_1T = total_1T > 0
-        total_1T = jnp.where(sees_1T, total_1T, 1.0)
-        out_ref[0] = (sums_ref[:H] / total_1T).T.astype(out_ref.dtype)
-        lse_1T = call.scale * top_ref[...] + jnp.log(total_1T)
-        lse_ref[0, 0] = jnp.where(sees_1T, lse_1T, -jnp.inf)
+        out_ref[0] = (sums_ref[:H] / jnp.where(total_1T > 0, total_1T, 1.0)).T.astype(out_ref.dtype)
+        totals_ref[0, 0, :1], totals_ref[0, 0, 1:] = top_ref[...], total_1T
 
 
 def _span(index: int, size: int) -> slice:

@@ -13,7 +13,7 @@ from pallas_kernels.attention.tpu import heads as grid_heads
 from pallas_kernels.attention.tpu.backward import backward
 from pallas_kernels.attention.tpu.blocks import LANES, BlockChoice, choose_blocks
 from pallas_kernels.attention.tpu.call import Call, scalars_of
-from pallas_kernels.attention.tpu.forward import LOG2_E, forward
+from pallas_kernels.attention.tpu.forward import forward
 from pallas_kernels.attention.tpu.steps import KINDS, MAX_BLOCKS, Do, Steps, list_steps, shares
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.batching import vmap_into_batch
@@ -21,7 +21,6 @@ from pallas_kernels.target import target
 from pallas_kernels.varying import vary_alike
 
 MAX_HEAD_DIM = 256
-NOTHING_SEEN = 1e30  # log-sum-exp of a query that sees nothing, so that its weights are 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +56,8 @@ def attention_tpu(
     """See `api.attention`.
 
     Head dimensions up to 256 are filled up with zeros to whole lanes, 128 or 256. Between forward
-    and backward it keeps its arguments, output and log-sum-exp; `jax.checkpoint` policies know the
-    last two as "attention_out" and "attention_lse".
+    and backward it keeps its arguments, output and, as a maximum and a sum, the log-sum-exp;
+    `jax.checkpoint` policies know the last two as "attention_out" and "attention_lse".
 
     Args:
       choice: sizes of the kernels' steps, in place of `choose_blocks`.
@@ -101,9 +100,9 @@ def attention_tpu(
     if settings.q_start is None:
         starts = (jnp.broadcast_to(q_start, (B,)).astype(jnp.int32),)
     *arrays, ids, starts = _vary_alike(*arrays, ids, starts)
-    out_BTD, lse_BN1T = _rule(settings, *arrays, ids, starts)
+    out_BTD, lse_BNT = _rule(settings, *arrays, ids, starts)
     out_BTNH = out_BTD.reshape(B, queries, N, -1)[:, :T, :, :H]
-    return out_BTNH, jnp.swapaxes(lse_BN1T[:, :, 0, :T], 1, 2)
+    return out_BTNH, jnp.swapaxes(lse_BNT[:, :, :T], 1, 2)
 
 
 def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
@@ -147,24 +146,29 @@ def _vary_alike(*trees):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rule(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
-    return vmap_into_batch(functools.partial(_forward, settings))(q_BTD, k_BSD, v_BSD, ids, starts)
+    """Output [B, T, N * H] and log-sum-exp [B, N, T]."""
+    return _rule_forward(settings, q_BTD, k_BSD, v_BSD, ids, starts)[0]
 
 
 def _rule_forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
-    out_BTD, lse_BN1T = _rule(settings, q_BTD, k_BSD, v_BSD, ids, starts)
+    kernel = vmap_into_batch(functools.partial(_forward, settings))
+    out_BTD, totals_BN2T = kernel(q_BTD, k_BSD, v_BSD, ids, starts)
     out_BTD = checkpoint_name(out_BTD, "attention_out")
-    lse_BN1T = checkpoint_name(lse_BN1T, "attention_lse")
-    return (out_BTD, lse_BN1T), (q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, lse_BN1T)
+    totals_BN2T = checkpoint_name(totals_BN2T, "attention_lse")
+    top_BNT, total_BNT = totals_BN2T[:, :, 0], totals_BN2T[:, :, 1]
+    lse_BNT = jnp.where(total_BNT > 0, settings.scale * top_BNT + jnp.log(total_BNT), -jnp.inf)
+    return (out_BTD, lse_BNT), (q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, totals_BN2T)
 
 
 def _rule_backward(settings: Settings, saved, cotangents):
-    q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, lse_BN1T = saved
-    dout_BTD, dlse_BN1T = cotangents
-    sees = lse_BN1T > -jnp.inf
-    lse_BN1T = jnp.where(sees, LOG2_E * lse_BN1T, NOTHING_SEEN)
-    rows_BN2T = jnp.concatenate([lse_BN1T, jnp.where(sees, dlse_BN1T, 0.0)], axis=2)
+    q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, totals_BN2T = saved
+    dout_BTD, dlse_BNT = cotangents
+    top_BNT, total_BNT = totals_BN2T[:, :, 0], totals_BN2T[:, :, 1]
+    sees_BNT = total_BNT > 0
+    log_BNT = jnp.log2(jnp.where(sees_BNT, total_BNT, 1.0))
+    rows_BN3T = jnp.stack([top_BNT, log_BNT, jnp.where(sees_BNT, dlse_BNT, 0.0)], axis=2)
     gradients = vmap_into_batch(functools.partial(_backward, settings))
-    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN2T)
+    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
     return *gradients(*arrays, ids, starts), None, None
 
 
@@ -178,11 +182,11 @@ def _forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
     return tuple(forward(scalars, _length(steps), q_BTD, k_BSD, v_BSD, _rows(ids), call=call))
 
 
-def _backward(settings: Settings, q, k, v, out, dout, rows_BN2T, ids, starts):
+def _backward(settings: Settings, q, k, v, out, dout, rows_BN3T, ids, starts):
     heads = grid_heads.by_kv_head(settings.kv_head_of_query)
     blocks, parts = settings.choice.backward, settings.choice.parts
     steps, call = _call(settings, blocks, heads, q, k, ids, starts, parts=parts)
-    arrays = (q, k, v, out, dout, rows_BN2T, _rows(ids))
+    arrays = (q, k, v, out, dout, rows_BN3T, _rows(ids))
     first = _starts(settings, q, starts)
     if parts == 1:
         scalars = scalars_of(call, steps.words[:, 0], *first, 0)

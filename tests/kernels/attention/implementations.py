@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import attention
-from tests.kernels.attention.cases import CASES, FORMS, Case, Inputs, in_dtype, make_inputs
+from tests.kernels.attention.cases import CASES, FORMS, Case, Inputs, in_dtype, make_inputs, wide
 from tests.kernels.attention.oracle import Results, float64_results, with_gradients
 from tests.tolerances import KERNEL, error_ratio
 
@@ -54,14 +55,25 @@ class Implementation:
 
 
 def both(cases) -> tuple[Case, ...]:
+    cases = tuple(cases)
     return tuple(in_dtype(case, dtype) for dtype in ("float32", "bfloat16") for case in cases)
 
 
+_TPU_SIZES = tuple(
+    in_dtype(wide(Case(name=f"T={length}, H={size}", length=length), size), "bfloat16")
+    for length, size in ((1, 128), (127, 128), (129, 256), (1000, 128))
+)
 IMPLEMENTATIONS = {
     x.name: x
     for x in (
         Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
         Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
+        Implementation(
+            name="tpu",
+            cases=(*both(wide(case, 64) for case in FORMS), *_TPU_SIZES),
+            interpret=lambda: pltpu.InterpretParams(detect_races=True),
+            head_dims=(64, 128, 256),
+        ),
     )
 }
 

@@ -1,0 +1,58 @@
+"""The TPU attention kernels through the real compiler, at production shapes, with no TPU."""
+
+import pytest
+
+from pallas_kernels.report.attention import SOME_OF_16, Shape, regular_shape
+from pallas_kernels.report.rows import Task, make_row
+
+pytest.importorskip("libtpu", reason="the TPU compiler needs the extra `hardware-free`")
+
+
+def row(shape: Shape, passes: str, chip: str):
+    found = make_row(
+        Task(op="attention", chip=chip, implementation="tpu", shape=shape, passes=passes)
+    )
+    assert found.refusal is None, found.refusal
+    return found
+
+
+def cycles(row, kernel: str = "") -> float:
+    """A token and head, of all that runs or of one kernel."""
+    named = [x.cycles for x in row.program.kernels if x.name.startswith(kernel)]
+    assert named
+    return sum(named) / row.units
+
+
+@pytest.fixture(scope="module")
+def all_heads():
+    return row(regular_shape(8192, 16, 16), "forward+backward", "v6e")
+
+
+def test_cycles_on_v6e(all_heads):
+    """The bounds are the best of JAX's and tokamax's splash with any block size."""
+    assert cycles(all_heads, "attention_forward") <= 14.3
+    assert cycles(all_heads) - cycles(all_heads, "attention_forward") <= 28.0
+
+
+def test_four_irregular_heads_cost_a_quarter_of_sixteen(all_heads):
+    four = Shape(tokens=8192, kv_head_of_query=SOME_OF_16, kv_heads=8)
+    few = row(four, "forward+backward", "v6e")
+    assert few.program.cycles <= 1.1 * all_heads.program.cycles * 4 / 16
+
+
+def test_a_window_costs_what_is_in_it():
+    """No step for a block outside: 8 times as many tokens cost 8 times as much."""
+    short, long = (
+        row(regular_shape(tokens, 1, 1, window=1024), "forward", "v6e").program.cycles
+        for tokens in (8192, 65536)
+    )
+    assert long <= 8.5 * short
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
+def test_compiles_forward_and_backward(chip):
+    heads = dict(kv_head_of_query=(0, 0), kv_heads=1)
+    for tokens, size in ((32768, 128), (8192, 256), (8192, 64)):
+        found = row(Shape(tokens=tokens, head_size=size, **heads), "forward+backward", chip)
+        names = {x.name.split(".")[0] for x in found.program.kernels}
+        assert {"attention_forward", "attention_backward"} <= names
