@@ -64,6 +64,7 @@ $(LATEST_VENV)/installed: pyproject.toml
 # make kernels-hostile HOSTILE=tpu measures one of them.
 kernels-hostile: $(LATEST_VENV)/installed
 	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.error_table $(HOSTILE)
+	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.attention.error_table $(HOSTILE)
 
 clean:
 	rm -rf $(VENV) $(LATEST_VENV) runs

@@ -15,6 +15,7 @@ import numpy as np
 from tests.kernels.cases import Case, in_dtype, wide_cases
 from tests.kernels.implementations import IMPLEMENTATIONS, Implementation, error_ratios, expected
 from tests.kernels.oracle import Results
+from tests.kernels.tables import print_table
 from tests.tolerances import KERNEL, cosine
 
 LONG_DRAWS = 4
@@ -56,25 +57,6 @@ def worst(results: Results, case: Case) -> dict[str, float]:
     return numbers | {"angle": float(np.max(angles, initial=0.0))}
 
 
-def print_table(rows: dict[str, dict[str, dict[str, float]]], dtypes) -> bool:
-    """Rows {label: {dtype: numbers}}. Whether every number is within its bound."""
-    within = True
-
-    def cell(numbers: dict[str, float], dtype: str) -> list[str]:
-        nonlocal within
-        fits = {name: number <= bounds(dtype)[name] for name, number in numbers.items()}
-        within &= all(fits.values())
-        return [f"{x:.0e}" if fits[name] else f"**{x:.0e}**" for name, x in numbers.items()]
-
-    print("| case | " + " | ".join(f"{d} {name}" for d in dtypes for name in COLUMNS) + " |")
-    print("|---|" + "---|" * len(dtypes) * len(COLUMNS))
-    for label, of_dtype in rows.items():
-        cells = [text for dtype in dtypes for text in cell(of_dtype[dtype], dtype)]
-        print(f"| {label} | " + " | ".join(cells) + " |")
-    print(flush=True)
-    return within
-
-
 def measure(implementation: Implementation) -> bool:
     """Prints a table. Whether all is within bounds."""
     size = (implementation.head_dims or (64,))[0]
@@ -84,7 +66,7 @@ def measure(implementation: Implementation) -> bool:
         if all(map(implementation.takes, of_dtype)):
             rows[case.name] = {x.dtype: worst(implementation(x), x) for x in of_dtype}
     print(f"{implementation.name}, H = P = {size} if nothing else is said:\n")
-    return print_table(rows, implementation.dtypes)
+    return print_table(rows, {dtype: bounds(dtype) for dtype in implementation.dtypes})
 
 
 def measure_long(name: str) -> None:
@@ -97,7 +79,7 @@ def measure_long(name: str) -> None:
             "float32": {column: float(np.max([x[column] for x in numbers])) for column in COLUMNS}
         }
     print(f"{name}, T = 1000, H = 64, P = 8, no decay, worst of {LONG_DRAWS} draws:\n")
-    print_table(rows, ["float32"])
+    print_table(rows, {"float32": bounds("float32")})
 
 
 def main(names: list[str]) -> int:

@@ -8,11 +8,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import attention
+from pallas_kernels.hopper.machine import OLDEST_JAX
 from tests.kernels.attention.cases import CASES, FORMS, Case, Inputs, in_dtype, make_inputs, wide
 from tests.kernels.attention.oracle import Results, float64_results, with_gradients
 from tests.tolerances import KERNEL, error_ratio
@@ -76,6 +78,17 @@ IMPLEMENTATIONS = {
         ),
     )
 }
+_HOPPER = Implementation(  # with tests of its own, because its interpreter is slow
+    name="gpu",
+    cases=(),
+    interpret=lambda: True,
+    head_dims=(64, 128, 256),
+    dtypes=("bfloat16",),
+    unavailable=""
+    if jax.__version_info__ >= OLDEST_JAX
+    else f"the Hopper kernels need jax 0.11, this is {jax.__version__}",
+)
+MEASURED = IMPLEMENTATIONS | {_HOPPER.name: _HOPPER}
 
 
 def call(name: str, case: Case, interpret) -> Callable:
@@ -111,7 +124,7 @@ def _call(name, interpret, heads, causal, window, scale, start) -> Callable:
 
 @functools.cache
 def _compiled(name: str, *settings):
-    return with_gradients(_call(name, IMPLEMENTATIONS[name].interpret(), *settings))
+    return with_gradients(_call(name, MEASURED[name].interpret(), *settings))
 
 
 @functools.cache
