@@ -23,7 +23,8 @@ from pallas_kernels.hardware_free.branches import Loop, Region, control_flow, de
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) [^\n{]*\{(.*)$", re.MULTILINE)
 _COPY = re.compile(r"dma\.(?:hbm_to|\w+_to_hbm|general)\w* [^{;]*?/\*size_in_granules=\*/(%?\w+)")
 _GRANULE = 32  # bytes
-_SIZE = re.compile(r"(?:(\d+)$|smov\.u32 (\d+)$|scalar_select .*/(\d+), /\*on_false=\*/(\d+))")
+_SIZE = re.compile(r"(?:smov\.u32 (\d+)|scalar_select .*/(\d+), /\*on_false=\*/(\d+))$")
+_SHIFTED = re.compile(r"sshll\.u32 (%\w+), (\d+)$")
 _CALL = re.compile(r"inlined_call [^/]*/\* %([^ ]+) = ")
 
 
@@ -155,7 +156,17 @@ def _read_slots(utilization: str) -> tuple[dict[str, int], dict[str, np.ndarray]
 def _copies(bundles: list[str]) -> Iterator[tuple[int, int | None]]:
     for bundle, text in enumerate(bundles):
         for size in _COPY.findall(text):
-            made = size if size.isdigit() else definition(bundles, size, bundle)
-            found = _SIZE.match(made)
-            most = max(map(int, filter(None, found.groups()))) if found else None
+            most = _most(bundles, size, bundle)
             yield bundle, None if most is None else most * _GRANULE
+
+
+def _most(bundles: list[str], size: str, before: int) -> int | None:
+    """The most that a number or register can be where only constants go into it, else None."""
+    if size.isdigit():
+        return int(size)
+    made = definition(bundles, size, before)
+    if found := _SIZE.match(made):
+        return max(int(x) for x in found.groups() if x)
+    shifted = _SHIFTED.match(made)
+    inner = _most(bundles, shifted[1], before) if shifted else None
+    return None if inner is None else inner << int(shifted[2])

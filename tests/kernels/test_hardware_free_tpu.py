@@ -241,7 +241,8 @@ def test_copies_between_memories():
     assert bundles.copied_bytes(found, bundles.frequencies(found)) == 10 * 4 * 32
     unknown = bundles.read_listing("made_up", text.replace("*/4,", "*/%s4,"), same)
     assert unknown.copies == ((10, None),)
-    either = "%s4 = scalar_select /*predicate=*/%p2, /*on_true=*/0, /*on_false=*/8"
+    either = "%s5 = scalar_select /*predicate=*/%p2, /*on_true=*/0, /*on_false=*/2  ;;  "
+    either += "%s4 = sshll.u32 %s5, 2"
     text = text.replace("*/4,", "*/%s4,").replace("%p3 = ", f"{either}  ;;  %p3 = ")
     assert bundles.read_listing("made_up", text, same).copies == ((10, 8 * 32),)
 
