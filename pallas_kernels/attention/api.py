@@ -117,7 +117,8 @@ def attention_decode(
     """`attention` of one query a row over a cache: the decode step.
 
     Each byte of the cache below a row's length and inside its window is read once, for all query
-    heads of its KV head; KV heads that no query head reads are not touched.
+    heads of its KV head. KV heads that no query head reads should not be in the cache: they are
+    read too where it lies in memory position by position.
 
     Args:
       q_BNH: queries; each stands at the last position of its row.

@@ -25,9 +25,10 @@ BLOCKED = [
 ]
 
 
-@pytest.mark.parametrize("block", [48, 128])
 @pytest.mark.parametrize("case", BLOCKED, ids=lambda case: case.name)
-def test_the_block_does_not_matter(case, block):
+def test_the_block_does_not_matter(case):
+    """Blocks that do not divide the lengths."""
+
     def run(q, k, v, q_start, *ids):
         return attention_chunked(
             q,
@@ -38,7 +39,7 @@ def test_the_block_does_not_matter(case, block):
             visibility=Visibility(causal=case.causal, window=case.window),
             kv_head_of_query=case.kv_head_of_query,
             scale=case.head_dim**-0.5 if case.scale is None else case.scale,
-            block=block,
+            block=48,
         )
 
     assert_results(with_gradients(run)(make_inputs(case)), expected(case), "float32")
