@@ -23,7 +23,13 @@ def ours(shape, passes: str, chip: str) -> Mapping[str, Known]:
     """Of the Pallas kernels."""
     T, H = shape.tokens, shape.head_size
     choice = choose_blocks(
-        T=T, S=T, H=H + -H % LANES, dtype="bfloat16", visibility=shape.visibility, segments=False
+        T=T,
+        S=T,
+        H=H + -H % LANES,
+        dtype="bfloat16",
+        visibility=shape.visibility,
+        segments=False,
+        device_kind=CHIPS[chip].device_kinds[0],
     )
     steps = _steps(shape, choice, choice.forward, 1)
     found = {"attention_forward": _known(steps, set(Do) - {Do.BEGIN_LIST, Do.END_LIST})}

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 
 from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.tpu_devices import NARROW_UNITS
 
 LANES = 128
 CHAIN = 256
@@ -80,14 +81,25 @@ class BlockChoice:
 
 
 def choose_blocks(
-    *, T: int, S: int, H: int, dtype, visibility: Visibility, segments: bool
+    *,
+    T: int,
+    S: int,
+    H: int,
+    dtype,
+    visibility: Visibility,
+    segments: bool,
+    device_kind: str,
 ) -> BlockChoice:
     """Large blocks keep the matrix units busy, small ones waste less at the edges of a mask.
 
-    H is a multiple of 128. Piece and skew were swept on the compiler's schedules for v6e.
+    H is a multiple of 128. A block is written out in full, so its code grows with its products:
+    those in float32, of large heads, and on narrow matrix units are many. Piece and skew were swept
+    on the compiler's schedules for v6e.
     """
     itemsize = jnp.dtype(dtype).itemsize
     limit = LARGEST * LANES * 4 // (itemsize**2 * H)
+    if device_kind in NARROW_UNITS:
+        limit = min(limit, LARGEST // 2)
     window = visibility.window
     if segments or (window is not None and window < 2 * LARGEST):
         limit = min(limit, LARGEST // 2)

@@ -6,7 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from pallas_kernels.attention.tpu.blocks import LANES
-from pallas_kernels.gated_delta.tpu.blocks import TWO_CORES
+from pallas_kernels.tpu_devices import TWO_CORES
 
 BLOCK_BYTES = 2 << 20
 SUBLANES = 8

@@ -78,6 +78,7 @@ def attention_tpu(
             dtype=q_BTNH.dtype,
             visibility=visibility,
             segments=segments is not None,
+            device_kind=target(q_BTNH).device_kind,
         )
     settings = Settings(
         T=T,
@@ -203,7 +204,7 @@ def _backward(settings: Settings, q, k, v, out, dout, rows_BN3T, ids, starts):
         sums = jnp.zeros(q.shape, jnp.float32), jnp.zeros(dkeys, k.dtype), jnp.zeros(dkeys, v.dtype)
         (dq, dk, dv), _ = jax.lax.scan(of_part, vary_alike(q, *sums)[1:], jnp.arange(parts))
         dq = dq.astype(q.dtype)
-    unread = functools.partial(_with_unread, settings.kv_head_of_query, k.shape, call.H)
+    unread = functools.partial(_with_unread, settings.kv_head_of_query, k.shape[2] // call.H)
     return dq, unread(dk), unread(dv)
 
 
@@ -257,11 +258,11 @@ def _rows(ids):
     return tuple(x[:, None] for x in ids)
 
 
-def _with_unread(kv_head_of_query, shape, H: int, dkeys_BSD):
-    """Zeros for the KV heads that no query head reads."""
-    used = grid_heads.used(kv_head_of_query)
-    if len(used) * H == shape[2]:
+def _with_unread(kv_head_of_query, kv_heads: int, dkeys_BSD):
+    """Zeros for the KV heads that no query head reads, of [B, S, KV heads * H]."""
+    read = grid_heads.used(kv_head_of_query)
+    if len(read) == kv_heads:
         return dkeys_BSD
-    full = jnp.zeros((*shape[:2], shape[2] // H, H), dkeys_BSD.dtype)
-    dkeys_BSKH = dkeys_BSD.reshape(*shape[:2], len(used), H)
-    return full.at[:, :, jnp.array(used)].set(dkeys_BSKH).reshape(shape)
+    of_read = dict(zip(read, jnp.split(dkeys_BSD, len(read), axis=2), strict=True))
+    nothing = jnp.zeros_like(of_read[read[0]])
+    return jnp.concatenate([of_read.get(head, nothing) for head in range(kv_heads)], axis=2)

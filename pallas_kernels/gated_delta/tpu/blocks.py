@@ -4,13 +4,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from pallas_kernels.tpu_devices import NARROW_UNITS, TWO_CORES
+
 CHUNK = 128
 LANES = 128
 CHAINS = 16
 MAX_PIECES = 8
 BLOCK_BYTES = 24 << 20
-TWO_CORES = ("TPU v4", "TPU v5")
-NARROW_UNITS = (*TWO_CORES, "TPU v5 lite")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

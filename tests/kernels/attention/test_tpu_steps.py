@@ -144,7 +144,15 @@ def test_lists_can_be_made_while_tracing():
 def test_chosen_blocks_cover_any_length_with_little_padding(dtype, H, window):
     visibility = Visibility(causal=True, window=window)
     for T in (1, 127, 129, 1000, 2049, 8192, 100_000):
-        choice = choose_blocks(T=T, S=T, H=H, dtype=dtype, visibility=visibility, segments=False)
+        choice = choose_blocks(
+            T=T,
+            S=T,
+            H=H,
+            dtype=dtype,
+            visibility=visibility,
+            segments=False,
+            device_kind="TPU v6 lite",
+        )
         blocks = choice.forward
         count = -(-T // blocks.queries)
         assert (count * blocks.queries - T) < max(128, 256 * count)
