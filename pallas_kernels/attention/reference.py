@@ -61,9 +61,8 @@ def attention_decode_reference(
 def _softmax_attention(q_BTNH, k_BSKH, v_BSKH, seen_BTS, *, kv_head_of_query, scale):
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     heads = jnp.array(kv_head_of_query)
-    q_BTNH, k_BSNH, v_BSNH = (
-        x.astype(dtype) for x in (q_BTNH, k_BSKH[:, :, heads], v_BSKH[:, :, heads])
-    )
+    q_BTNH, k_BSKH, v_BSKH = (x.astype(dtype) for x in (q_BTNH, k_BSKH, v_BSKH))
+    k_BSNH, v_BSNH = k_BSKH[:, :, heads], v_BSKH[:, :, heads]
     seen_BTNS = seen_BTS[:, :, None, :]
     scores_BTNS = scale * _einsum("BTNH,BSNH->BTNS", q_BTNH, k_BSNH)
     scores_BTNS = jnp.where(seen_BTNS, scores_BTNS, -jnp.inf)

@@ -64,7 +64,7 @@ def of_one_device(x):
 
     What a kernel loads is typed as varying over the mesh, what it computes from that is not.
     """
-    return x * 1.0
+    return x * 1
 
 
 def transposed(ref):

@@ -7,7 +7,6 @@ another computes.
 
 import functools
 
-import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
@@ -77,11 +76,12 @@ def decode(
     return out_XBUGH, lse_XBUR[..., :G]
 
 
-def load_block(k, v, k_feed: Feed, v_feed: Feed, turn, *, row, head, first: jax.Array) -> None:
-    """Brings keys and values from `first` on: all that a kernel knows of how the cache lies."""
-    tokens = pl.ds(first, k_feed.buffers[0].shape[1])
-    k_feed.fill(turn, k.at[row, tokens, head])
-    v_feed.fill(turn, v.at[row, tokens, head])
+def load_block(k, v, k_feed: Feed, v_feed: Feed, j, *, row, head, first) -> None:
+    """Brings block j of keys and values: all that the kernel knows of how the cache lies."""
+    block = k_feed.buffers[0].shape[1]
+    tokens = pl.ds(j * block, block)
+    k_feed.fill(j, k.at[row, tokens, head], first=first)
+    v_feed.fill(j, v.at[row, tokens, head], first=first)
 
 
 def _body(
@@ -106,7 +106,7 @@ def _body(
     interpret,
 ):
     b, u, g, x, w = (lax.axis_index(axis) for axis in ("b", "u", "g", "x", "warpgroup"))
-    start, end = shares[b, x, 0], shares[b, x, 1]
+    start, end = (blocks.of_one_device(shares[b, x, edge]) for edge in (0, 1))
 
     @pl.when(w == COPY)
     def _copy():
@@ -114,7 +114,7 @@ def _body(
 
         @pl.loop(start, end)
         def _(j):
-            load_block(k, v, k_feed, v_feed, j - start, row=b, head=head, first=j * block)
+            load_block(k, v, k_feed, v_feed, j, row=b, head=head, first=start)
 
     @pl.when(w == COMPUTE)
     def _compute():
@@ -124,20 +124,20 @@ def _body(
 
         def step(j, state):
             sum_RH, peak_R, total_R = state
-            (k_CH,), turn = k_feed.take(j - start), j - start
+            (k_CH,) = k_feed.take(j)
             scores_RC = blocks.product((q_RH, transposed(k_CH)), interpret=interpret)
-            k_feed.release(turn)
+            k_feed.release(j, interpret=interpret)
             scores_RC = masked(
                 *(scores_RC, visibility, places, b, 0, j * block), keys=k.shape[1], one_query=True
             )
             weights_RC, peak_R, total_R, decay_R = new_weights(scores_RC, peak_R, total_R, factor)
-            (v_CH,) = v_feed.take(turn)
+            (v_CH,) = v_feed.take(j)
             sum_RH = blocks.product(
                 (rounded(weights_RC), v_CH),
                 start=registers(sum_RH * on_rows(decay_R, sum_RH.shape)),
                 interpret=interpret,
             )
-            v_feed.release(turn)
+            v_feed.release(j, interpret=interpret)
             return sum_RH, peak_R, total_R
 
         first = passes.zeros(*q_RH.shape), passes.row(ROWS, FAR), passes.row(ROWS, 0.0)

@@ -121,7 +121,7 @@ def _body(
     def _copy():
         plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
         start, *_, end = passes.bounds(ranges, b, i)
-        first, last = readers.first_X[kv_head], readers.first_X[kv_head + 1]
+        first, last = passes.readers_between(readers, kv_head)
 
         @pl.loop(first, last)
         def _(x):
@@ -139,7 +139,7 @@ def _body(
     @pl.when(w < WARPGROUPS)
     def _compute():
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        first, last = readers.first_X[kv_head], readers.first_X[kv_head + 1]
+        first, last = passes.readers_between(readers, kv_head)
         first_key, part = (i * tile + w * ROWS, 0) if parts == 1 else (i * tile, w)
         own = (b, pl.ds(first_key, ROWS), kv_head, pl.ds(part * width, width))
         blocks.copy_in(full, (k.at[own], k_WRH.at[w]), (v.at[own], v_WRH.at[w]))
@@ -180,8 +180,8 @@ def _body(
                 uses=(kept, kept),
                 interpret=interpret,
             )
-            q_feed.release(turn)
-            dout_feed.release(turn)
+            q_feed.release(turn, interpret=interpret)
+            dout_feed.release(turn, interpret=interpret)
             return dk_RH, dv_RH, turn + 1
 
         def head(x, state):

@@ -61,7 +61,9 @@ def query_gradient(
         scratch=dict(
             q_WRH=rows,
             dout_WRH=rows,
-            full=plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
+            lse_WR=blocks.vectors(WARPGROUPS, ROWS),
+            delta_WR=blocks.vectors(WARPGROUPS, ROWS),
+            full=plgpu.Barrier(num_arrivals=4, num_barriers=WARPGROUPS),
             k_feed=ring(keys.stages),
             v_feed=ring(keys.value_stages),
         ),
@@ -84,6 +86,8 @@ def _body(
     *,
     q_WRH,
     dout_WRH,
+    lse_WR,
+    delta_WR,
     full,
     k_feed,
     v_feed,
@@ -103,23 +107,27 @@ def _body(
         @pl.loop(start, end)
         def _(j):
             tokens = pl.ds(j * keys.block, keys.block)
-            k_feed.fill(j - start, k.at[b, tokens, head])
-            v_feed.fill(j - start, v.at[b, tokens, head])
+            k_feed.fill(j, k.at[b, tokens, head], first=start)
+            v_feed.fill(j, v.at[b, tokens, head], first=start)
 
     @pl.when(w < WARPGROUPS)
     def _compute():
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        start, *_, end = passes.bounds(ranges, b, i)
         first = i * TILE + w * ROWS
         queries = pl.ds(first, ROWS)
         q_RH, dout_RH = q_WRH.at[w], dout_WRH.at[w]
-        blocks.copy_in(full.at[w], (q.at[b, queries, n], q_RH), (dout.at[b, queries, n], dout_RH))
-        lse_R = passes.row_of(saved.lse_BNT.at[b, n, queries])
-        delta_R = passes.row_of(saved.delta_BNT.at[b, n, queries])
+        blocks.copy_in(
+            full.at[w],
+            (q.at[b, queries, n], q_RH),
+            (dout.at[b, queries, n], dout_RH),
+            (saved.lse_BNT.at[b, n, queries], lse_WR.at[w]),
+            (saved.delta_BNT.at[b, n, queries], delta_WR.at[w]),
+        )
+        along = lambda x_WR, shape: on_rows(blocks.row_vector(x_WR.at[passes.anew(w)]), shape)
         plgpu.barrier_wait(full.at[w])
 
         def scores(j):
-            k_CH, v_CH = (x.take(j - start)[0] for x in (k_feed, v_feed))
+            k_CH, v_CH = (x.take(j)[0] for x in (k_feed, v_feed))
             mine = passes.anew(w)
             return (
                 Product([(q_WRH.at[mine], transposed(k_CH))]),
@@ -131,17 +139,17 @@ def _body(
                 scores_RC = masked(
                     *(scores_RC, visibility, places, b, first, j * keys.block), keys=k.shape[1]
                 )
-            return passes.weights(scores_RC, on_rows(lse_R, scores_RC.shape), scale)
+            return passes.weights(scores_RC, along(lse_WR, scores_RC.shape), scale)
 
         def errors(j, dweights_RC, weights_RC):
-            v_feed.release(j - start)
-            return registers(weights_RC * (dweights_RC - on_rows(delta_R, weights_RC.shape)))
+            v_feed.release(j, interpret=interpret)
+            return registers(weights_RC * (dweights_RC - along(delta_WR, weights_RC.shape)))
 
         def uses(is_masked, j):
             return functools.partial(weigh, is_masked, j), functools.partial(errors, j)
 
         def update(j, dq_RH, errors_RC):
-            return Product([(errors_RC, k_feed.at(j - start)[0])], dq_RH)
+            return Product([(errors_RC, k_feed.at(j)[0])], dq_RH)
 
         def begin():
             _, errors_RC = in_flight(*scores(start), uses=uses(True, start), interpret=interpret)
@@ -153,26 +161,31 @@ def _body(
                 uses=(*uses(is_masked, j), kept),
                 interpret=interpret,
             )
-            k_feed.release(j - 1 - start)
+            k_feed.release(j - 1, interpret=interpret)
             return dq_RH, rounded(errors_RC)
 
         def finish(j, state):
             (dq_RH,) = in_flight(update(j, *state), uses=[kept], interpret=interpret)
-            k_feed.release(j - start)
+            k_feed.release(j, interpret=interpret)
             return dq_RH
 
         def lone_step(is_masked, j, dq_RH):
             _, errors_RC = in_flight(*scores(j), uses=uses(is_masked, j), interpret=interpret)
             return finish(j, (dq_RH, rounded(errors_RC)))
 
-        def differentiate():
+        def chained():
             around = passes.bounds(ranges, b, i)  # again: registers are few
-            if keys.overlapped:
-                return finish(end - 1, passes.through(around, start + 1, step, begin()))
-            return passes.through(around, start, lone_step, zero)
+            return finish(around[-1] - 1, passes.through(around, start + 1, step, begin()))
 
-        zero = passes.zeros(*q_RH.shape)
-        dq_RH = lax.cond(start < end, differentiate, lambda: zero)
-        q_WRH[w] = rounded(dq_RH * scale)
-        blocks.copy_out((q_RH, dq.at[b, queries, n]))
+        zero, around = passes.zeros(*q_RH.shape), passes.bounds(ranges, b, i)
+        start = around[0]
+        if keys.overlapped:
+            dq_RH = lax.cond(start < around[-1], chained, lambda: zero)
+        else:
+            dq_RH = passes.through(around, start, lone_step, zero)
+        mine = passes.anew(w)
+        q_WRH[mine] = rounded(dq_RH * scale)
+        tile = ranges.shape[1] - 1 - passes.anew(lax.axis_index("i"))
+        queries = pl.ds(tile * TILE + mine * ROWS, ROWS)
+        blocks.copy_out((q_WRH.at[mine], dq.at[b, queries, n]))
         plgpu.wait_smem_to_gmem(0)

@@ -14,22 +14,23 @@ from pallas_kernels.hopper import blocks
 class Feed(NamedTuple):
     """Buffers whose leading axis is the stage, and what says whether a stage is full or empty.
 
-    Turns count from 0, the same in all warpgroups, and each takes the next stage.
+    Turns follow each other, the same ones in all warpgroups, and each takes the next stage.
     """
 
     buffers: tuple[jax.Ref, ...]
     full: jax.Ref
     empty: jax.Ref
 
-    def fill(self, turn, *sources) -> None:
+    def fill(self, turn, *sources, first=0) -> None:
         """Starts the copies of a turn, once all readers are done with what they overwrite.
 
         Args:
           sources: for each buffer its source, or of a buffer in parts a list.
+          first: the first turn of all.
         """
         stage = self._stage(turn)
 
-        @pl.when(turn >= self._stages)
+        @pl.when(turn - first >= self._stages)
         def _():
             plgpu.barrier_wait(self.empty.at[stage])
 
@@ -50,8 +51,14 @@ class Feed(NamedTuple):
         """The buffers of a turn that was waited for."""
         return tuple(buffer.at[self._stage(turn)] for buffer in self.buffers)
 
-    def release(self, turn) -> None:
-        """Says that this warpgroup has read them."""
+    def release(self, turn, *, interpret: bool) -> None:
+        """Says that this warpgroup has read them.
+
+        The interpreter reads them for a product as a thread would, not as tensor cores do, and
+        wants that ordered before the next copy.
+        """
+        if interpret:
+            plgpu.commit_smem()
         plgpu.barrier_arrive(self.empty.at[self._stage(turn)])
 
     @property

@@ -127,8 +127,8 @@ def _body(
         @pl.loop(start, end)
         def _(j):
             tokens = pl.ds(j * keys.block, keys.block)
-            k_feed.fill(j - start, k.at[b, tokens, head])
-            v_feed.fill(j - start, v.at[b, tokens, head])
+            k_feed.fill(j, k.at[b, tokens, head], first=start)
+            v_feed.fill(j, v.at[b, tokens, head], first=start)
 
     @pl.when(w < WARPGROUPS)
     def _compute():
@@ -141,17 +141,17 @@ def _body(
         plgpu.barrier_wait(q_full.at[w])
 
         def weigh(is_masked, j, peak_R, total_R, scores_RC):
-            k_feed.release(j - start)
+            k_feed.release(j, interpret=interpret)
             if is_masked:
                 scores_RC = masked(
                     *(scores_RC, visibility, places, b, first, j * keys.block), keys=k.shape[1]
                 )
             weighed = lax.optimization_barrier(new_weights(scores_RC, peak_R, total_R, factor))
-            v_feed.wait(j - start)
+            v_feed.wait(j)
             return weighed
 
         def begin():
-            (k_CH,) = k_feed.take(jnp.int32(0))
+            (k_CH,) = k_feed.take(start)
             scores_RC = blocks.product((q_WRH.at[w], transposed(k_CH)), interpret=interpret)
             weights_RC, peak_R, total_R, _ = weigh(
                 True, start, passes.row(ROWS, FAR), passes.row(ROWS, 0.0), scores_RC
@@ -160,24 +160,24 @@ def _body(
             return State(out_RH, rounded(weights_RC), peak_R, total_R)
 
         def step(is_masked, j, state):
-            (k_CH,), (v_CH,) = k_feed.take(j - start), v_feed.at(j - start - 1)
+            (k_CH,), (v_CH,) = k_feed.take(j), v_feed.at(j - 1)
             (weights_RC, peak_R, total_R, decay_R), out_RH = in_flight(
                 Product([(q_WRH.at[passes.anew(w)], transposed(k_CH))]),
                 Product([(state.weights_RC, v_CH)], state.out_RH),
                 uses=(functools.partial(weigh, is_masked, j, state.peak_R, state.total_R), kept),
                 interpret=interpret,
             )
-            v_feed.release(j - start - 1)
+            v_feed.release(j - 1, interpret=interpret)
             out_RH = registers(out_RH * on_rows(decay_R, out_RH.shape))
             return State(out_RH, rounded(weights_RC), peak_R, total_R)
 
         def attend():
             state = passes.through(around, start + 1, step, begin())
-            (v_CH,) = v_feed.at(end - 1 - start)
+            (v_CH,) = v_feed.at(end - 1)
             out_RH = blocks.product(
                 (state.weights_RC, v_CH), start=state.out_RH, interpret=interpret
             )
-            v_feed.release(end - 1 - start)
+            v_feed.release(end - 1, interpret=interpret)
             out_RH, found_R = passes.normalized(out_RH, state.peak_R, state.total_R)
             q_WRH[w] = rounded(out_RH)
             lse_WR[w] = found_R

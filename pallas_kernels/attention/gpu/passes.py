@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels.attention.gpu.ranges import RANGE
-from pallas_kernels.hopper.blocks import on_rows, registers
+from pallas_kernels.hopper.blocks import of_one_device, on_rows, registers
 
 LOG2E = math.log2(math.e)
 HIDDEN = 1e30  # log-sum-exp of a row that sees nothing: its weights are 0
@@ -57,7 +57,11 @@ def readers_of(heads: tuple[int, ...], kv_heads: int) -> Readers:
 
 def bounds(ranges_BIX, b, i):
     """Of `ranges.block_ranges` for one tile."""
-    return tuple(ranges_BIX[b, i, x] for x in range(RANGE))
+    return tuple(of_one_device(ranges_BIX[b, i, x]) for x in range(RANGE))
+
+
+def readers_between(readers: Readers, kv_head):
+    return tuple(of_one_device(readers.first_X[kv_head + x]) for x in (0, 1))
 
 
 def through(bounds, first, step, state):
@@ -70,11 +74,6 @@ def through(bounds, first, step, state):
     ):
         state = lax.fori_loop(begin, until, functools.partial(step, is_masked), state)
     return state
-
-
-def row_of(ref):
-    """A float32 vector of global memory that varies along the rows of an accumulator."""
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
 
 def zeros(*shape, dtype=jnp.float32):
