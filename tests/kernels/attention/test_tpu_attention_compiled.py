@@ -51,7 +51,7 @@ def test_a_window_costs_what_is_in_it():
 
 @pytest.mark.parametrize(("chip", "tokens"), [("v5e", 8192), ("v5p", 32768), ("tpu7x", 32768)])
 def test_compiles_forward_and_backward(chip, tokens):
-    """At 32768 tokens the backward takes the keys in parts; `make kernels-report` tries the rest."""
+    """At 32768 tokens the backward takes keys in parts. `make kernels-report` tries the rest."""
     shape = Shape(tokens=tokens, kv_head_of_query=(0, 0), kv_heads=1)
     found = row(shape, "forward+backward", chip)
     names = {x.name.split(".")[0] for x in found.program.kernels}
