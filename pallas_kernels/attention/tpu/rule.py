@@ -1,0 +1,160 @@
+"""The forward and the backward kernel put together: lists of steps, parts of keys, gradients."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels.attention.tpu import heads as grid_heads
+from pallas_kernels.attention.tpu.backward import backward
+from pallas_kernels.attention.tpu.blocks import BlockChoice
+from pallas_kernels.attention.tpu.call import Call, scalars_of
+from pallas_kernels.attention.tpu.forward import forward
+from pallas_kernels.attention.tpu.steps import KINDS, Do, Steps, list_steps, shares
+from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.varying import vary_alike
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is known while tracing, besides the arrays' shapes; T and S without padding."""
+
+    T: int
+    S: int
+    q_start: int | None
+    visibility: Visibility
+    kv_head_of_query: tuple[int, ...]
+    scale: float
+    choice: BlockChoice
+    interpret: Any
+
+    def __hash__(self):
+        return hash((self.T, self.S, self.q_start, self.visibility, self.kv_head_of_query))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+    """Output [B, T, N * H] and log-sum-exp [B, N, T]."""
+    return _rule_forward(settings, q_BTD, k_BSD, v_BSD, ids, starts)[0]
+
+
+def _rule_forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+    kernel = vmap_into_batch(functools.partial(_forward, settings))
+    out_BTD, totals_BN2T = kernel(q_BTD, k_BSD, v_BSD, ids, starts)
+    out_BTD = checkpoint_name(out_BTD, "attention_out")
+    totals_BN2T = checkpoint_name(totals_BN2T, "attention_lse")
+    top_BNT, total_BNT = totals_BN2T[:, :, 0], totals_BN2T[:, :, 1]
+    lse_BNT = jnp.where(total_BNT > 0, settings.scale * top_BNT + jnp.log(total_BNT), -jnp.inf)
+    return (out_BTD, lse_BNT), (q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, totals_BN2T)
+
+
+def _rule_backward(settings: Settings, saved, cotangents):
+    q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, totals_BN2T = saved
+    dout_BTD, dlse_BNT = cotangents
+    top_BNT, total_BNT = totals_BN2T[:, :, 0], totals_BN2T[:, :, 1]
+    sees_BNT = total_BNT > 0
+    log_BNT = jnp.log2(jnp.where(sees_BNT, total_BNT, 1.0))
+    rows_BN3T = jnp.stack([top_BNT, log_BNT, jnp.where(sees_BNT, dlse_BNT, 0.0)], axis=2)
+    gradients = vmap_into_batch(functools.partial(_backward, settings))
+    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
+    return *gradients(*arrays, ids, starts), None, None
+
+
+attend.defvjp(_rule_forward, _rule_backward)
+
+
+def _forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+    heads = grid_heads.in_order(settings.kv_head_of_query)
+    steps, call = _call(settings, settings.choice.forward, heads, q_BTD, k_BSD, ids, starts)
+    scalars = scalars_of(call, steps.words[:, 0], *_starts(settings, q_BTD, starts), 0)
+    return tuple(forward(scalars, _length(steps), q_BTD, k_BSD, v_BSD, _rows(ids), call=call))
+
+
+def _backward(settings: Settings, q, k, v, out, dout, rows_BN3T, ids, starts):
+    heads = grid_heads.by_kv_head(settings.kv_head_of_query)
+    blocks, parts = settings.choice.backward, settings.choice.parts
+    steps, call = _call(settings, blocks, heads, q, k, ids, starts, parts=parts)
+    arrays = (q, k, v, out, dout, rows_BN3T, _rows(ids))
+    first = _starts(settings, q, starts)
+    if parts == 1:
+        scalars = scalars_of(call, steps.words[:, 0], *first, 0)
+        dq, dk, dv = backward(scalars, _length(steps), *arrays, (), call=call)
+    else:
+        words_BPL = jnp.asarray(steps.words)
+
+        def of_part(sums, part):
+            words_BL = jax.lax.dynamic_index_in_dim(words_BPL, part, 1, keepdims=False)
+            scalars = scalars_of(call, words_BL, *first, part)
+            return tuple(backward(scalars, _length(steps, part), *arrays, sums, call=call)), None
+
+        dkeys = (*k.shape[:2], (max(heads.slots) + 1) * call.H)
+        sums = jnp.zeros(q.shape, jnp.float32), jnp.zeros(dkeys, k.dtype), jnp.zeros(dkeys, v.dtype)
+        (dq, dk, dv), _ = jax.lax.scan(of_part, vary_alike(q, *sums)[1:], jnp.arange(parts))
+        dq = dq.astype(q.dtype)
+    unread = functools.partial(_with_unread, settings.kv_head_of_query, k.shape[2] // call.H)
+    return dq, unread(dk), unread(dv)
+
+
+def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts: int = 1):
+    """The lists of steps and what the kernel is specialised to."""
+    q_start = starts[0] if starts else settings.q_start
+    steps = list_steps(
+        T=settings.T,
+        S=settings.S,
+        key_blocks=k_BSD.shape[1] // blocks.keys,
+        blocks=blocks,
+        visibility=settings.visibility,
+        q_start=q_start,
+        segments=Segments(*ids) if ids else None,
+        parts=parts,
+        every_query=parts == 1,
+    )
+    if isinstance(steps.words, np.ndarray):
+        kinds = tuple(kind for kind in KINDS if shares(steps)[kind])
+    else:
+        kinds = (Do.FULL, Do.MASKED)
+    call = Call(
+        blocks=blocks,
+        heads=heads,
+        visibility=settings.visibility,
+        kinds=kinds,
+        H=q_BTD.shape[2] // len(settings.kv_head_of_query),
+        key_count=settings.S,
+        part_blocks=k_BSD.shape[1] // (blocks.keys * parts),
+        steps=steps.words.shape[2],
+        own_lists=steps.words.shape[0] > 1,
+        segments=bool(ids),
+        scale=settings.scale,
+        interpret=settings.interpret,
+    )
+    return steps, call
+
+
+def _length(steps: Steps, part=0):
+    """The steps to walk; known while tracing where the lists are, so that the grid is too."""
+    known = isinstance(steps.words, np.ndarray)
+    return steps.words.shape[2] if known else steps.lengths[part]
+
+
+def _starts(settings: Settings, q_BTD, starts):
+    return starts or (jnp.full(q_BTD.shape[:1], settings.q_start, jnp.int32),)
+
+
+def _rows(ids):
+    """Segment ids as rows, [B, 1, T] and [B, 1, S]."""
+    return tuple(x[:, None] for x in ids)
+
+
+def _with_unread(kv_head_of_query, kv_heads: int, dkeys_BSD):
+    """Zeros for the KV heads that no query head reads, of [B, S, KV heads * H]."""
+    read = grid_heads.used(kv_head_of_query)
+    if len(read) == kv_heads:
+        return dkeys_BSD
+    of_read = dict(zip(read, jnp.split(dkeys_BSD, len(read), axis=2), strict=True))
+    nothing = jnp.zeros_like(of_read[read[0]])
+    return jnp.concatenate([of_read.get(head, nothing) for head in range(kv_heads)], axis=2)
