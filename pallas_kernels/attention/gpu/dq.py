@@ -127,23 +127,36 @@ def _body(
         plgpu.barrier_wait(full.at[w])
 
         def scores(j):
-            k_CH, v_CH = (x.take(j)[0] for x in (k_feed, v_feed))
+            if not keys.overlapped:
+                k_feed.wait(j)
+                v_feed.wait(j)
+            k_CH, v_CH = (x.at(j)[0] for x in (k_feed, v_feed))
             mine = passes.anew(w)
             return (
                 Product([(q_WRH.at[mine], transposed(k_CH))]),
                 Product([(dout_WRH.at[mine], transposed(v_CH))]),
             )
 
+        def await_next(feed, j, x):
+            """`x`, and a wait for the next block: the assembler moves nothing across it."""
+            if not keys.overlapped:
+                return x
+            x = lax.optimization_barrier(x)
+            pl.when(j + 1 < around[-1])(lambda: feed.wait(j + 1))
+            return x
+
         def weigh(is_masked, j, scores_RC):
             if is_masked:
                 scores_RC = masked(
                     *(scores_RC, visibility, places, b, first, j * keys.block), keys=k.shape[1]
                 )
-            return passes.weights(scores_RC, along(lse_WR, scores_RC.shape), scale)
+            weights_RC = passes.weights(scores_RC, along(lse_WR, scores_RC.shape), scale)
+            return await_next(k_feed, j, weights_RC)
 
         def errors(j, dweights_RC, weights_RC):
             v_feed.release(j, interpret=interpret)
-            return registers(weights_RC * (dweights_RC - along(delta_WR, weights_RC.shape)))
+            errors_RC = weights_RC * (dweights_RC - along(delta_WR, weights_RC.shape))
+            return await_next(v_feed, j, registers(errors_RC))
 
         def uses(is_masked, j):
             return functools.partial(weigh, is_masked, j), functools.partial(errors, j)
@@ -174,7 +187,8 @@ def _body(
             return finish(j, (dq_RH, rounded(errors_RC)))
 
         def chained():
-            around = passes.bounds(ranges, b, i)  # again: registers are few
+            k_feed.wait(start)
+            v_feed.wait(start)
             return finish(around[-1] - 1, passes.through(around, start + 1, step, begin()))
 
         zero, around = passes.zeros(*q_RH.shape), passes.bounds(ranges, b, i)
