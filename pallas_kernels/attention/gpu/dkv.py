@@ -151,9 +151,15 @@ def _body(
                 [(rows_WRH.at[place(x)], transposed(other_PCH.at[x])) for x in range(parts)]
             )
 
+        def await_next(turn, x):
+            """`x`, and a wait for the next queries: the assembler moves nothing across it."""
+            x = lax.optimization_barrier(x)
+            pl.when(turn + 1 < turns)(lambda: q_feed.wait(turn + 1))
+            return x
+
         def step(is_masked, j, state):
             dk_RH, dv_RH, turn = state
-            (q_PCH, lse_C), (dout_PCH, delta_C) = q_feed.take(turn), dout_feed.take(turn)
+            (q_PCH, lse_C), (dout_PCH, delta_C) = q_feed.at(turn), dout_feed.take(turn)
             column = lambda ref: on_columns(blocks.column_vector(ref), (ROWS, queries.block))
 
             def weigh(scores_RC):
@@ -163,7 +169,8 @@ def _body(
                         keys=k.shape[1],
                         keys_on_rows=True,
                     )
-                return passes.weights(scores_RC, column(lse_C), scale)
+                weights_RC = passes.weights(scores_RC, column(lse_C), scale)
+                return await_next(turn, weights_RC)
 
             def errors(dweights_RC, weights_RC):
                 return registers(weights_RC * (dweights_RC - column(delta_C)))
@@ -189,6 +196,9 @@ def _body(
             return passes.through(around, around[0], step, state)
 
         zero = passes.zeros(ROWS, width)
+        start, *_, end = passes.bounds(ranges, b, i)
+        turns = (last - first) * (end - start)
+        pl.when(turns > 0)(lambda: q_feed.wait(jnp.int32(0)))
         dk_RH, dv_RH, _ = lax.fori_loop(first, last, head, (zero, zero, jnp.int32(0)))
         if parts > 1:  # both warpgroups read what both overwrite
             plgpu.barrier_arrive(done)
