@@ -5,8 +5,9 @@ import numpy as np
 
 from pallas_kernels.attention.decode import decode_reference
 from pallas_kernels.attention.gpu.blocks import ROWS, DecodeBlocks, choose_decode_blocks
-from pallas_kernels.attention.gpu.op import check_arrays, with_positive_scale
+from pallas_kernels.attention.gpu.op import check_arrays
 from pallas_kernels.attention.merge import merge
+from pallas_kernels.attention.positive_scale import with_positive_scale
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.hopper.machine import check_machine, interpreter
 from pallas_kernels.reference_gradient import with_gradient_of

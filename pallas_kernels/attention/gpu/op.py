@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention.gpu.blocks import HEAD_DIMS, TILE, Blocks, choose_blocks
+from pallas_kernels.attention.positive_scale import with_positive_scale
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.hopper.machine import check_machine, interpreter
@@ -71,13 +72,6 @@ def check_arrays(**arrays) -> None:
             raise NotImplementedError(
                 f"the head dimension of {name} is {x.shape[-1]}; {HEAD_DIMS} are accepted"
             )
-
-
-def with_positive_scale(q, scale: float):
-    """Other queries and scale with the same scores: the kernels take no other."""
-    if scale == 0:
-        return jnp.zeros_like(q), 1.0
-    return (q, scale) if scale > 0 else (-q, -scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.positive_scale import with_positive_scale
 from pallas_kernels.attention.tpu.blocks import LANES, BlockChoice, choose_blocks
 from pallas_kernels.attention.tpu.rule import Settings, attend
 from pallas_kernels.attention.tpu.steps import MAX_BLOCKS
@@ -41,8 +42,7 @@ def attention_tpu(
     _check(q_BTNH, k_BSKH, v_BSKH, interpret)
     B, T, N, H = q_BTNH.shape
     S = k_BSKH.shape[1]
-    if scale <= 0:
-        q_BTNH, scale = (-q_BTNH, -scale) if scale else (0 * q_BTNH, 1.0)
+    q_BTNH, scale = with_positive_scale(q_BTNH, scale)
     if choice is None:
         choice = choose_blocks(
             T=T,
