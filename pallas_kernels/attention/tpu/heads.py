@@ -31,12 +31,25 @@ def in_order(kv_head_of_query: tuple[int, ...]) -> Heads:
 
 
 def by_kv_head(kv_head_of_query: tuple[int, ...]) -> Heads:
-    """Heads of one KV head side by side: a group each if they are equally many, else one group."""
+    """Heads of one KV head side by side, in as many groups of equal size as hold them together."""
     N = len(kv_head_of_query)
-    order = sorted(range(N), key=lambda n: kv_head_of_query[n])
-    counts = {kv_head_of_query.count(head) for head in kv_head_of_query}
-    groups = N // counts.pop() if len(counts) == 1 else 1
-    return _heads(groups, order, kv_head_of_query)
+    sizes = (size for size in range(1, N + 1) if N % size == 0)
+    groups = next(filter(None, (_groups(kv_head_of_query, size) for size in sizes)))
+    return _heads(len(groups), sum(groups, []), kv_head_of_query)
+
+
+def _groups(kv_head_of_query, size: int) -> list[list[int]] | None:
+    """Groups of `size` query heads, or None where the first places found leave some open."""
+    readers = {kv: [] for kv in used(kv_head_of_query)}
+    for query, kv in enumerate(kv_head_of_query):
+        readers[kv].append(query)
+    groups = [[] for _ in range(len(kv_head_of_query) // size)]
+    for queries in sorted(readers.values(), key=len, reverse=True):
+        group = next((x for x in groups if len(x) + len(queries) <= size), None)
+        if group is None:
+            return None
+        group += queries
+    return groups
 
 
 def used(kv_head_of_query: tuple[int, ...]) -> tuple[int, ...]:

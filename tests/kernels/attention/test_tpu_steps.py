@@ -165,11 +165,25 @@ def test_blocks_that_do_not_fit_together_are_refused():
         Blocks(queries=128, keys=320, chain=128, piece=128, skew=1.0)
 
 
-def test_query_heads_of_a_kv_head_stand_side_by_side():
-    assert by_kv_head((0, 0, 1, 1)).groups == 2
-    uneven = by_kv_head((5, 2, 2, 0))
-    assert uneven.groups == 1
-    assert uneven.query_heads == (3, 1, 2, 0)
-    assert uneven.kv_heads == (0, 2, 2, 5)
-    assert uneven.slots == (0, 1, 1, 2)
-    assert in_order((5, 2, 2, 0)).kv_heads == (5, 2, 2, 0)
+@pytest.mark.parametrize(
+    ("kv_head_of_query", "groups"),
+    [
+        ((0, 0, 1, 1), [[0, 1], [2, 3]]),
+        ((0, 1, 2), [[0], [1], [2]]),
+        ((5, 2, 2, 0), [[1, 2], [3, 0]]),
+        ((0, 0, 0, 1), [[0, 1, 2, 3]]),
+        ((1, 1, 1), [[0, 1, 2]]),
+    ],
+)
+def test_query_heads_of_a_kv_head_stay_in_one_group(kv_head_of_query, groups):
+    heads = by_kv_head(kv_head_of_query)
+    assert heads.groups == len(groups)
+    assert heads.query_heads == tuple(sum(groups, []))
+    assert heads.kv_heads == tuple(kv_head_of_query[n] for n in heads.query_heads)
+    read = sorted(set(kv_head_of_query))
+    assert [read[slot] for slot in heads.slots] == list(heads.kv_heads)
+
+
+def test_heads_in_order_are_groups_of_one():
+    heads = in_order((5, 2, 2, 0))
+    assert (heads.groups, heads.query_heads, heads.kv_heads) == (4, (0, 1, 2, 3), (5, 2, 2, 0))
