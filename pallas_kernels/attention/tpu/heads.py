@@ -35,7 +35,7 @@ def by_kv_head(kv_head_of_query: tuple[int, ...]) -> Heads:
     N = len(kv_head_of_query)
     sizes = (size for size in range(1, N + 1) if N % size == 0)
     groups = next(filter(None, (_groups(kv_head_of_query, size) for size in sizes)))
-    return _heads(len(groups), sum(groups, []), kv_head_of_query)
+    return _heads(len(groups), [n for group in groups for n in group], kv_head_of_query)
 
 
 def _groups(kv_head_of_query, size: int) -> list[list[int]] | None:

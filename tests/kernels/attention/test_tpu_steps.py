@@ -178,7 +178,7 @@ def test_blocks_that_do_not_fit_together_are_refused():
 def test_query_heads_of_a_kv_head_stay_in_one_group(kv_head_of_query, groups):
     heads = by_kv_head(kv_head_of_query)
     assert heads.groups == len(groups)
-    assert heads.query_heads == tuple(sum(groups, []))
+    assert heads.query_heads == tuple(n for group in groups for n in group)
     assert heads.kv_heads == tuple(kv_head_of_query[n] for n in heads.query_heads)
     read = sorted(set(kv_head_of_query))
     assert [read[slot] for slot in heads.slots] == list(heads.kv_heads)
