@@ -16,7 +16,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-DELTA_RULE, LOAD_EXPORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+KERNELS, LOAD_EXPORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
     "select": ["settings.pairs=6"],
     "transfer": [f"stages.{stage}.steps=2" for stage in ("align", "distill", "finetune")],
@@ -54,10 +54,10 @@ def test_the_readmes_python_loads_the_export(checkout):
     assert done.stdout.strip().endswith("HydraHeadForCausalLM"), done.stderr
 
 
-def test_the_readmes_delta_rule_runs(checkout):
-    code = DELTA_RULE + "print(out_BTNP.shape, state_BNHP.shape)"
+def test_the_readmes_kernels_run(checkout):
+    code = KERNELS + "print(out_BTNP.shape, state_BNHP.shape, out_BTNH.shape)"
     done = run([sys.executable, "-c", code], checkout)
-    assert done.stdout == "(1, 1000, 4, 64) (1, 4, 64, 64)\n", done.stderr
+    assert done.stdout == "(1, 1000, 4, 64) (1, 4, 64, 64) (1, 1000, 3, 64)\n", done.stderr
 
 
 def test_the_make_targets_of_the_readme_exist():
