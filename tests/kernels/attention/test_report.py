@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention.tpu import op as tpu_op
+from pallas_kernels.attention.tpu import rule
 from pallas_kernels.hardware_free.memory import Memory
 from pallas_kernels.hardware_free.tpu import compile_for_tpu
 from pallas_kernels.report import __main__ as command
@@ -84,8 +85,8 @@ def test_shares_are_those_of_the_lists_that_the_kernels_get(heads, window, passe
         lists.append(tpu_list(**arguments))
         return lists[-1]
 
-    tpu_list = tpu_op.list_steps
-    monkeypatch.setattr(tpu_op, "list_steps", listed)
+    tpu_list = rule.list_steps
+    monkeypatch.setattr(rule, "list_steps", listed)
     monkeypatch.setattr(tpu_op, "_check", lambda *arrays: None)
     fn, arguments = attention.program(shape, "tpu", passes)
 
