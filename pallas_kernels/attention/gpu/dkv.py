@@ -119,22 +119,11 @@ def _body(
 
     @pl.when(w == WARPGROUPS)
     def _copy():
-        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
-        start, *_, end = passes.bounds(ranges, b, i)
-        first, last = passes.readers_between(readers, kv_head)
-
-        @pl.loop(first, last)
-        def _(x):
-            head = readers.order_N[x]
-
-            @pl.loop(start, end)
-            def _(j):
-                turn = (x - first) * (end - start) + j - start
-                tokens = pl.ds(j * queries.block, queries.block)
-                columns = [pl.ds(part * width, width) for part in range(parts)]
-                of = lambda matrix: [matrix.at[b, tokens, head, column] for column in columns]
-                q_feed.fill(turn, of(q), saved.lse_BNT.at[b, head, tokens])
-                dout_feed.fill(turn, of(dout), saved.delta_BNT.at[b, head, tokens])
+        columns = [pl.ds(part * width, width) for part in range(parts)]
+        feeds = (q_feed, dout_feed)
+        _bring_queries(
+            q, dout, saved, feeds, readers, ranges, (b, kv_head, i), queries.block, columns
+        )
 
     @pl.when(w < WARPGROUPS)
     def _compute():
@@ -151,12 +140,6 @@ def _body(
                 [(rows_WRH.at[place(x)], transposed(other_PCH.at[x])) for x in range(parts)]
             )
 
-        def await_next(turn, x):
-            """`x`, and a wait for the next queries: the assembler moves nothing across it."""
-            x = lax.optimization_barrier(x)
-            pl.when(turn + 1 < turns)(lambda: q_feed.wait(turn + 1))
-            return x
-
         def step(is_masked, j, state):
             dk_RH, dv_RH, turn = state
             (q_PCH, lse_C), (dout_PCH, delta_C) = q_feed.at(turn), dout_feed.take(turn)
@@ -170,7 +153,8 @@ def _body(
                         keys_on_rows=True,
                     )
                 weights_RC = passes.weights(scores_RC, column(lse_C), scale)
-                return await_next(turn, weights_RC)
+                more = turn + 1 < turns
+                return passes.ahead(weights_RC, more, lambda: q_feed.wait(turn + 1))
 
             def errors(dweights_RC, weights_RC):
                 return registers(weights_RC * (dweights_RC - column(delta_C)))
@@ -206,3 +190,24 @@ def _body(
         k_WRH[w], v_WRH[w] = rounded(dk_RH * scale), rounded(dv_RH)
         blocks.copy_out((k_WRH.at[w], dk.at[own]), (v_WRH.at[w], dv.at[own]))
         plgpu.wait_smem_to_gmem(0)
+
+
+def _bring_queries(q, dout, saved: Saved, feeds, readers, ranges, at, block: int, columns) -> None:
+    """The copying warpgroup: queries and cotangents of all heads that read the KV head."""
+    plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
+    q_feed, dout_feed = feeds
+    b, kv_head, i = at
+    start, *_, end = passes.bounds(ranges, b, i)
+    first, last = passes.readers_between(readers, kv_head)
+
+    @pl.loop(first, last)
+    def _(x):
+        head = readers.order_N[x]
+
+        @pl.loop(start, end)
+        def _(j):
+            turn = (x - first) * (end - start) + j - start
+            tokens = pl.ds(j * block, block)
+            of = lambda matrix: [matrix.at[b, tokens, head, column] for column in columns]
+            q_feed.fill(turn, of(q), saved.lse_BNT.at[b, head, tokens])
+            dout_feed.fill(turn, of(dout), saved.delta_BNT.at[b, head, tokens])

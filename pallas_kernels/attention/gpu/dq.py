@@ -16,7 +16,6 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention.gpu import passes
 from pallas_kernels.attention.gpu.blocks import (
     COMPUTE_REGISTERS,
-    COPY_REGISTERS,
     ROWS,
     TILE,
     WARPGROUPS,
@@ -101,14 +100,8 @@ def _body(
 
     @pl.when(w == WARPGROUPS)
     def _copy():
-        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
-        head, (start, *_, end) = heads[n], passes.bounds(ranges, b, i)
-
-        @pl.loop(start, end)
-        def _(j):
-            tokens = pl.ds(j * keys.block, keys.block)
-            k_feed.fill(j, k.at[b, tokens, head], first=start)
-            v_feed.fill(j, v.at[b, tokens, head], first=start)
+        feeds = (k_feed, v_feed)
+        passes.bring_keys(k, v, feeds, heads, ranges, (b, n, i), block=keys.block)
 
     @pl.when(w < WARPGROUPS)
     def _compute():
@@ -138,12 +131,8 @@ def _body(
             )
 
         def await_next(feed, j, x):
-            """`x`, and a wait for the next block: the assembler moves nothing across it."""
-            if not keys.overlapped:
-                return x
-            x = lax.optimization_barrier(x)
-            pl.when(j + 1 < around[-1])(lambda: feed.wait(j + 1))
-            return x
+            more = j + 1 < around[-1]
+            return passes.ahead(x, more, lambda: feed.wait(j + 1)) if keys.overlapped else x
 
         def weigh(is_masked, j, scores_RC):
             if is_masked:

@@ -17,7 +17,6 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention.gpu import passes
 from pallas_kernels.attention.gpu.blocks import (
     COMPUTE_REGISTERS,
-    COPY_REGISTERS,
     ROWS,
     TILE,
     WARPGROUPS,
@@ -121,14 +120,8 @@ def _body(
 
     @pl.when(w == WARPGROUPS)
     def _copy():
-        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
-        head, start, end = heads[n], ranges[b, i, 0], ranges[b, i, 3]
-
-        @pl.loop(start, end)
-        def _(j):
-            tokens = pl.ds(j * keys.block, keys.block)
-            k_feed.fill(j, k.at[b, tokens, head], first=start)
-            v_feed.fill(j, v.at[b, tokens, head], first=start)
+        feeds = (k_feed, v_feed)
+        passes.bring_keys(k, v, feeds, heads, ranges, (b, n, i), block=keys.block)
 
     @pl.when(w < WARPGROUPS)
     def _compute():

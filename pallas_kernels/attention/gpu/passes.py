@@ -9,7 +9,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 
+from pallas_kernels.attention.gpu.blocks import COPY_REGISTERS
 from pallas_kernels.attention.gpu.ranges import RANGE
 from pallas_kernels.hopper.blocks import of_one_device, on_rows, registers
 
@@ -74,6 +76,31 @@ def through(bounds, first, step, state):
     ):
         state = lax.fori_loop(begin, until, functools.partial(step, is_masked), state)
     return state
+
+
+def bring_keys(k, v, feeds, heads, ranges, at, *, block: int) -> None:
+    """The copying warpgroup of a program with a tile of queries: keys and values of its range.
+
+    Args:
+      feeds: of keys and of values.
+      at: batch row, query head, tile.
+    """
+    plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
+    b, n, i = at
+    head, (start, *_, end) = heads[n], bounds(ranges, b, i)
+
+    @pl.loop(start, end)
+    def _(j):
+        tokens = pl.ds(j * block, block)
+        for source, feed in zip((k, v), feeds, strict=True):
+            feed.fill(j, source.at[b, tokens, head], first=start)
+
+
+def ahead(x, is_more, wait):
+    """`x`, and a wait for the next block: the assembler moves nothing across it."""
+    x = lax.optimization_barrier(x)
+    pl.when(is_more)(wait)
+    return x
 
 
 def zeros(*shape, dtype=jnp.float32):
