@@ -3,14 +3,16 @@
 import jax
 
 
-def vary_alike(*arrays) -> tuple:
-    """The arrays, all said to vary over the mesh axes that any of them varies over."""
+def vary_alike(*trees) -> tuple:
+    """The trees of arrays, all said to vary over the mesh axes that any array varies over."""
+    arrays, structure = jax.tree.flatten(trees)
     axes = _axes(arrays)
     missing = [tuple(axes - jax.typeof(x).manual_axis_type.varying) for x in arrays]
-    return tuple(
+    varying = [
         jax.lax.pcast(x, names, to="varying") if names else x
         for x, names in zip(arrays, missing, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(structure, varying)
 
 
 def array_type(shape, dtype, *, like) -> jax.ShapeDtypeStruct:

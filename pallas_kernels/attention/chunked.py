@@ -68,9 +68,8 @@ def attention_chunked(
         scale=scale,
         block=block or choose_block(q_BTNH.shape[0] * q_BTNH.shape[2]),
     )
-    arrays = (q_BTNH, k_BSKH, v_BSKH, jnp.asarray(q_start, jnp.int32), *(segments or ()))
-    q_BTNH, k_BSKH, v_BSKH, start, *ids = vary_alike(*arrays)
-    return _attention(settings, q_BTNH, k_BSKH, v_BSKH, start, Segments(*ids) if ids else None)
+    start = jnp.asarray(q_start, jnp.int32)
+    return _attention(settings, *vary_alike(q_BTNH, k_BSKH, v_BSKH, start, segments))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

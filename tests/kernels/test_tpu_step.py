@@ -83,7 +83,7 @@ def test_what_it_cannot_take_is_told(case, message):
 
 
 def test_without_a_tpu_it_says_so():
-    with pytest.raises(NotImplementedError, match="the device is cpu; the kernel runs on TPU"):
+    with pytest.raises(NotImplementedError, match="the device is cpu; the kernels run on TPU"):
         gated_delta_step(*step_inputs(CASES[0]), implementation="tpu")
 
 

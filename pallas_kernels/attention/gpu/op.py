@@ -59,8 +59,7 @@ def attention_gpu(
         interpret=interpreter(interpret),
     )
     q_start_B = jnp.broadcast_to(jnp.asarray(q_start, jnp.int32), q_BTNH.shape[:1])
-    arrays, tree = jax.tree.flatten((q_BTNH, k_BSKH, v_BSKH, q_start_B, segments))
-    return _attention(settings, *jax.tree.unflatten(tree, vary_alike(*arrays)))
+    return _attention(settings, *vary_alike(q_BTNH, k_BSKH, v_BSKH, q_start_B, segments))
 
 
 def check_arrays(**arrays) -> None:

@@ -16,6 +16,7 @@ from pallas_kernels.attention.tpu.heads import used
 from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.reference_gradient import with_gradient_of
 from pallas_kernels.target import target
+from pallas_kernels.tpu_devices import check_device, check_dtypes
 from pallas_kernels.varying import array_type
 
 DTYPES = (jnp.bfloat16, jnp.float32)
@@ -43,8 +44,7 @@ def attention_decode_tpu(
     Raises:
       NotImplementedError: another device, dtype or head dimension than the kernel is for.
     """
-    device = target(q_BNH)
-    _check(q_BNH, k_BSKH, v_BSKH, device, interpret)
+    _check(q_BNH, k_BSKH, v_BSKH, interpret)
     B, S, K, H = k_BSKH.shape
     if blocks is None:
         blocks = choose_decode_blocks(
@@ -54,7 +54,7 @@ def attention_decode_tpu(
             kv_heads_read=len(used(kv_head_of_query)),
             H=H,
             dtype=k_BSKH.dtype,
-            device_kind=device.device_kind,
+            device_kind=target(q_BNH).device_kind,
         )
     return _decode(
         q_BNH,
@@ -70,17 +70,9 @@ def attention_decode_tpu(
     )
 
 
-def _check(q_BNH, k_BSKH, v_BSKH, device, interpret) -> None:
-    if not interpret and device.platform != "tpu":
-        raise NotImplementedError(
-            f"the device is {device.device_kind}; the kernel runs on TPU, or anywhere with "
-            "interpret=True"
-        )
-    dtypes = {str(x.dtype) for x in (q_BNH, k_BSKH, v_BSKH)}
-    if dtypes not in ({"bfloat16"}, {"float32"}):
-        raise NotImplementedError(
-            f"q, k and v are {', '.join(sorted(dtypes))}; all bfloat16 or all float32 are accepted"
-        )
+def _check(q_BNH, k_BSKH, v_BSKH, interpret) -> None:
+    check_device(q_BNH, interpret)
+    check_dtypes(q_BNH, k_BSKH, v_BSKH)
     if q_BNH.shape[-1] not in HEAD_DIMS:
         raise NotImplementedError(
             f"the head dimension is {q_BNH.shape[-1]}; {HEAD_DIMS} are accepted"

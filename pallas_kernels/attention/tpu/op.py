@@ -1,6 +1,5 @@
 """The TPU implementation of softmax attention: what it accepts, as its kernels want it."""
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.positive_scale import with_positive_scale
@@ -9,6 +8,7 @@ from pallas_kernels.attention.tpu.rule import Settings, attend
 from pallas_kernels.attention.tpu.steps import MAX_BLOCKS
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.target import target
+from pallas_kernels.tpu_devices import check_device, check_dtypes
 from pallas_kernels.varying import vary_alike
 
 MAX_HEAD_DIM = 256
@@ -73,24 +73,15 @@ def attention_tpu(
         ids = _fill(segments.queries_BT, 1, queries), _fill(segments.keys_BS, 1, keys)
     if settings.q_start is None:
         starts = (jnp.broadcast_to(q_start, (B,)).astype(jnp.int32),)
-    *arrays, ids, starts = _vary_alike(*arrays, ids, starts)
+    *arrays, ids, starts = vary_alike(*arrays, ids, starts)
     out_BTD, lse_BNT = attend(settings, *arrays, ids, starts)
     out_BTNH = out_BTD.reshape(B, queries, N, -1)[:, :T, :, :H]
     return out_BTNH, jnp.swapaxes(lse_BNT[:, :, :T], 1, 2)
 
 
 def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
-    device = target(q_BTNH)
-    if not interpret and device.platform != "tpu":
-        raise NotImplementedError(
-            f"the device is {device.device_kind}; the kernels run on TPU, or anywhere with "
-            "interpret=True"
-        )
-    dtypes = {str(x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH)}
-    if dtypes not in ({"bfloat16"}, {"float32"}):
-        raise NotImplementedError(
-            f"q, k and v are {', '.join(sorted(dtypes))}; all bfloat16 or all float32 are accepted"
-        )
+    check_device(q_BTNH, interpret)
+    check_dtypes(q_BTNH, k_BSKH, v_BSKH)
     if q_BTNH.shape[-1] > MAX_HEAD_DIM:
         raise NotImplementedError(
             f"the head dimension is {q_BTNH.shape[-1]}; at most {MAX_HEAD_DIM} is accepted"
@@ -111,8 +102,3 @@ def _fill(x, axis: int, size: int):
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, widths) if widths[axis][1] else x
-
-
-def _vary_alike(*trees):
-    leaves, structure = jax.tree.flatten(trees)
-    return jax.tree.unflatten(structure, vary_alike(*leaves))

@@ -15,6 +15,7 @@ from pallas_kernels.gated_delta.tpu.forward import forward
 from pallas_kernels.gated_delta.tpu.gates import chunk_gates, gate_gradients
 from pallas_kernels.gated_delta.tpu.layout import Layout
 from pallas_kernels.target import target
+from pallas_kernels.tpu_devices import check_device, check_dtypes
 from pallas_kernels.varying import vary_alike
 
 MAX_HEAD_DIM = 256
@@ -83,17 +84,8 @@ def gated_delta_tpu(
 
 
 def _check(q_BTKH, k_BTKH, v_BTNP, interpret) -> None:
-    device = target(q_BTKH)
-    if not interpret and device.platform != "tpu":
-        raise NotImplementedError(
-            f"the device is {device.device_kind}; the kernels run on TPU, or anywhere with "
-            "interpret=True"
-        )
-    dtypes = {str(x.dtype) for x in (q_BTKH, k_BTKH, v_BTNP)}
-    if dtypes not in ({"bfloat16"}, {"float32"}):
-        raise NotImplementedError(
-            f"q, k and v are {', '.join(sorted(dtypes))}; all bfloat16 or all float32 are accepted"
-        )
+    check_device(q_BTKH, interpret)
+    check_dtypes(q_BTKH, k_BTKH, v_BTNP)
     for name, size in (("q and k", q_BTKH.shape[-1]), ("v", v_BTNP.shape[-1])):
         if size > MAX_HEAD_DIM:
             raise NotImplementedError(

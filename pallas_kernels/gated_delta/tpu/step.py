@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.gated_delta.reference import gated_delta_step_reference
 from pallas_kernels.gated_delta.step_kernels import check_arrays
 from pallas_kernels.reference_gradient import with_gradient_of
-from pallas_kernels.target import target
+from pallas_kernels.tpu_devices import check_device
 from pallas_kernels.varying import array_type
 
 MAX_HEADS = 16
@@ -28,12 +28,7 @@ def gated_delta_step_tpu(
     Raises:
       NotImplementedError: another device, dtype or head dimension than the kernel is for.
     """
-    device = target(q_BKH)
-    if not interpret and device.platform != "tpu":
-        raise NotImplementedError(
-            f"the device is {device.device_kind}; the kernel runs on TPU, or anywhere with "
-            "interpret=True"
-        )
+    check_device(q_BKH, interpret)
     check_arrays(q=q_BKH, k=k_BKH, v=v_BNP)
     arrays = (q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP)
     return _call(*arrays, scale=scale, interpret=interpret)

@@ -168,5 +168,5 @@ def test_what_the_tpu_kernel_cannot_take_is_told(size, dtype, message):
 
 
 def test_without_a_tpu_it_says_so():
-    with pytest.raises(NotImplementedError, match="the device is cpu; the kernel runs on TPU"):
+    with pytest.raises(NotImplementedError, match="the device is cpu; the kernels run on TPU"):
         decode("tpu", CASES[0], False)(*step_inputs(CASES[0]))
