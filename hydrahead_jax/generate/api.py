@@ -11,6 +11,7 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.generate.decode import decode
 from hydrahead_jax.generate.prefill import prefill
 from hydrahead_jax.generate.sampling import Sampling
+from hydrahead_jax.mixers import HeadEdit
 
 _ROUND = 32
 
@@ -28,6 +29,7 @@ def generate(
     stop_token: int | None = None,
     prefill_chunk: int | None = None,
     beyond_trained_length: bool = False,
+    edits: dict[int, HeadEdit] | None = None,
 ) -> list[list[int]]:
     """Continues every prompt by up to `max_new_tokens` tokens.
 
@@ -46,6 +48,8 @@ def generate(
       stop_token: ends a continuation, and is not part of it.
       prefill_chunk: prompt tokens a pass; bounds memory. All at once if None.
       beyond_trained_length: allow more tokens than `config.max_length`.
+      edits: layer -> head outputs to replace at every token, values [1, 1, N, H]. One compiled
+        function serves all edits of the same layers.
 
     Raises:
       UserError: an empty prompt, an unknown token id, more tokens than the model was trained for,
@@ -63,6 +67,7 @@ def generate(
         tokens_BT,
         segment_ids_BT,
         jax.random.key(seed),
+        edits,
         steps=max_new_tokens,
         sampling=sampling,
         stop_token=stop_token,
@@ -72,13 +77,23 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "steps", "sampling", "stop_token", "chunk"))
-def _run(config, params, tokens_BT, segment_ids_BT, key, *, steps, sampling, stop_token, chunk):
+def _run(
+    config, params, tokens_BT, segment_ids_BT, key, edits, *, steps, sampling, stop_token, chunk
+):
     capacity = tokens_BT.shape[1] + steps
     logits_BV, cache = prefill(
-        config, params, tokens_BT, segment_ids_BT, capacity=capacity, chunk=chunk
+        config, params, tokens_BT, segment_ids_BT, capacity=capacity, chunk=chunk, edits=edits
     )
     return decode(
-        config, params, logits_BV, cache, key, steps=steps, sampling=sampling, stop_token=stop_token
+        config,
+        params,
+        logits_BV,
+        cache,
+        key,
+        steps=steps,
+        sampling=sampling,
+        stop_token=stop_token,
+        edits=edits,
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from hydrahead_jax.cache import Cache, init_cache
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.models import merge
 
 
@@ -16,6 +17,7 @@ def prefill(
     *,
     capacity: int,
     chunk: int | None = None,
+    edits: dict[int, HeadEdit] | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs prompts that are padded on the left.
 
@@ -27,6 +29,7 @@ def prefill(
       capacity: tokens that the cache has room for.
       chunk: tokens a pass, which bounds the memory of attention scores; all at once if None. It
         must divide T.
+      edits: made at every token, see `generate`.
 
     Returns:
       The logits after the last token, float32 [B, V], and the cache.
@@ -35,12 +38,12 @@ def prefill(
     model = merge(config, params)
     cache = init_cache(config, B, capacity, params["w_embed_VD"].dtype)
     if chunk is None or chunk >= T:
-        output = model(tokens_BT, segment_ids_BT=segment_ids_BT, cache=cache)
+        output = model(tokens_BT, segment_ids_BT=segment_ids_BT, cache=cache, edits=edits)
         return model.logits(output.hidden_BTD[:, -1]), output.cache
 
     def step(cache, inputs):
         tokens_BC, segment_ids_BC = inputs
-        output = model(tokens_BC, segment_ids_BT=segment_ids_BC, cache=cache)
+        output = model(tokens_BC, segment_ids_BT=segment_ids_BC, cache=cache, edits=edits)
         return output.cache, output.hidden_BTD[:, -1]
 
     split = lambda x_BT: jnp.moveaxis(x_BT.reshape(B, T // chunk, chunk), 1, 0)

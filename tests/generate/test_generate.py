@@ -1,12 +1,14 @@
 """Continuations of ragged prompts."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.generate import api, generate
+from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.models import merge
-from tests.models.toy import MODELS, TEACHER, B, T, hidden, params_of
+from tests.models.toy import MODELS, TEACHER, B, H, N, T, hidden, params_of
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
 NEW = 6
@@ -17,18 +19,44 @@ def run(name: str = "teacher", prompts=PROMPTS, **settings):
     return generate(MODELS[name], params_of(name), prompts, max_new_tokens=NEW, **settings)
 
 
-@pytest.mark.parametrize("name", ["teacher", HYBRID])
-def test_greedy_takes_the_most_likely_token_of_the_full_forward(name):
-    replies = run(name)
+def most_likely(name: str, replies, edits=None) -> list[list[int]]:
+    """What one forward over prompts and replies predicts at the places of the replies."""
     tokens_BT, ids_BT = np.zeros((2, B, T), np.int32)
     for row, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
         length = len(prompt) + NEW
         tokens_BT[row, :length], ids_BT[row, :length] = prompt + reply, 1
-    hidden_BTD, _ = hidden(MODELS[name], params_of(name), tokens_BT, ids_BT)
+    hidden_BTD, _ = hidden(MODELS[name], params_of(name), tokens_BT, ids_BT, edits)
     best_BT = np.argmax(merge(MODELS[name], params_of(name)).logits(hidden_BTD), axis=-1)
-    for row, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
-        last = len(prompt) - 1
-        assert best_BT[row, last : last + NEW].tolist() == reply
+    starts = [len(prompt) - 1 for prompt in PROMPTS]
+    return [best_BT[row, at : at + NEW].tolist() for row, at in enumerate(starts)]
+
+
+@pytest.mark.parametrize("name", ["teacher", HYBRID])
+def test_greedy_takes_the_most_likely_token_of_the_full_forward(name):
+    replies = run(name)
+    assert most_likely(name, replies) == replies
+
+
+def edits_of(name: str, removed: tuple[int, ...]) -> dict[int, HeadEdit]:
+    """The same heads of every layer put out a constant."""
+    mask_BN = jnp.zeros((1, N)).at[0, jnp.array(removed)].set(1.0)
+    value_BTNH = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, N, H)), jnp.float32)
+    return dict.fromkeys(range(MODELS[name].layers), HeadEdit(mask_BN, value_BTNH))
+
+
+@pytest.mark.parametrize("name", ["teacher", HYBRID])
+def test_edits_hold_for_every_token_of_the_prompt_and_of_the_reply(name):
+    plain, compiled = run(name), None
+    for removed in ((0, 1), (2, 3)):
+        edits = edits_of(name, removed)
+        replies = run(name, prefill_chunk=4, edits=edits)
+        spread = lambda edit: HeadEdit(
+            jnp.broadcast_to(edit.mask_BN, (B, N)), jnp.broadcast_to(edit.value_BTNH, (B, T, N, H))
+        )
+        full = {layer: spread(edit) for layer, edit in edits.items()}
+        assert most_likely(name, replies, full) == replies != plain
+        compiled = compiled or api._run._cache_size()
+    assert api._run._cache_size() == compiled
 
 
 @pytest.mark.parametrize("name", ["teacher", HYBRID])
