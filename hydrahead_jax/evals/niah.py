@@ -39,19 +39,19 @@ class NeedleDocument(NamedTuple):
     asked: np.ndarray
 
 
+def has_needle_symbols(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has both key and value symbols."""
+    return all(map(len, _symbols(tokenizer)))
+
+
 def needle_symbols(tokenizer: Tokenizer) -> NeedleSymbols:
     """The key and value symbols of a tokenizer.
 
     Raises:
       UserError: it has none.
     """
-    vocabulary = tokenizer.get_vocab()
-    ids = lambda kind: np.array(
-        sorted(i for token, i in vocabulary.items() if re.fullmatch(rf"<{kind}_\d+>", token)),
-        np.int32,
-    )
-    symbols = NeedleSymbols(ids("key"), ids("val"))
-    if not len(symbols.keys) or not len(symbols.values):
+    symbols = _symbols(tokenizer)
+    if not all(map(len, symbols)):
         raise UserError(
             "the tokenizer has no <key_00> and <val_00> symbols, which needle documents are made "
             "of; use a tokenizer that was made by `python -m train pretrain`"
@@ -110,3 +110,12 @@ def needle_document(
     answer_T[body:] = np.tile([False] + [True] * VALUE_LENGTH, len(asked))
     needle_starts = depths + NEEDLE_LENGTH * np.arange(needles)
     return NeedleDocument(tokens_T, answer_T, needle_starts, asked)
+
+
+def _symbols(tokenizer: Tokenizer) -> NeedleSymbols:
+    vocabulary = tokenizer.get_vocab()
+    ids = lambda kind: np.array(
+        sorted(i for token, i in vocabulary.items() if re.fullmatch(rf"<{kind}_\d+>", token)),
+        np.int32,
+    )
+    return NeedleSymbols(ids("key"), ids("val"))

@@ -1,122 +1,92 @@
-"""Counterfactual pairs: a needle document, and the same document with another value asked for."""
+"""Sub-probes: which counterfactual pairs heads are scored on."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals.niah import (
-    NEEDLE_LENGTH,
-    VALUE_LENGTH,
-    NeedleDocument,
-    NeedleSymbols,
-    needle_document,
-)
-
-_TRIES = 1000
-
-
-class ProbePairs(NamedTuple):
-    """Pairs x, x' of one length. They differ in the value of the asked needle, in the haystack.
-
-    Both end with the question's key and the answer of x, so that one position of x and of x'
-    predicts the same answer token. J is the length of an answer.
-    """
-
-    tokens_BT: np.ndarray
-    corrupt_BT: np.ndarray
-    answer_BJ: np.ndarray
-    distractor_BJ: np.ndarray
+from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.selection.pairs import ProbePairs as ProbePairs
+from hydrahead_jax.selection.symbol_pairs import SymbolNeedles, symbol_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubProbe:
     """Attributes:
     name: unique within a selection.
-    needles: needles in the haystack.
-    depth: the part of the haystack, in [0, 1), where the asked needle stands.
     capability: sub-probes of one capability are averaged.
+    counterfactual: what x' has otherwise: the asked needle's value, or the keys of two needles.
+    documents: what the pairs are made of; None for pairs that were read from a file.
     """
 
     name: str
-    needles: int
-    depth: tuple[float, float] = (0.0, 1.0)
     capability: str = "retrieval"
+    counterfactual: Literal["value", "keys"] = "value"
+    documents: SymbolNeedles | None = None
 
 
-def retrieval_probes(needles: int, keys: int) -> tuple[SubProbe, ...]:
-    """Three single-key sub-probes, by the needle's depth, and two multi-key ones, by the number
-    of needles, which `keys`, the number of key symbols, caps."""
-    most = min(needles, keys)
-    return (
-        SubProbe(name="niah_single_1", needles=1, depth=(0.0, 1 / 3)),
-        SubProbe(name="niah_single_2", needles=1, depth=(1 / 3, 2 / 3)),
-        SubProbe(name="niah_single_3", needles=1, depth=(2 / 3, 1.0)),
-        SubProbe(name="niah_multikey_1", needles=min(max(2, most // 2), most)),
-        SubProbe(name="niah_multikey_2", needles=most),
-    )
+def retrieval_probes(template: Literal["symbols"], *, needles: int = 8) -> tuple[SubProbe, ...]:
+    """Three sub-probes of one needle, two of several, and these two with keys swapped.
+
+    Args:
+      template: the family of needle documents.
+      needles: of the largest documents.
+    """
+    documents = {"symbols": _symbol_documents}[template](needles)
+    probes = [SubProbe(name=name, documents=made_of) for name, made_of in documents.items()]
+    swapped = [
+        dataclasses.replace(probe, name=f"{probe.name}_keys", counterfactual="keys")
+        for probe in probes
+        if "multikey" in probe.name
+    ]
+    return (*probes, *swapped)
 
 
 def probe_pairs(
     probe: SubProbe,
-    symbols: NeedleSymbols,
-    haystack: np.ndarray,
+    tokenizer: Tokenizer,
+    haystack: Haystack | np.ndarray,
     *,
     length: int,
     pairs: int,
     seed: int,
 ) -> ProbePairs:
-    """Pairs by symmetric token replacement: a value for a value of the same token length.
+    """The pairs of a sub-probe; its name and the seed determine them.
 
-    The distractor is the value of no needle, and each of its tokens differs from the answer's.
-    The name of the sub-probe and the seed determine the pairs.
+    Args:
+      probe: one of `retrieval_probes`.
+      tokenizer: of the model.
+      haystack: text; tokens are enough where needles are made of symbols.
+      length: tokens of a document, its answer included.
+      pairs: how many.
+      seed: of the draws.
 
     Raises:
-      UserError: the documents do not fit the length, the haystack or the symbols.
+      UserError: the pairs cannot be made; says what to change.
+      ValueError: the sub-probe was read from a file.
     """
     rng = np.random.default_rng([seed, *probe.name.encode()])
-    rows = [_pair(probe, symbols, haystack, rng, length) for _ in range(pairs)]
-    return ProbePairs(*(np.stack(column) for column in zip(*rows, strict=True)))
+    shape = {"length": length, "pairs": pairs}
+    try:
+        match probe.documents:
+            case SymbolNeedles() as needles:
+                haystack = Haystack.of(haystack)
+                return symbol_pairs(
+                    needles, probe.counterfactual, tokenizer, haystack, rng, **shape
+                )
+    except UserError as error:
+        raise UserError(f"probe {probe.name}: {error}") from error
+    raise ValueError(f"probe {probe.name} does not say what its pairs are made of")
 
 
-def _pair(probe: SubProbe, symbols: NeedleSymbols, haystack, rng, length: int):
-    document = _document_at_depth(probe, symbols, haystack, rng, length)
-    asked = document.needle_starts[document.asked[0]]
-    value_J = slice(asked + 1, asked + NEEDLE_LENGTH)
-    distractor_J = _distractor(document, symbols.values, rng)
-    corrupt_T = document.tokens_T.copy()
-    corrupt_T[value_J] = distractor_J
-    return document.tokens_T, corrupt_T, document.tokens_T[value_J], distractor_J
-
-
-def _document_at_depth(probe, symbols, haystack, rng, length: int) -> NeedleDocument:
-    text = length - NEEDLE_LENGTH * (1 + probe.needles)
-    for _ in range(_TRIES):
-        try:
-            document = needle_document(symbols, haystack, rng, length=length, needles=probe.needles)
-        except ValueError as error:
-            raise UserError(f"probe {probe.name}: {error}") from error
-        index = document.asked[0]
-        depth = (document.needle_starts[index] - NEEDLE_LENGTH * index) / text
-        if probe.depth[0] <= depth < probe.depth[1]:
-            return document
-    raise UserError(
-        f"probe {probe.name}: {length} tokens leave no room for a needle at depth {probe.depth}; "
-        "use longer documents"
-    )
-
-
-def _distractor(document: NeedleDocument, values: np.ndarray, rng) -> np.ndarray:
-    facts = document.needle_starts[:, None] + np.arange(1, NEEDLE_LENGTH)
-    used = document.tokens_T[facts]
-    answer_J = used[document.asked[0]]
-    for _ in range(_TRIES if len(values) > 1 else 0):
-        shift_J = rng.integers(1, len(values), size=VALUE_LENGTH)
-        distractor_J = values[(np.searchsorted(values, answer_J) + shift_J) % len(values)]
-        if not (used == distractor_J).all(axis=1).any():
-            return distractor_J.astype(np.int32)
-    raise UserError(
-        f"{len(values)} value symbols leave no distractor beside {len(used)} needles; "
-        "use fewer needles or a tokenizer with more value symbols"
-    )
+def _symbol_documents(needles: int) -> dict[str, SymbolNeedles]:
+    """A single needle in each third of the haystack, half the needles, and all."""
+    return {
+        "niah_single_1": SymbolNeedles(needles=1, depth=(0.0, 1 / 3)),
+        "niah_single_2": SymbolNeedles(needles=1, depth=(1 / 3, 2 / 3)),
+        "niah_single_3": SymbolNeedles(needles=1, depth=(2 / 3, 1.0)),
+        "niah_multikey_1": SymbolNeedles(needles=max(2, needles // 2)),
+        "niah_multikey_2": SymbolNeedles(needles=needles),
+    }

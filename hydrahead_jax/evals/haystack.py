@@ -1,0 +1,44 @@
+"""Real text that needles are put into."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from hydrahead_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Haystack:
+    """Text, and the same as tokens, each made when it is asked for.
+
+    Attributes:
+      documents: empty where only tokens are known.
+      encode: gives the tokens, without tokens between documents.
+    """
+
+    documents: tuple[str, ...]
+    encode: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, tokens: "Haystack | np.ndarray") -> "Haystack":
+        """A haystack of which only the tokens are known, or the one that is given."""
+        return tokens if isinstance(tokens, cls) else cls((), lambda: tokens)
+
+    @functools.cached_property
+    def tokens(self) -> np.ndarray:
+        """int32."""
+        return np.asarray(self.encode(), np.int32)
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """All words in order, split at white space.
+
+        Raises:
+          UserError: there are none.
+        """
+        words = tuple(word for document in self.documents for word in document.split())
+        if not words:
+            raise UserError("the haystack holds no text, which RULER documents are made of")
+        return words

@@ -1,0 +1,17 @@
+"""Families of needle documents."""
+
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from hydrahead_jax.evals.niah import has_needle_symbols
+
+Family = Literal["symbols", "ruler"]
+Template = Literal["auto", "symbols", "ruler"]
+
+
+def family(template: Template, tokenizer: Tokenizer) -> Family:
+    """What "auto" means: symbols where the tokenizer has them, sentences in RULER's words else."""
+    if template != "auto":
+        return template
+    return "symbols" if has_needle_symbols(tokenizer) else "ruler"
