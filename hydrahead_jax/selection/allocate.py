@@ -53,7 +53,7 @@ def allocate(
         least its best head, and a log line says where that changed the choice.
       global-random: a uniform draw over all heads; a layer may end up with none, as in the paper.
       fixed: the same drawn indices in every layer.
-      random-without-receivers: a uniform draw over the heads that are not critical; a layer may
+      random-without-receivers: a uniform draw over the heads that are no receivers; a layer may
         end up with none. A control that says what is lost when every receiver is missed.
 
     Args:
@@ -78,7 +78,7 @@ def allocate(
     else:
         allowed = random_order(layers, heads, seed)
         if strategy == "random-without-receivers":
-            allowed = [head for head in allowed if not scores.critical_LN[head]]
+            allowed = [head for head in allowed if not scores.receivers_LN[head]]
         if len(allowed) < fa_heads:
             raise UserError(
                 f"{strategy}: only {len(allowed)} heads are no receivers, the budget is {fa_heads}"
@@ -93,9 +93,9 @@ def allocate(
 
 
 def receivers_kept(scores: HeadScores, plan: HeadPlan) -> int:
-    """How many critical heads stay softmax in a plan."""
+    """How many receivers stay softmax in a plan."""
     return sum(
-        int(scores.critical_LN[layer, head])
+        int(scores.receivers_LN[layer, head])
         for layer, heads in enumerate(plan.fa_heads)
         for head in heads
     )

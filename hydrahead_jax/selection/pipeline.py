@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.niah import needle_symbols
+from hydrahead_jax.selection.effects import PairEffects
 from hydrahead_jax.selection.probes import probe_pairs, retrieval_probes
 from hydrahead_jax.selection.receiver import MIN_PAIRS, Effects, receiver_effects
-from hydrahead_jax.selection.scores import HeadScores
+from hydrahead_jax.selection.scores import HeadScores, head_scores
 
 _log = logging.getLogger(__name__)
 
@@ -95,19 +96,17 @@ def select(
         )
         for probe, probe_pairs_ in zip(probes, pairs, strict=True)
     ]
-    scores = _scores(probes, effects)
+    scores = _scores(probes, effects, config)
     return scores, {**how, "needles": probes[-1].needles, **_account(scores, effects)}
 
 
-def _scores(probes, effects: list[Effects]) -> HeadScores:
-    return HeadScores(
-        probes=tuple(probe.name for probe in probes),
-        capabilities=tuple(probe.capability for probe in probes),
-        effect_PLN=np.stack([np.clip(e.raw_BLN, 0.0, 1.0).mean(axis=0) for e in effects]),
-        raw_PLN=np.stack([e.raw_BLN.mean(axis=0) for e in effects]),
-        clean_P=np.array([e.clean for e in effects]),
-        corrupted_P=np.array([e.corrupted for e in effects]),
-    )
+def _scores(probes, effects: list[Effects], config: ModelConfig) -> HeadScores:
+    pair_effects = [
+        PairEffects(e.raw_BLN, None, None, np.array([e.clean]), np.array([e.corrupted]), e.skipped)
+        for e in effects
+    ]
+    softmax_LN = np.ones((config.layers, config.query_heads), bool)
+    return head_scores(probes, pair_effects, softmax_LN)
 
 
 def _account(scores: HeadScores, effects: list[Effects]) -> dict[str, Any]:

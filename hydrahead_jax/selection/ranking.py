@@ -1,33 +1,46 @@
-"""All heads from the most to the least needed, ties broken on purpose."""
+"""All softmax heads from the most to the least needed, ties broken on purpose."""
 
 import itertools
 
 import numpy as np
 
-from hydrahead_jax.selection.scores import HeadScores
+from hydrahead_jax.selection.scores import GENERAL, HeadScores
 
 RESOLUTION = 1e-5
 Head = tuple[int, int]
 
 
 def ranking(scores: HeadScores, *, kv_heads: int, seed: int = 0) -> list[Head]:
-    """(layer, head), best first: by score, then by mean |effect|, both to 1e-5, below which they
-    are rounding; then heads that share a KV head with one ranked already, because they cost no
-    cache; then a seeded draw, never the index."""
+    """(layer, head) of the softmax heads, best first.
+
+    Order: by score; by mean |effect|; by mean |total effect|; by the score of the capability
+    "general"; all to 1e-5, below which they are rounding; then heads that share a KV head with one
+    ranked already, because they cost no cache; then a seeded draw, never the index.
+    """
     group = scores.query_heads // kv_heads
-    needs = np.rint(np.stack([scores.score_LN, scores.mean_abs_LN]) / RESOLUTION)
-    keys = {head: tuple(-needs[:, *head]) for head in np.ndindex(needs.shape[1:])}
+    levels_XLN = levels(scores)
+    keys = {head: tuple(-levels_XLN[:, *head]) for head in np.ndindex(levels_XLN.shape[1:])}
     drawn = random_order(scores.layers, scores.query_heads, seed)
+    drawn = [head for head in drawn if scores.softmax_LN[head]]
     ranked: list[Head] = []
     read: set[Head] = set()
     for _, tied in itertools.groupby(sorted(drawn, key=keys.get), key=keys.get):
-        waiting = list(tied)
-        while waiting:
-            best = next((h for h in waiting if (h[0], h[1] // group) in read), waiting[0])
-            waiting.remove(best)
-            ranked.append(best)
-            read.add((best[0], best[1] // group))
+        unread: dict[Head, list[Head]] = {}
+        for layer, head in tied:
+            kv_head = (layer, head // group)
+            place = ranked if kv_head in read else unread.setdefault(kv_head, [])
+            place.append((layer, head))
+        ranked += itertools.chain(*unread.values())
+        read |= unread.keys()
     return ranked
+
+
+def levels(scores: HeadScores) -> np.ndarray:
+    """What orders heads [X, L, N], the most important first, as whole multiples of 1e-5."""
+    views = [scores.score_LN, scores.mean_abs_LN, scores.total_LN]
+    if GENERAL in scores.capability_names:
+        views.append(scores.normalised_LN(GENERAL))
+    return np.rint(np.stack(views) / RESOLUTION).astype(np.int64)
 
 
 def random_order(layers: int, query_heads: int, seed: int) -> list[Head]:

@@ -6,6 +6,7 @@ import pytest
 from hydrahead_jax.config import FullAttention, ModelConfig, qwen3
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.selection import STRATEGIES, HeadScores, allocate, budget, receivers_kept
+from tests.selection.made_scores import made_scores
 
 SHAPES = [(2, 4, 2), (4, 8, 4), (3, 6, 1), (28, 16, 8)]
 
@@ -23,15 +24,7 @@ def _config(layers: int, query_heads: int, kv_heads: int) -> ModelConfig:
 
 
 def _scores(effect_LN) -> HeadScores:
-    effect_PLN = np.asarray(effect_LN, float)[None]
-    return HeadScores(
-        probes=("p",),
-        capabilities=("retrieval",),
-        effect_PLN=effect_PLN,
-        raw_PLN=effect_PLN,
-        clean_P=np.ones(1),
-        corrupted_P=np.zeros(1),
-    )
+    return made_scores([effect_LN])
 
 
 def _random_scores(config: ModelConfig) -> HeadScores:

@@ -1,0 +1,26 @@
+"""The numbers that head scores are made of."""
+
+import numpy as np
+
+THRESHOLD = 0.01
+
+
+def consistency(raw_PLN: np.ndarray) -> np.ndarray:
+    """kappa: the fraction of sub-probes in which |effect| is at least 0.01."""
+    return (np.abs(raw_PLN) >= THRESHOLD).mean(axis=0)
+
+
+def min_max(x_LN: np.ndarray, among_LN: np.ndarray) -> np.ndarray:
+    """Brings the smallest value among some heads to 0 and the largest to 1; equal values all
+    become 0, and so do all other heads."""
+    values = x_LN[among_LN]
+    spread = np.ptp(values) if values.size else 0.0
+    return np.where(among_LN, (x_LN - values.min()) / spread, 0.0) if spread else 0.0 * x_LN
+
+
+def gini(x: np.ndarray) -> float:
+    """Gini coefficient of numbers >= 0: 0 for equal shares, 1 - 1/n where one has all; 0 for
+    all zeros."""
+    n, total = len(x), x.sum()
+    ranks = 2 * np.arange(1, n + 1) - n - 1
+    return float(ranks @ np.sort(x) / (n * total)) if total > 0 else 0.0
