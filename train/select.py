@@ -59,7 +59,7 @@ def select_heads(config: SelectConfig, say: Callable[[str], None] = print) -> He
     plan.save(folder / PLAN)
     say(
         f"{plan.count} of {teacher.layers * teacher.query_heads} heads stay softmax, "
-        f"{receivers_kept(scores, plan)} of {int(scores.critical_LN.sum())} receivers among them; "
+        f"{receivers_kept(scores, plan)} of {int(scores.receivers_LN.sum())} receivers among them; "
         f"they read {plan.surviving_kv_heads} KV heads; the plan is {folder / PLAN}"
     )
     return plan
