@@ -8,7 +8,10 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.evals.ruler import RULER_TASKS, RulerTask
+from hydrahead_jax.evals.template import Family
 from hydrahead_jax.selection.pairs import ProbePairs as ProbePairs
+from hydrahead_jax.selection.ruler_pairs import ruler_pairs
 from hydrahead_jax.selection.symbol_pairs import SymbolNeedles, symbol_pairs
 
 
@@ -24,17 +27,17 @@ class SubProbe:
     name: str
     capability: str = "retrieval"
     counterfactual: Literal["value", "keys"] = "value"
-    documents: SymbolNeedles | None = None
+    documents: SymbolNeedles | RulerTask | None = None
 
 
-def retrieval_probes(template: Literal["symbols"], *, needles: int = 8) -> tuple[SubProbe, ...]:
+def retrieval_probes(template: Family, *, needles: int = 8) -> tuple[SubProbe, ...]:
     """Three sub-probes of one needle, two of several, and these two with keys swapped.
 
     Args:
       template: the family of needle documents.
-      needles: of the largest documents.
+      needles: of the largest documents of symbols; those of RULER have its own numbers.
     """
-    documents = {"symbols": _symbol_documents}[template](needles)
+    documents = RULER_TASKS if template == "ruler" else _symbol_documents(needles)
     probes = [SubProbe(name=name, documents=made_of) for name, made_of in documents.items()]
     swapped = [
         dataclasses.replace(probe, name=f"{probe.name}_keys", counterfactual="keys")
@@ -58,7 +61,7 @@ def probe_pairs(
     Args:
       probe: one of `retrieval_probes`.
       tokenizer: of the model.
-      haystack: text; tokens are enough where needles are made of symbols.
+      haystack: real text; tokens alone are enough for symbols.
       length: tokens of a document, its answer included.
       pairs: how many.
       seed: of the draws.
@@ -68,14 +71,13 @@ def probe_pairs(
       ValueError: the sub-probe was read from a file.
     """
     rng = np.random.default_rng([seed, *probe.name.encode()])
-    shape = {"length": length, "pairs": pairs}
+    how = (probe.counterfactual, tokenizer, Haystack.of(haystack), rng)
     try:
         match probe.documents:
             case SymbolNeedles() as needles:
-                haystack = Haystack.of(haystack)
-                return symbol_pairs(
-                    needles, probe.counterfactual, tokenizer, haystack, rng, **shape
-                )
+                return symbol_pairs(needles, *how, length=length, pairs=pairs)
+            case RulerTask() as task:
+                return ruler_pairs(task, *how, length=length, pairs=pairs)
     except UserError as error:
         raise UserError(f"probe {probe.name}: {error}") from error
     raise ValueError(f"probe {probe.name} does not say what its pairs are made of")
