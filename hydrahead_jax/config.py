@@ -95,6 +95,11 @@ class ModelConfig:
     def layers(self) -> int:
         return len(self.mixers)
 
+    def softmax_heads(self, layer: int) -> tuple[int, ...]:
+        """Query heads of a layer that are softmax attention."""
+        mixer = self.mixers[layer]
+        return mixer.fa_heads if isinstance(mixer, Hydra) else tuple(range(self.query_heads))
+
     def kv_head(self, query_head: int) -> int:
         """The KV head that a query head reads in the teacher."""
         return query_head // (self.query_heads // self.kv_heads)

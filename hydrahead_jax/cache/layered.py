@@ -25,6 +25,12 @@ class KVCache:
         )
         return KVCache(write(self.k_BSKH, k_BTKH), write(self.v_BSKH, v_BTKH))
 
+    def pick(self, kv_heads: tuple[int, ...]) -> "KVCache":
+        """Of these KV heads only."""
+        return KVCache(
+            *(x_BSKH[:, :, jnp.array(kv_heads)] for x_BSKH in (self.k_BSKH, self.v_BSKH))
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from hydrahead_jax.cache.layered import LayerCache
+from hydrahead_jax.cache.layered import KVCache, LayerCache
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.init import fan_in
@@ -28,15 +28,29 @@ class FullAttentionMixer(nnx.Module):
         cache: LayerCache | None = None,
         edit: HeadEdit | None = None,
     ) -> MixerOutput:
-        config = self.config
-        turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
-        q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD)
-        q_BTNH, k_BTKH = turn(self.qkv.norm_q(q_BTNH)), turn(self.qkv.norm_k(k_BTKH))
-        kv_head_of_query = tuple(config.kv_head(n) for n in range(config.query_heads))
-        heads_BTNH, kv = attend(
-            q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, stream, cache and cache.kv
-        )
+        heads_BTNH, kv = self._heads(x_BTD, stream, cache and cache.kv)
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
-        out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.w_o_NHD[...])
+        out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.output_weight_NHD())
         return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, None) if cache else None)
+
+    def output_weight_NHD(self):
+        return self.w_o_NHD[...]
+
+    def some_heads(
+        self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
+    ):
+        """What `heads_BTNH` holds for these query heads, and no other head computed."""
+        kv_heads = tuple(sorted({self.config.kv_head(n) for n in query_heads}))
+        kv = cache and cache.kv.pick(kv_heads)
+        return self._heads(x_BTD, stream, kv, query_heads, kv_heads)[0]
+
+    def _heads(self, x_BTD, stream: Stream, cache: KVCache | None, query_heads=None, kv_heads=None):
+        config = self.config
+        turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
+        q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD, query_heads, kv_heads)
+        q_BTNH, k_BTKH = turn(self.qkv.norm_q(q_BTNH)), turn(self.qkv.norm_k(k_BTKH))
+        kv_of_query = [config.kv_head(n) for n in query_heads or range(config.query_heads)]
+        if kv_heads is not None:
+            kv_of_query = [kv_heads.index(k) for k in kv_of_query]
+        return attend(q_BTNH, k_BTKH, v_BTKH, tuple(kv_of_query), stream, cache)

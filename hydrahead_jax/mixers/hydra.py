@@ -56,12 +56,28 @@ class HydraMixer(nnx.Module):
             heads_BTNH = edit.apply(heads_BTNH)
             split = (self.heads.fa, self.heads.gdn)
             parts = [heads_BTNH[:, :, jnp.array(heads)] for heads in split if heads]
-        branches = [branch for branch in (self.fa, self.gdn) if branch is not None]
         out_BTD = sum(
             jnp.einsum("BTNH,NHD->BTD", part, branch.w_o_NHD[...])
-            for part, branch in zip(parts, branches, strict=True)
+            for part, branch in zip(parts, self._branches(), strict=True)
         )
         return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, recurrent) if cache else None)
+
+    def output_weight_NHD(self):
+        weights = [branch.w_o_NHD[...] for branch in self._branches()]
+        return jnp.concatenate(weights)[jnp.array(self.heads.order)]
+
+    def some_heads(
+        self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
+    ):
+        """What `heads_BTNH` holds for these softmax heads; no delta-rule head is computed."""
+        shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
+        qkv, inputs = self._project(self.fa, x_BTD, shared)
+        out_BTNH, _ = self.fa(qkv, *inputs, stream, cache and cache.kv)
+        at = jnp.array([self.heads.fa.index(n) for n in query_heads])
+        return self._fuse(self.fa, 0, x_BTD, out_BTNH)[:, :, at]
+
+    def _branches(self):
+        return [branch for branch in (self.fa, self.gdn) if branch is not None]
 
     def _project(self, branch, x_BTD, shared):
         """The projections a branch reads, its own or its share of the layer's, and its q, k, v."""

@@ -20,10 +20,13 @@ class QKV(nnx.Module):
         self.q_norm_H = ones((H,))
         self.k_norm_H = ones((H,))
 
-    def __call__(self, x_BTD):
-        """q, k, v, none of them normalised."""
-        weights = (self.w_q_DNH, self.w_k_DKH, self.w_v_DKH)
-        return tuple(jnp.einsum("BTD,DNH->BTNH", x_BTD, w[...]) for w in weights)
+    def __call__(self, x_BTD, query_heads=None, kv_heads=None):
+        """q, k, v, none of them normalised, of all heads or of those in two tuples."""
+        weights = ((self.w_q_DNH, query_heads), (self.w_k_DKH, kv_heads), (self.w_v_DKH, kv_heads))
+        return tuple(
+            jnp.einsum("BTD,DNH->BTNH", x_BTD, w[...] if heads is None else w[:, jnp.array(heads)])
+            for w, heads in weights
+        )
 
     def norm_q(self, q_BTNH):
         return rms_norm(q_BTNH, self.q_norm_H[...], eps=self.eps)

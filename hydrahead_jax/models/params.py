@@ -1,12 +1,13 @@
 """Between modules and the plain nested dict of arrays that every room outside `models` sees."""
 
+import dataclasses
 import functools
 
 import jax
 from flax import nnx
 
 from hydrahead_jax.config import ModelConfig
-from hydrahead_jax.models.decoder import Decoder
+from hydrahead_jax.models.decoder import Block, Decoder
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
@@ -31,3 +32,19 @@ def abstract_params(config: ModelConfig) -> dict:
 def merge(config: ModelConfig, params: dict) -> Decoder:
     """The module that computes with `params`: cheap, made anew inside every traced function."""
     return nnx.merge(_abstract(config)[0], params)
+
+
+def layer_config(config: ModelConfig, layer: int) -> ModelConfig:
+    """The config of a model that is this layer alone; equal for layers of equal make."""
+    return dataclasses.replace(config, mixers=(config.mixers[layer],))
+
+
+@functools.cache
+def _block_graphdef(config: ModelConfig):
+    block = nnx.eval_shape(lambda: Block(config, 0, rngs=nnx.Rngs(params=jax.random.key(0))))
+    return nnx.split(block, nnx.Param)[0]
+
+
+def merge_block(config: ModelConfig, params: dict) -> Block:
+    """One layer by itself: `config` from `layer_config`, `params` that layer's part."""
+    return nnx.merge(_block_graphdef(config), params)

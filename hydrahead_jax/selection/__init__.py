@@ -4,12 +4,14 @@
 """
 
 from hydrahead_jax.selection.allocate import STRATEGIES, allocate, budget, receivers_kept
-from hydrahead_jax.selection.pipeline import SelectionSettings, select
+from hydrahead_jax.selection.pipeline import Selection, select
 from hydrahead_jax.selection.scores import HeadScores
+from hydrahead_jax.selection.settings import SelectionSettings
 
 __all__ = [
     "STRATEGIES",
     "HeadScores",
+    "Selection",
     "SelectionSettings",
     "allocate",
     "budget",

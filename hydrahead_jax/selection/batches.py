@@ -6,14 +6,15 @@ import numpy as np
 
 
 def padded_batches(
-    arrays: tuple[np.ndarray, ...], size: int
+    arrays: tuple[np.ndarray, ...], size: int, *, fill: int | None = None
 ) -> Iterator[tuple[tuple[np.ndarray, ...], int]]:
     """Rows in batches of `size`, the last filled up by repeating its last row.
 
-    Yields the arrays and the number of rows that are not filling.
+    With fewer rows than `size` the batch is no larger than the rows, rounded up to a multiple of
+    `fill` if that is given. Yields the arrays and the number of rows that are not filling.
     """
     total = len(arrays[0])
-    size = min(size, total)
+    size = min(size, -(-total // (fill or 1)) * (fill or 1))
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size), total - 1)
         yield tuple(array[rows] for array in arrays), min(size, total - start)

@@ -1,124 +1,206 @@
-"""Scores all heads of a teacher on the retrieval probes."""
+"""Scores all softmax heads of a model on the probes."""
 
 import dataclasses
+import hashlib
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from hydrahead_jax.config import FullAttention, ModelConfig
+from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals.niah import needle_symbols
-from hydrahead_jax.selection.effects import PairEffects
-from hydrahead_jax.selection.probes import probe_pairs, retrieval_probes
-from hydrahead_jax.selection.receiver import MIN_PAIRS, Effects, receiver_effects
+from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.evals.template import family
+from hydrahead_jax.selection.circuit import find_circuit
+from hydrahead_jax.selection.effects import PairEffects, effects, usable_pairs
+from hydrahead_jax.selection.measure import Measure
+from hydrahead_jax.selection.memory import AtOnce, at_once
+from hydrahead_jax.selection.pairs import ProbePairs
+from hydrahead_jax.selection.pairwise import place_params
+from hydrahead_jax.selection.probes import SubProbe, probe_pairs, retrieval_probes
 from hydrahead_jax.selection.scores import HeadScores, head_scores
+from hydrahead_jax.selection.settings import SelectionSettings
+from hydrahead_jax.selection.stage import Progress, UsablePairs
+from hydrahead_jax.selection.store import Store
 
 _log = logging.getLogger(__name__)
+_LONGEST = 4096
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectionSettings:
+class Selection(NamedTuple):
     """Attributes:
-    pairs: counterfactual pairs per sub-probe.
-    length: tokens of a document; None is the longest the model was trained for, at most 4096.
-    needles: needles of the largest multi-key sub-probe, capped by the tokenizer's keys.
-    seed: determines all pairs.
-    batch: pairs at a time; memory grows with it, scores do not change.
+    probes: the sub-probes.
+    pairs: of each sub-probe, those that were left out included.
+    effects: of each sub-probe, on its usable pairs.
+    scores: what follows from the effects.
+    account: how they came about, JSON-ready.
     """
 
-    pairs: int = 8
-    length: int | None = None
-    needles: int = 8
-    seed: int = 0
-    batch: int = 8
-
-    def __post_init__(self):
-        if self.pairs < MIN_PAIRS:
-            raise UserError(f"pairs={self.pairs} must be at least {MIN_PAIRS}")
-        if self.needles < 2 or self.batch < 1 or self.seed < 0:
-            raise UserError(
-                f"needles={self.needles} must be at least 2, batch={self.batch} at least 1 and "
-                f"seed={self.seed} at least 0"
-            )
+    probes: tuple[SubProbe, ...]
+    pairs: tuple[ProbePairs, ...]
+    effects: tuple[PairEffects, ...]
+    scores: HeadScores
+    account: dict[str, Any]
 
 
 def select(
     config: ModelConfig,
     params: dict,
     tokenizer: Tokenizer,
-    haystack: np.ndarray,
+    haystack: Haystack | np.ndarray,
     settings: SelectionSettings = SelectionSettings(),
     *,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[HeadScores, dict[str, Any]]:
-    """Head scores, and a JSON-ready account of how they came about.
+    general: Sequence[tuple[SubProbe, ProbePairs]] = (),
+    store: Path | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Selection:
+    """Effects and scores of every softmax head of a teacher, or of a model that is a hybrid.
 
     Args:
-      config: of the teacher.
-      params: of the teacher.
-      tokenizer: with key and value symbols.
-      haystack: text tokens that the needles are put into.
+      config: of the model.
+      params: of the model, in the dtype to compute in; readouts and the residual stream are
+        float32. Float32 parameters give effects to 1e-5.
+      tokenizer: of the model.
+      haystack: text that the needles are put into.
       settings: see there.
-      progress: called with the pairs done and the pairs in all.
+      general: further sub-probes with their pairs, such as those of general ability.
+      store: folder that keeps finished batches, so that the same call goes on where it stopped.
+      mesh: of `data_mesh`: each device takes its share of the pairs, the parameters are split over
+        all. None computes on one device.
+      progress: called with a stage's name, and the pairs done and in all.
 
     Raises:
-      UserError: the model is no teacher, the documents do not fit, or the model does not retrieve.
+      UserError: no head is softmax, the documents do not fit, the model does not retrieve, or the
+        store holds other results.
     """
-    length = settings.length or min(config.max_length, 4096)
+    length = _length(config, settings)
+    probes, pairs = _probes(config, tokenizer, haystack, settings, length, general)
+    chosen = _at_once(config, settings, pairs)
+    kept = Store(store, _inputs(config, params, settings, pairs, chosen, mesh))
+    measure = Measure(config, place_params(params, mesh), mesh, chosen, kept)
+    usable, skipped = _receivers(measure, probes, pairs, progress)
+    circuit = None
+    if settings.senders != "none":
+        circuit = find_circuit(measure, usable, settings, progress)
+    found = tuple(
+        PairEffects(
+            receiver_BLN=probe.receiver_BLN,
+            sender_BLN=circuit.sender_BLN[i] if circuit else None,
+            total_BLN=circuit.total_BLN[i] if circuit and circuit.total_BLN else None,
+            clean_B=probe.clean_B,
+            corrupted_B=probe.corrupted_B,
+            skipped=skipped[i],
+        )
+        for i, probe in enumerate(usable)
+    )
+    scores = head_scores(probes, found, softmax_heads(config))
+    how = {"length": length, "pairs": settings.pairs, "seed": settings.seed}
+    account = {**how, **_account(scores, found), "senders": circuit.account if circuit else None}
+    return Selection(probes, pairs, found, scores, account)
+
+
+def softmax_heads(config: ModelConfig) -> np.ndarray:
+    """bool [L, N]: heads that are softmax attention in this model."""
+    layers, heads = range(config.layers), range(config.query_heads)
+    return np.stack([np.isin(heads, config.softmax_heads(layer)) for layer in layers])
+
+
+def _length(config: ModelConfig, settings: SelectionSettings) -> int:
+    if not softmax_heads(config).any():
+        raise UserError("no head of this model is softmax attention, so there is none to score")
+    length = settings.length or min(config.max_length, _LONGEST)
     if length > config.max_length:
         raise UserError(
             f"documents of {length} tokens are longer than the {config.max_length} that the model "
             "allows"
         )
-    if any(mixer != FullAttention() for mixer in config.mixers):
-        raise UserError("heads are scored in the teacher, whose layers are all full attention")
-    try:
-        symbols = needle_symbols(tokenizer)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    probes = retrieval_probes(settings.needles, len(symbols.keys))
-    how = {"length": length, "pairs": settings.pairs, "seed": settings.seed}
-    pairs = [probe_pairs(probe, symbols, haystack, **how) for probe in probes]
-    done = 0
+    return length
 
-    def count(new: int) -> None:
+
+def _probes(config, tokenizer, haystack, settings: SelectionSettings, length: int, general):
+    """Sub-probes and their pairs, each of them within the model's vocabulary and length."""
+    template = family(settings.template, tokenizer)
+    probes = retrieval_probes(template, needles=settings.needles)
+    how = {"length": length, "pairs": settings.pairs, "seed": settings.seed}
+    pairs = [probe_pairs(probe, tokenizer, haystack, **how) for probe in probes]
+    for probe, arrays in general:
+        if arrays.tokens_BT.shape[1] > config.max_length:
+            raise UserError(
+                f"probe {probe.name} has {arrays.tokens_BT.shape[1]} tokens, more than the "
+                f"{config.max_length} that the model allows"
+            )
+    probes, pairs = (*probes, *(p for p, _ in general)), (*pairs, *(a for _, a in general))
+    for probe, arrays in zip(probes, pairs, strict=True):
+        top = max(int(x.max()) for x in arrays)
+        if top >= config.vocab:
+            raise UserError(
+                f"probe {probe.name} holds token {top}, and the model knows {config.vocab}; the "
+                "tokenizer is of another model"
+            )
+    return probes, pairs
+
+
+def _at_once(config: ModelConfig, settings: SelectionSettings, pairs) -> AtOnce:
+    shapes = [(x.tokens_BT.shape[1], x.answer_BJ.shape[1]) for x in pairs]
+    longest = tuple(max(column) for column in zip(*shapes, strict=True))
+    return at_once(config, *longest, settings.memory_gib * 2**30, pairs=settings.batch)
+
+
+def _receivers(measure: Measure, probes, pairs, progress: Progress):
+    """The usable pairs of each sub-probe with their direct effects, and how many were not."""
+    total, done = sum(len(x.tokens_BT) for x in pairs), 0
+
+    def tick(new: int) -> None:
         nonlocal done
         done += new
-        if progress is not None:
-            progress(done, settings.pairs * len(probes))
+        progress("receivers", done, total)
 
-    effects = [
-        receiver_effects(
-            config, params, probe_pairs_, name=probe.name, batch=settings.batch, progress=count
-        )
-        for probe, probe_pairs_ in zip(probes, pairs, strict=True)
-    ]
-    scores = _scores(probes, effects, config)
-    return scores, {**how, "needles": probes[-1].needles, **_account(scores, effects)}
-
-
-def _scores(probes, effects: list[Effects], config: ModelConfig) -> HeadScores:
-    pair_effects = [
-        PairEffects(e.raw_BLN, None, None, np.array([e.clean]), np.array([e.corrupted]), e.skipped)
-        for e in effects
-    ]
-    softmax_LN = np.ones((config.layers, config.query_heads), bool)
-    return head_scores(probes, pair_effects, softmax_LN)
+    found, skipped = [], []
+    for probe, arrays in zip(probes, pairs, strict=True):
+        result = measure.receivers(f"receivers/{probe.name}", arrays, tick)
+        clean_B, corrupted_B = result["clean_B"], result["corrupted_B"]
+        kept = usable_pairs(clean_B, corrupted_B, name=probe.name)
+        clean_B, corrupted_B = clean_B[kept], corrupted_B[kept]
+        receiver_BLN = effects(clean_B, corrupted_B, result["patched_BLN"][kept])
+        usable = ProbePairs(*(x[kept] for x in arrays))
+        found.append(UsablePairs(probe.name, usable, clean_B, corrupted_B, receiver_BLN))
+        skipped.append(len(arrays.tokens_BT) - len(kept))
+    if any(skipped):
+        _log.info("pairs left out because the readouts are too close: %s", skipped)
+    return found, skipped
 
 
-def _account(scores: HeadScores, effects: list[Effects]) -> dict[str, Any]:
-    skipped = {name: e.skipped for name, e in zip(scores.probes, effects, strict=True)}
-    if any(skipped.values()):
-        _log.info("pairs skipped because the readouts are too close: %s", skipped)
+def _inputs(config, params, settings, pairs, chosen: AtOnce, mesh) -> dict[str, Any]:
+    """What results depend on, rounding included."""
+    digest = hashlib.sha256()
+    for array in [x for arrays in pairs for x in arrays]:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    embedding = np.asarray(params["w_embed_VD"][: 2**10], np.float32)
     return {
-        "skipped": skipped,
-        "clean_readout": dict(zip(scores.probes, scores.clean_P.tolist(), strict=True)),
-        "corrupted_readout": dict(zip(scores.probes, scores.corrupted_P.tolist(), strict=True)),
+        "model": repr(config),
+        "embedding": hashlib.sha256(embedding.tobytes()).hexdigest(),
+        "dtype": str(params["w_embed_VD"].dtype),
+        "settings": dataclasses.asdict(settings),
+        "pairs": digest.hexdigest(),
+        "at_once": chosen._asdict(),
+        "devices": 1 if mesh is None else mesh.size,
+    }
+
+
+def _account(scores: HeadScores, found: Sequence[PairEffects]) -> dict[str, Any]:
+    by_probe = lambda values: dict(zip(scores.probes, values, strict=True))
+    return {
+        "skipped": by_probe([e.skipped for e in found]),
+        "clean_readout": by_probe(scores.clean_P.tolist()),
+        "corrupted_readout": by_probe(scores.corrupted_P.tolist()),
         "critical_heads": int(scores.critical_LN.sum()),
+        "receivers": int(scores.receivers_LN.sum()),
         "convertible_heads": int(scores.convertible_LN.sum()),
-        "heads": int(scores.critical_LN.size),
+        "heads": int(scores.softmax_LN.sum()),
         "gini_by_layer": scores.gini_L.tolist(),
     }

@@ -1,0 +1,63 @@
+"""What attribution rules out, how far it may be trusted, and what it missed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from hydrahead_jax.selection.ranking import Head
+from hydrahead_jax.selection.statistics import THRESHOLD
+
+MARGIN = 0.1
+_TOP = 0.1
+
+
+def ruled_in(estimates_XLN: np.ndarray, heads: Sequence[Head]) -> list[Head]:
+    """Heads whose estimated effect is somewhere at least a tenth of the threshold."""
+    largest_LN = np.abs(estimates_XLN).max(axis=0)
+    return [head for head in heads if largest_LN[head] >= MARGIN * THRESHOLD]
+
+
+def sample(heads: Sequence[Head], count: int, seed: int) -> list[Head]:
+    """A seeded draw of at most `count` heads."""
+    drawn = np.random.default_rng(seed).permutation(len(heads))[:count]
+    return [heads[i] for i in sorted(drawn)]
+
+
+def missed_mass(effects_PLN: np.ndarray, drawn: Sequence[Head], out_of: int) -> dict[str, Any]:
+    """What the heads that were ruled out carry, from the sample of them that was patched.
+
+    Args:
+      effects_PLN: clamped mean effects on each sub-probe.
+      drawn: the sample.
+      out_of: heads that were ruled out.
+
+    Returns:
+      The numbers of heads, the estimated sum of their effects averaged over sub-probes, and the
+      largest effect in the sample.
+    """
+    drawn_XP = np.array([effects_PLN[:, *head] for head in drawn])
+    return {
+        "ruled_out": out_of,
+        "sampled": len(drawn),
+        "estimated_mass": float(drawn_XP.mean() * out_of) if len(drawn) else 0.0,
+        "largest_in_sample": float(drawn_XP.max()) if len(drawn) else 0.0,
+    }
+
+
+def agreement(exact: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
+    """How well an estimate orders the same heads: Spearman's rank correlation, and the share of
+    the top tenth that is found. None where fewer than three heads were compared, or all are equal.
+    """
+    exact, estimate = exact.ravel(), estimate.ravel()
+    top = max(1, round(_TOP * len(exact)))
+    if len(exact) < 3 or np.ptp(exact) == 0 or np.ptp(estimate) == 0:
+        return {"heads": len(exact), "spearman": None, "top": top, "overlap": None}
+    best = lambda x: set(np.argsort(-x, kind="stable")[:top].tolist())
+    return {
+        "heads": len(exact),
+        "spearman": float(spearmanr(exact, estimate).statistic),
+        "top": top,
+        "overlap": len(best(exact) & best(estimate)) / top,
+    }

@@ -1,0 +1,60 @@
+"""What a selection is asked for."""
+
+import dataclasses
+from typing import Literal
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.selection.effects import MIN_PAIRS
+
+Method = Literal["exact", "screened", "attribution", "none"]
+_METHODS = ("exact", "screened", "attribution", "none")
+_TEMPLATES = ("auto", "symbols", "ruler")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionSettings:
+    """Direct effects are always exact: they cost about one forward pass.
+
+    Attributes:
+      pairs: counterfactual pairs of each sub-probe.
+      length: tokens of a document; None is the longest the model was trained for, at most 4096.
+      template: of the needle documents; "auto" takes symbols if the tokenizer has them.
+      needles: needles of the largest multi-key documents that are made of symbols.
+      seed: determines all pairs and samples.
+      senders: "exact" patches every head before the last receiver; "screened" those that
+        attribution does not rule out, and a sample of the others; "attribution" only estimates.
+      total: total effects too, by the method of the senders.
+      sender_rounds: rounds of promoting senders to receivers, at most.
+      sample: heads, of those that attribution ruled out, that are patched all the same.
+      memory_gib: for activations, on each device, beside the parameters; see `memory`.
+      batch: pairs at a time on each device; None is as many as memory_gib allows, at most 8.
+    """
+
+    pairs: int = 8
+    length: int | None = None
+    template: Literal["auto", "symbols", "ruler"] = "auto"
+    needles: int = 8
+    seed: int = 0
+    senders: Method = "exact"
+    total: bool = True
+    sender_rounds: int = 8
+    sample: int = 32
+    memory_gib: float = 8.0
+    batch: int | None = None
+
+    def __post_init__(self):
+        if self.pairs < MIN_PAIRS:
+            raise UserError(f"pairs={self.pairs} must be at least {MIN_PAIRS}")
+        if self.senders not in _METHODS or self.template not in _TEMPLATES:
+            raise UserError(
+                f"senders={self.senders!r} must be one of {', '.join(_METHODS)}, and "
+                f"template={self.template!r} one of {', '.join(_TEMPLATES)}"
+            )
+        at_least = {"needles": 2, "seed": 0, "sender_rounds": 1, "sample": 1}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.memory_gib <= 0 or (self.batch is not None and self.batch < 1):
+            raise UserError(
+                f"memory_gib={self.memory_gib} must be above 0 and batch={self.batch} at least 1"
+            )

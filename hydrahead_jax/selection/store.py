@@ -1,0 +1,69 @@
+"""Results of finished batches on disk, so that scoring goes on where it stopped."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hydrahead_jax.errors import UserError
+
+_INPUTS = "inputs.json"
+
+
+class Store:
+    """One .npz file for each stage and batch; without a folder it only computes.
+
+    Raises:
+      UserError: the folder holds results of other inputs, or cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, inputs: dict):
+        self._folder = folder
+        if folder is None:
+            return
+        path, text = Path(folder) / _INPUTS, json.dumps(inputs, indent=2) + "\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and path.read_text() != text:
+                raise UserError(
+                    f"{folder} holds scores of another model, other pairs or other settings; "
+                    "choose another folder, or delete this one"
+                )
+            path.write_text(text)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+
+    def result(
+        self, name: str, compute: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """What `compute` gave for this name, an earlier time or now."""
+        if self._folder is None:
+            return compute()
+        path = Path(self._folder) / f"{name}.npz"
+        found = _read(path)
+        if found is not None:
+            return found
+        arrays = compute()
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}; what was scored before is kept, give "
+                "the command once more when there is room"
+            ) from error
+        return arrays
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """None if there is no such file, or it is damaged."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile, KeyError):
+        return None
