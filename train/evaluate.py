@@ -9,7 +9,7 @@ from hydrahead_jax.evals import EvalSettings, evaluate
 from train.config_file import override
 from train.run_folder import write_json
 from train.saved_model import load_saved
-from train.text import TextSource, held_out_tokens, load_corpus
+from train.text import TextSource, load_corpus
 
 
 def evaluate_saved(
@@ -37,7 +37,7 @@ def evaluate_saved(
     for assignment in assignments:
         settings = override(settings, assignment)
     corpus = load_corpus(model.tokenizer / "tokenizer.json", model.config)
-    haystack = held_out_tokens(corpus, text)
+    haystack = corpus.haystack(text, "held_out")
     report = evaluate(model.config, model.params, corpus.tokenizer, haystack, settings)
     report = {"settings": dataclasses.asdict(settings), **report}
     if out is not None:

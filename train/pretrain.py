@@ -21,7 +21,7 @@ from train.data import make_batches
 from train.loop import Job, run
 from train.run_folder import METRICS, TOKENIZER, open_run, save_model, write_json
 from train.stage import Stage, check_stages
-from train.text import Corpus, TextSource, held_out_tokens, read_documents
+from train.text import Corpus, TextSource, read_documents
 from train.tokenizer import save_tokenizer, train_tokenizer
 
 
@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
     corpus = Corpus(tokenizer)
     for stage in config.stages:
         make_batches(stage.data, corpus, config.seed)
-    haystack = held_out_tokens(corpus, config.evaluation_text)
+    haystack = corpus.haystack(config.evaluation_text, "held_out")
     for seed in range(config.seed, config.seed + config.attempts):
         job = _job(config, corpus, folder / f"seed_{seed}", seed, say)
         result = run(job)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.evals.haystack import Haystack
 from train.corpus import Split, stdlib_documents
 from train.tokenizer import END_OF_TEXT
 
@@ -88,6 +89,16 @@ class Corpus:
             self._encoded[key] = encode_documents(self.tokenizer, read_documents(source, split))
         return self._encoded[key]
 
+    def haystack(self, source: TextSource, split: Split = "train") -> Haystack:
+        """Text to put needles into; it is encoded when its tokens are asked for. A folder has no
+        held-out part."""
+
+        def encode() -> np.ndarray:
+            tokens = np.concatenate(self.documents(source, split))
+            return tokens[tokens != end_of_text(self.tokenizer)]
+
+        return Haystack(tuple(read_documents(source, split)), encode)
+
 
 def load_corpus(path: Path, model: ModelConfig) -> Corpus:
     """Text in the tokens of a tokenizer.json.
@@ -103,9 +114,3 @@ def load_corpus(path: Path, model: ModelConfig) -> Corpus:
             f"{path} has {tokenizer.get_vocab_size()} tokens, the model knows {model.vocab}"
         )
     return Corpus(tokenizer)
-
-
-def held_out_tokens(corpus: Corpus, source: TextSource) -> np.ndarray:
-    """Text for evaluation, without ends of text; of a folder it is all that the folder holds."""
-    tokens = np.concatenate(corpus.documents(source, "held_out"))
-    return tokens[tokens != end_of_text(corpus.tokenizer)]

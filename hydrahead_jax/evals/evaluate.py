@@ -8,17 +8,22 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals.niah import needle_document, needle_symbols
-from hydrahead_jax.evals.niah_accuracy import MULTIKEY_NEEDLES, SINGLE_NEEDLES, niah_accuracy
-from hydrahead_jax.evals.text_loss import text_loss
+from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.evals.needle_questions import RULER_REPLY, Questions, needle_questions
+from hydrahead_jax.evals.niah_accuracy import MULTIKEY_NEEDLES, SINGLE_NEEDLES, share_answered
+from hydrahead_jax.evals.ruler import RULER_TASKS
+from hydrahead_jax.evals.template import Template, family
+from hydrahead_jax.evals.text_loss import check_text, text_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSettings:
     """Attributes:
     lengths: of the needle documents; the first is also the length of the text windows.
+    template: the family of the needle documents, "auto" by the tokenizer.
     documents: needle documents for each length and kind.
-    needles: of niah_multikey.
+    needles: of niah_multikey, where documents are made of symbols.
+    reply: tokens of a reply to RULER's documents, which count towards their length.
     text_windows: stretches of text for the loss.
     batch: documents or windows a pass.
     prefill_chunk: prompt tokens a pass; bounds memory.
@@ -26,19 +31,21 @@ class EvalSettings:
     """
 
     lengths: tuple[int, ...]
+    template: Template = "auto"
     documents: int = 64
     needles: int = MULTIKEY_NEEDLES
+    reply: int = RULER_REPLY
     text_windows: int = 32
     batch: int = 16
     prefill_chunk: int | None = 256
     seed: int = 0
 
     def __post_init__(self):
-        counts = (self.documents, self.needles, self.text_windows, self.batch)
+        counts = (self.documents, self.needles, self.reply, self.text_windows, self.batch)
         if not self.lengths or min(counts) < 1:
             raise UserError(
-                "an evaluation needs at least one length, and at least one document, needle, text "
-                f"window and row a batch; it has {self}"
+                "an evaluation needs at least one length, and at least one document, needle, "
+                f"token of reply, text window and row a batch; it has {self}"
             )
 
 
@@ -46,7 +53,7 @@ def evaluate(
     config: ModelConfig,
     params: dict,
     tokenizer: Tokenizer,
-    haystack_tokens: np.ndarray,
+    haystack: Haystack | np.ndarray,
     settings: EvalSettings,
     *,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -56,53 +63,77 @@ def evaluate(
     Args:
       config: of the model.
       params: of the model.
-      tokenizer: with needle symbols.
-      haystack_tokens: held-out text, for the documents and for the loss.
+      tokenizer: of the model.
+      haystack: held-out text, for the documents and for the loss; tokens alone are enough where
+        documents are made of symbols.
       settings: what to measure.
       progress: called after each part with its name, the parts done and the parts in all.
 
     Returns:
-      As it stands in JSON: "niah_single" and "niah_multikey", each {str(length): accuracy},
-      "text_loss" in nats a token, and "text_loss_by_position", {"first-last": loss}.
+      As it stands in JSON: "niah_single" and "niah_multikey", each {str(length): accuracy};
+      with RULER's documents each of its tasks too, of which these two are means; "text_loss" in
+      nats a token, and "text_loss_by_position", {"first-last": loss}.
 
     Raises:
       UserError: some document or text window cannot be made; before anything is computed.
     """
-    kinds = {"niah_single": SINGLE_NEEDLES, "niah_multikey": settings.needles}
+    haystack = Haystack.of(haystack)
+    kinds = _kinds(tokenizer, settings)
+    asked = {
+        (kind, length): _questions(tokenizer, haystack, settings, length, **documents)
+        for kind, documents in kinds.items()
+        for length in settings.lengths
+    }
+    check_text(haystack.tokens, settings.lengths[0])
     report = {kind: {} for kind in kinds}
-    _check(tokenizer, haystack_tokens, settings)
-    total, done = len(kinds) * len(settings.lengths) + 1, 0
-    for kind, needles in kinds.items():
-        for length in settings.lengths:
-            report[kind][str(length)] = niah_accuracy(
-                config,
-                params,
-                tokenizer,
-                haystack_tokens,
-                length=length,
-                needles=needles,
-                documents=settings.documents,
-                seed=settings.seed,
-                batch=settings.batch,
-                prefill_chunk=settings.prefill_chunk,
-            )
-            done += 1
-            progress(f"{kind} {length}", done, total)
+    for done, ((kind, length), questions) in enumerate(asked.items(), start=1):
+        report[kind][str(length)] = share_answered(
+            config, params, questions, batch=settings.batch, prefill_chunk=settings.prefill_chunk
+        )
+        progress(f"{kind} {length}", done, len(asked) + 1)
     loss = text_loss(
         config,
         params,
-        haystack_tokens,
+        haystack.tokens,
         length=settings.lengths[0],
         windows=settings.text_windows,
         batch=settings.batch,
     )
-    progress("text_loss", total, total)
-    return {**report, "text_loss": loss.mean, "text_loss_by_position": loss.by_position}
+    progress("text_loss", len(asked) + 1, len(asked) + 1)
+    return {
+        **_means(report, settings.lengths),
+        **report,
+        "text_loss": loss.mean,
+        "text_loss_by_position": loss.by_position,
+    }
 
 
-def _check(tokenizer: Tokenizer, haystack_tokens: np.ndarray, settings: EvalSettings) -> None:
-    symbols, rng = needle_symbols(tokenizer), np.random.default_rng(0)
-    haystack_tokens = np.asarray(haystack_tokens, np.int32)
-    for needles in (SINGLE_NEEDLES, settings.needles):
-        for length in settings.lengths:
-            needle_document(symbols, haystack_tokens, rng, length=length, needles=needles)
+def _kinds(tokenizer: Tokenizer, settings: EvalSettings) -> dict[str, dict]:
+    """Arguments of `needle_questions` for each kind of document."""
+    if family(settings.template, tokenizer) == "ruler":
+        return {name: {"task": task} for name, task in RULER_TASKS.items()}
+    needles = {"niah_single": SINGLE_NEEDLES, "niah_multikey": settings.needles}
+    return {kind: {"template": "symbols", "needles": count} for kind, count in needles.items()}
+
+
+def _questions(
+    tokenizer: Tokenizer, haystack: Haystack, settings: EvalSettings, length: int, **documents
+) -> Questions:
+    return needle_questions(
+        tokenizer,
+        haystack,
+        length=length,
+        documents=settings.documents,
+        seed=settings.seed,
+        reply=settings.reply,
+        **documents,
+    )
+
+
+def _means(report: dict[str, dict[str, float]], lengths: tuple[int, ...]) -> dict:
+    """Of all kinds that begin with niah_single, and with niah_multikey."""
+    means = {}
+    for prefix in ("niah_single", "niah_multikey"):
+        of = [accuracies for kind, accuracies in report.items() if kind.startswith(prefix)]
+        means[prefix] = {str(n): float(np.mean([kind[str(n)] for kind in of])) for n in lengths}
+    return means

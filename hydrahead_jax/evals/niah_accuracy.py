@@ -4,8 +4,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
-from hydrahead_jax.evals.niah import VALUE_LENGTH, needle_document, needle_symbols
+from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.evals.needle_questions import RULER_REPLY, Questions, needle_questions
+from hydrahead_jax.evals.ruler import RulerTask
+from hydrahead_jax.evals.template import Template
 from hydrahead_jax.generate import generate
+from hydrahead_jax.mixers import HeadEdit
 
 SINGLE_NEEDLES = 1
 MULTIKEY_NEEDLES = 8
@@ -15,51 +19,82 @@ def niah_accuracy(
     config: ModelConfig,
     params: dict,
     tokenizer: Tokenizer,
-    haystack_tokens: np.ndarray,
+    haystack: Haystack | np.ndarray,
     *,
     length: int,
-    needles: int,
+    needles: int = SINGLE_NEEDLES,
+    task: RulerTask | None = None,
+    template: Template = "auto",
     documents: int = 64,
     seed: int = 0,
+    reply: int = RULER_REPLY,
     batch: int = 16,
     prefill_chunk: int | None = 256,
+    edits: dict[int, HeadEdit] | None = None,
 ) -> float:
-    """The share of documents whose answer is generated exactly, all its value tokens.
+    """The share of documents that a model answers.
 
-    The model reads a document up to the key that is asked for and continues greedily.
+    The model reads a document up to its answer and continues greedily.
 
     Args:
       config: of the model; `length` may exceed its trained length.
       params: of the model.
-      tokenizer: with needle symbols.
-      haystack_tokens: text that the model was not trained on.
-      length: tokens of a document, answer included.
-      needles: 1 is niah_single, more is niah_multikey.
-      documents: how many.
-      seed: with `length` and `needles` it determines the documents, for any model.
+      tokenizer: of the model.
+      haystack: text that the model was not trained on; see `needle_questions`.
+      length: see `needle_questions`.
+      needles: see `needle_questions`.
+      task: see `needle_questions`.
+      template: see `needle_questions`.
+      documents: see `needle_questions`.
+      seed: see `needle_questions`.
+      reply: see `needle_questions`.
       batch: documents a pass.
       prefill_chunk: see `generate`.
+      edits: see `generate`.
 
     Raises:
-      UserError: the tokenizer has no needle symbols, or a document cannot be made.
+      UserError: a document cannot be made.
     """
-    symbols = needle_symbols(tokenizer)
-    haystack_tokens = np.asarray(haystack_tokens, np.int32)
-    rng = np.random.default_rng([seed, length, needles])
-    make = lambda: needle_document(symbols, haystack_tokens, rng, length=length, needles=needles)
-    tokens_XT = np.stack([make().tokens_T for _ in range(documents)])
-    prompts_XT, answers_XW = np.split(tokens_XT, [length - VALUE_LENGTH], axis=1)
-    correct = 0
+    questions = needle_questions(
+        tokenizer,
+        haystack,
+        length=length,
+        needles=needles,
+        task=task,
+        template=template,
+        documents=documents,
+        seed=seed,
+        reply=reply,
+    )
+    return share_answered(
+        config, params, questions, batch=batch, prefill_chunk=prefill_chunk, edits=edits
+    )
+
+
+def share_answered(
+    config: ModelConfig,
+    params: dict,
+    questions: Questions,
+    *,
+    batch: int = 16,
+    prefill_chunk: int | None = 256,
+    edits: dict[int, HeadEdit] | None = None,
+) -> float:
+    """`niah_accuracy` on questions that are made already."""
+    documents = len(questions.prompts)
+    longest = max(len(prompt) for prompt in questions.prompts)
+    right = 0
     for start in range(0, documents, batch):
-        rows = np.arange(start, start + batch)
+        rows = range(start, start + batch)
         replies = generate(
             config,
             params,
-            prompts_XT[rows % documents],
-            max_new_tokens=VALUE_LENGTH,
-            prefill_chunk=prefill_chunk if prefill_chunk and prefill_chunk < length else None,
+            [questions.prompts[row % documents].tolist() for row in rows],
+            max_new_tokens=questions.new_tokens,
+            prefill_chunk=prefill_chunk if prefill_chunk and prefill_chunk < longest else None,
             beyond_trained_length=True,
+            edits=edits,
         )
-        exact_B = np.all(np.array(replies) == answers_XW[rows % documents], axis=1)
-        correct += int(np.sum(exact_B[rows < documents]))
-    return correct / documents
+        answered = [row for row in rows if row < documents]
+        right += sum(questions.is_right[row](replies[row - start]) for row in answered)
+    return right / documents

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.ruler_facts import Fact, FactSource, ValueKind
 
@@ -38,6 +39,12 @@ class RulerTask:
     haystack: Literal["noise", "text", "needle"]
     value: ValueKind = "number"
     needles: int = 1
+
+    def __post_init__(self):
+        if not 1 <= self.needles <= len(_DEPTHS):
+            raise UserError(
+                f"needles={self.needles}: documents of RULER have 1 to {len(_DEPTHS)} needles"
+            )
 
 
 RULER_TASKS = {

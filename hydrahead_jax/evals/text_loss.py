@@ -39,13 +39,7 @@ def text_loss(
     Raises:
       UserError: the text is shorter than one window, or a window has no token to predict.
     """
-    if length < 2:
-        raise UserError(f"text windows of {length} tokens predict nothing; give 2 or more")
-    if len(text_tokens) < length:
-        raise UserError(
-            f"the text has {len(text_tokens)} tokens and a window needs {length}; "
-            f"give more text or shorter windows"
-        )
+    check_text(text_tokens, length)
     starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
     tokens_XT = np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
     loss_XT = np.concatenate(
@@ -55,6 +49,17 @@ def text_loss(
         ]
     )[:windows].astype(np.float64)
     return TextLoss(float(loss_XT.mean()), _by_position(loss_XT.mean(axis=0), first_bucket))
+
+
+def check_text(text_tokens: np.ndarray, length: int) -> None:
+    """Raises UserError where text makes no window of `length` tokens."""
+    if length < 2:
+        raise UserError(f"text windows of {length} tokens predict nothing; give 2 or more")
+    if len(text_tokens) < length:
+        raise UserError(
+            f"the text has {len(text_tokens)} tokens and a window needs {length}; "
+            f"give more text or shorter windows"
+        )
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -20,13 +20,14 @@ class SubProbe:
     """Attributes:
     name: unique within a selection.
     capability: sub-probes of one capability are averaged.
-    counterfactual: what x' has otherwise: the asked needle's value, or the keys of two needles.
+    counterfactual: what x' has otherwise: the value of the asked needle, the keys of two needles,
+      or the prompt as a whole.
     documents: what the pairs are made of; None for pairs that were read from a file.
     """
 
     name: str
     capability: str = "retrieval"
-    counterfactual: Literal["value", "keys"] = "value"
+    counterfactual: Literal["value", "keys", "prompt"] = "value"
     documents: SymbolNeedles | RulerTask | None = None
 
 

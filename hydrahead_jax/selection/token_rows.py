@@ -1,7 +1,5 @@
 """From the texts of a counterfactual pair to its tokens."""
 
-from collections.abc import Sequence
-
 from tokenizers import Tokenizer
 
 from hydrahead_jax.selection.pairs import PairRow
@@ -12,6 +10,7 @@ class UnequalTokens(ValueError):
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text, none added at its ends."""
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -23,42 +22,48 @@ def token_row(
     Tokens that answer and distractor begin with alike move into both prompts.
 
     Raises:
-      UnequalTokens: prompt and corrupt prompt, or answer and distractor, have different numbers
-        of tokens, or are the same, or a prompt's tokens change where an answer follows.
+      UnequalTokens: prompt and corrupt prompt have different numbers of tokens, or are the same,
+        or the answer's tokens depend on which it follows; or as `answer_tokens`.
     """
+    answer_ids, distractor_ids = answer_tokens(tokenizer, prompt, answer, distractor)
     prompt_ids, corrupt_ids = token_ids(tokenizer, prompt), token_ids(tokenizer, corrupt)
-    added = _added(tokenizer, prompt, prompt_ids, answer)
-    other = _added(tokenizer, prompt, prompt_ids, distractor)
-    if _added(tokenizer, corrupt, corrupt_ids, answer) != added:
-        raise UnequalTokens(f"the answer {answer!r} has other tokens after the corrupt prompt")
     if len(prompt_ids) != len(corrupt_ids):
         raise UnequalTokens(
             f"prompt and corrupt prompt have {len(prompt_ids)} and {len(corrupt_ids)} tokens"
         )
     if prompt_ids == corrupt_ids:
         raise UnequalTokens("prompt and corrupt prompt have the same tokens")
-    if len(added) != len(other):
+    if _added(tokenizer, corrupt, answer) != answer_ids:
+        raise UnequalTokens(f"the answer {answer!r} has other tokens after the corrupt prompt")
+    alike = [a == b for a, b in zip(answer_ids, distractor_ids, strict=True)].index(False)
+    head = answer_ids[:alike]
+    return PairRow(
+        prompt_ids + head, corrupt_ids + head, answer_ids[alike:], distractor_ids[alike:]
+    )
+
+
+def answer_tokens(
+    tokenizer: Tokenizer, prompt: str, answer: str, distractor: str
+) -> tuple[list[int], list[int]]:
+    """What answer and distractor add to the prompt's tokens.
+
+    Raises:
+      UnequalTokens: they add different numbers of tokens, or the same tokens, or change the
+        prompt's last ones.
+    """
+    ids = [_added(tokenizer, prompt, text) for text in (answer, distractor)]
+    if len(ids[0]) != len(ids[1]):
         raise UnequalTokens(
-            f"answer {answer!r} and distractor {distractor!r} have {len(added)} and {len(other)} "
-            "tokens"
+            f"answer {answer!r} and distractor {distractor!r} have {len(ids[0])} and "
+            f"{len(ids[1])} tokens"
         )
-    shared = _shared(added, other)
-    if shared == len(added):
+    if ids[0] == ids[1]:
         raise UnequalTokens(f"answer {answer!r} and distractor {distractor!r} have the same tokens")
-    head, added, other = added[:shared], added[shared:], other[shared:]
-    return PairRow(prompt_ids + head, corrupt_ids + head, added, other)
+    return ids[0], ids[1]
 
 
-def _added(
-    tokenizer: Tokenizer, prompt: str, prompt_ids: Sequence[int], answer: str
-) -> Sequence[int]:
-    whole = token_ids(tokenizer, prompt + answer)
-    if whole[: len(prompt_ids)] != prompt_ids:
-        raise UnequalTokens(f"the prompt's last tokens change where {answer!r} follows")
-    return whole[len(prompt_ids) :]
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of leading tokens that are alike."""
-    alike = [x == y for x, y in zip(a, b, strict=True)]
-    return (*alike, False).index(False)
+def _added(tokenizer: Tokenizer, prompt: str, ending: str) -> list[int]:
+    before, whole = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + ending)
+    if whole[: len(before)] != before:
+        raise UnequalTokens(f"the prompt's last tokens change where {ending!r} follows")
+    return whole[len(before) :]

@@ -12,10 +12,10 @@ from tests.evals.toy import CONFIG, HAYSTACK, params, tokenizer
 MODULE = importlib.import_module("hydrahead_jax.evals.niah_accuracy")
 
 
-def look_up(prompt: np.ndarray) -> list[int]:
+def look_up(prompt: list[int]) -> list[int]:
     """The answer, read from the needle: what stands after the first place of the last key."""
-    start = np.flatnonzero(prompt == prompt[-1])[0]
-    return prompt[start + 1 : start + 3].tolist()
+    start = prompt.index(prompt[-1])
+    return prompt[start + 1 : start + 3]
 
 
 @pytest.fixture
