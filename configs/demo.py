@@ -19,14 +19,14 @@ def config() -> DemoConfig:
             teacher=TEACHER,
             out="runs/demo",
             students=(
-                Student(name="global-interp-3:1", strategy="global-interp", ratio="3:1"),
+                Student(name="global-interp-3:1", strategy="global-interp-C", ratio="3:1"),
                 Student(name="global-random-3:1", strategy="global-random", ratio="3:1"),
                 Student(
                     name="random-without-receivers-3:1",
                     strategy="random-without-receivers",
                     ratio="3:1",
                 ),
-                Student(name="global-interp-7:1", strategy="global-interp", ratio="7:1"),
+                Student(name="global-interp-7:1", strategy="global-interp-C", ratio="7:1"),
             ),
             selection=SelectionSettings(length=LENGTH),
             transfer=TransferConfig(run="", teacher=TEACHER, head_plan="", stages=stages()),

@@ -1,8 +1,11 @@
 """Which query heads of which layer stay softmax: the central data type."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+
+import jax.numpy as jnp
 
 from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.errors import UserError
@@ -50,21 +53,53 @@ class HeadPlan:
         group = self.query_heads // self.kv_heads
         return sum(len({head // group for head in heads}) for heads in self.fa_heads)
 
+    def kv_bytes_per_token(self, config: ModelConfig, dtype: str = "bfloat16") -> int:
+        """Bytes of cached keys and values that one token adds, in all layers of the model."""
+        return self.surviving_kv_heads * kv_head_bytes(config, dtype)
+
+    def check(self, config: ModelConfig, *, tensor_multiple: int = 1) -> None:
+        """Raises UserError where the plan does not suit a model or a mesh.
+
+        Args:
+          config: of the model; it may be a hybrid already.
+          tensor_multiple: must divide the softmax heads, and the delta-rule heads, of every layer.
+        """
+        if tensor_multiple < 1:
+            raise UserError(f"tensor_multiple={tensor_multiple} must be at least 1")
+        mine = (len(self.fa_heads), self.query_heads, self.kv_heads)
+        theirs = (config.layers, config.query_heads, config.kv_heads)
+        if mine != theirs:
+            names = ("layers", "query heads in a layer", "KV heads in a layer")
+            differences = [
+                f"{ours} {name}, the model has {other}"
+                for name, ours, other in zip(names, mine, theirs, strict=True)
+                if ours != other
+            ]
+            raise UserError(f"the head plan is for another model: {'; '.join(differences)}")
+        for layer, heads in enumerate(self.fa_heads):
+            linear = sorted(set(heads) - set(config.softmax_heads(layer)))
+            if linear:
+                raise UserError(
+                    f"head plan, layer {layer}: heads {linear} are delta-rule heads in the model "
+                    "and cannot become softmax again"
+                )
+            counts = (len(heads), self.query_heads - len(heads))
+            if any(count % tensor_multiple for count in counts):
+                raise UserError(
+                    f"head plan, layer {layer}: {counts[0]} softmax and {counts[1]} delta-rule "
+                    f"heads are no multiples of {tensor_multiple}; allocate with "
+                    f"tensor_multiple={tensor_multiple}"
+                )
+
     def student(
         self, teacher: ModelConfig, choices: HydraChoices = _DEFAULT_CHOICES
     ) -> ModelConfig:
         """The hybrid's config.
 
         Raises:
-          UserError: the plan is for a model of another shape.
+          UserError: the plan does not suit the model, see `check`.
         """
-        mine = (len(self.fa_heads), self.query_heads, self.kv_heads)
-        theirs = (teacher.layers, teacher.query_heads, teacher.kv_heads)
-        if mine != theirs:
-            raise UserError(
-                f"the head plan is for {mine} layers, query heads and KV heads, "
-                f"the model has {theirs}"
-            )
+        self.check(teacher)
         mixers = tuple(Hydra(fa_heads=heads, choices=choices) for heads in self.fa_heads)
         return dataclasses.replace(teacher, mixers=mixers)
 
@@ -76,18 +111,37 @@ class HeadPlan:
     def load(cls, path: Path) -> "HeadPlan":
         """Raises UserError, with the file's name, where it is not a head plan."""
         try:
-            fields = json.loads(Path(path).read_text())
-            fields["fa_heads"] = tuple(tuple(map(_integer, heads)) for heads in fields["fa_heads"])
-            for name in ("query_heads", "kv_heads"):
-                _integer(fields[name])
-            return cls(**fields)
-        except KeyError as error:
-            raise UserError(f"{path} is not a head plan: it has no {error}") from error
-        except (OSError, ValueError, TypeError) as error:
+            return _parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a head plan: {error}") from error
 
 
-def _integer(value) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
-    return value
+def kv_head_bytes(config: ModelConfig, dtype: str = "bfloat16") -> int:
+    """Bytes of one token's key and value in one KV head.
+
+    Raises:
+      UserError: there is no such dtype.
+    """
+    try:
+        return 2 * config.head_dim * jnp.dtype(dtype).itemsize
+    except TypeError as error:
+        raise UserError(f"{dtype!r} is no dtype of a cache; use one such as bfloat16") from error
+
+
+def _parse(fields: object) -> HeadPlan:
+    names = {field.name for field in dataclasses.fields(HeadPlan)}
+    if not isinstance(fields, dict):
+        raise ValueError("it holds no object with names")
+    for kind, found in (("lacks", names - fields.keys()), ("has unknown", fields.keys() - names)):
+        if found:
+            raise ValueError(f"it {kind} {', '.join(sorted(found))}")
+    layers = fields["fa_heads"]
+    if not isinstance(layers, list) or not all(isinstance(heads, list) for heads in layers):
+        raise ValueError("fa_heads is no list of one list for each layer")
+    numbers = [fields["query_heads"], fields["kv_heads"], *itertools.chain(*layers)]
+    for number in numbers:
+        if type(number) is not int:
+            raise ValueError(f"{number!r} is no whole number")
+    if not isinstance(fields["strategy"], str):
+        raise ValueError(f"strategy {fields['strategy']!r} is no text")
+    return HeadPlan(**{**fields, "fa_heads": tuple(map(tuple, layers))})

@@ -1,7 +1,9 @@
+import dataclasses
 import json
 
 import pytest
 
+from hydrahead_jax.cache import cache_bytes
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
@@ -33,10 +35,54 @@ def test_student_has_the_plan_in_its_mixers():
     assert student.embed == 8
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 3), (3, 12, 3), (3, 6, 2)])
-def test_a_model_of_another_shape_is_a_user_error(shape):
-    with pytest.raises(UserError, match="the head plan is for"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 6, 3), "3 layers, the model has 2$"),
+        ((3, 12, 3), "6 query heads in a layer, the model has 12$"),
+        ((3, 6, 2), "3 KV heads in a layer, the model has 2$"),
+        ((4, 6, 6), "3 layers, the model has 4; 3 KV heads in a layer, the model has 6$"),
+    ],
+)
+def test_a_model_of_another_shape_is_a_user_error(shape, message):
+    with pytest.raises(UserError, match=f"the head plan is for another model: {message}"):
         PLAN.student(_teacher(*shape))
+
+
+def test_a_head_that_is_no_softmax_in_the_model_is_a_user_error():
+    hybrid = dataclasses.replace(
+        _teacher(), mixers=(Hydra(fa_heads=(0, 1, 2)), Hydra(fa_heads=(2, 4)), FullAttention())
+    )
+    with pytest.raises(UserError, match=r"layer 1: heads \[3\] are delta-rule heads in the model"):
+        PLAN.check(hybrid)
+    dataclasses.replace(PLAN, fa_heads=((0, 1), (4,), (5,))).check(hybrid)
+
+
+def test_a_mesh_needs_multiples_in_every_layer():
+    PLAN.check(_teacher(), tensor_multiple=1)
+    dataclasses.replace(PLAN, fa_heads=((0, 1), (), (2, 3, 4, 5))).check(
+        _teacher(), tensor_multiple=2
+    )
+    with pytest.raises(
+        UserError, match=r"layer 1: 1 softmax and 5 .* allocate with tensor_multiple=2"
+    ):
+        PLAN.check(_teacher(), tensor_multiple=2)
+    with pytest.raises(UserError, match="tensor_multiple=0 must be at least 1"):
+        PLAN.check(_teacher(), tensor_multiple=0)
+    with pytest.raises(UserError, match="layer 0: 4 softmax and 2 delta-rule heads"):
+        dataclasses.replace(PLAN, fa_heads=((0, 1, 2, 3), (), ())).check(
+            _teacher(), tensor_multiple=4
+        )
+
+
+def test_kv_bytes_per_token_are_those_of_the_cache():
+    assert PLAN.kv_bytes_per_token(_teacher()) == 2 * 2 * 4 * 2
+    assert PLAN.kv_bytes_per_token(_teacher(), "float32") == 2 * 2 * 4 * 4
+    student = PLAN.student(_teacher())
+    more = cache_bytes(student, 512) - cache_bytes(student, 256)
+    assert more == 256 * PLAN.kv_bytes_per_token(_teacher())
+    with pytest.raises(UserError, match="'int3' is no dtype of a cache"):
+        PLAN.kv_bytes_per_token(_teacher(), "int3")
 
 
 def test_json_round_trip(tmp_path):
@@ -64,10 +110,13 @@ def test_impossible_kv_groups_are_a_user_error(kv_heads):
         ({"fa_heads": [[7]]}, "between 0 and 5"),
         ({"fa_heads": [["0"]]}, "'0' is no whole number"),
         ({"fa_heads": [[0.0]]}, "0.0 is no whole number"),
-        ({"fa_heads": [3]}, "not iterable"),
+        ({"fa_heads": [3]}, "no list of one list for each layer"),
+        ({"fa_heads": {"0": [1]}}, "no list of one list for each layer"),
+        ({"fa_heads": ["01"]}, "no list of one list for each layer"),
         ({"kv_heads": True}, "True is no whole number"),
         ({"query_heads": "6"}, "'6' is no whole number"),
-        ({"colour": "red"}, "colour"),
+        ({"strategy": 3}, "strategy 3 is no text"),
+        ({"colour": "red", "size": 1}, "it has unknown colour, size"),
     ],
 )
 def test_a_spoiled_file_is_a_user_error_with_its_name(tmp_path, change, message):
@@ -78,11 +127,21 @@ def test_a_spoiled_file_is_a_user_error_with_its_name(tmp_path, change, message)
         HeadPlan.load(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"query_heads": 6}', "\x00\x01"])
-def test_another_file_is_a_user_error_with_its_name(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("[]", "no object with names"),
+        ('{"query_heads": 6}', "it lacks fa_heads, kv_heads, strategy"),
+        ("\x00\x01", "Expecting value"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_another_file_is_a_user_error_with_its_name(tmp_path, text, message):
     path = tmp_path / "plan.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"plan\.json is not a head plan"):
+    with pytest.raises(UserError, match=rf"plan\.json is not a head plan: .*{message}"):
         HeadPlan.load(path)
     with pytest.raises(UserError, match=r"none\.json is not a head plan"):
         HeadPlan.load(tmp_path / "none.json")
