@@ -41,21 +41,21 @@ def drops(
             mesh,
             config=layer_config(config, k),
             live=live if live == "all" else tuple(live[k]),
-            fraction=fraction,
         )
         for k in layers
     ]
+    moved = jnp.float32(0.0 if live == "all" else fraction)
     x_BTD = trace.residual_BTD[0]
     entering_BTD = []
     for k in layers:
         entering_BTD.append(x_BTD)
-        x_BTD = steps[k](params["layers"][k], x_BTD, *_of_layer(trace, k), None)
+        x_BTD = steps[k](params["layers"][k], x_BTD, *_of_layer(trace, k), moved, None)
     read = over_pairs(_read_back, mesh, config=config)
     slope_BTD = read(top_params(params), x_BTD, trace.answer_BJ, trace.distractor_BJ)
     drops_LBN = []
     for k in reversed(layers):
         slope_BTD, drop_BN = steps[k](
-            params["layers"][k], entering_BTD[k], *_of_layer(trace, k), slope_BTD
+            params["layers"][k], entering_BTD[k], *_of_layer(trace, k), moved, slope_BTD
         )
         drops_LBN.append(drop_BN)
     return jnp.stack(drops_LBN[::-1], axis=1)
@@ -74,11 +74,11 @@ def _step_back(
     change_BTNH,
     stream: Stream,
     cache,
+    moved,
     slope_BTD,
     *,
     config: ModelConfig,
     live,
-    fraction: float,
 ):
     """The layer's output; with a slope behind the layer, the slope before it and the drops."""
     block = merge_block(config, params)
@@ -95,7 +95,7 @@ def _step_back(
         add_BTD += jnp.einsum("BTNH,NHD->BTD", moved_BTNH, weight_NHD)
         return add_mlp(block, x_BTD + add_BTD)
 
-    moved_BTNH = change_BTNH * (0.0 if live == "all" else fraction)
+    moved_BTNH = change_BTNH * moved
     if slope_BTD is None:
         return layer(x_BTD, moved_BTNH)
     _, back = jax.vjp(layer, x_BTD, moved_BTNH)

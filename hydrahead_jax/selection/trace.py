@@ -13,11 +13,11 @@ from hydrahead_jax.mixers import Stream
 from hydrahead_jax.models import Block, layer_config, merge_block
 from hydrahead_jax.models.stream import extend_cache, make_stream
 from hydrahead_jax.ops.norms import rms_norm
-from hydrahead_jax.selection.pairwise import over_pairs, place_pairs
 from hydrahead_jax.selection.pairs import ProbePairs
+from hydrahead_jax.selection.pairwise import over_pairs, place_pairs
 from hydrahead_jax.selection.readout import readout_of_residual, readout_positions
 
-_STARTS = 8
+_STARTS, _SHORTEST_STEP = 8, 256
 
 
 class Trace(NamedTuple):
@@ -115,11 +115,11 @@ def read_out(params, x_BSJD, answer_BJ, distractor_BJ, *, config: ModelConfig):
 
 
 def _first_difference(pairs: ProbePairs) -> int:
-    """In whole eighths of the length, and before the first readout position."""
+    """In steps of an eighth of the length, at least 256 tokens; before any readout position."""
     length = pairs.tokens_BT.shape[1]
     first = int(np.argmax((pairs.tokens_BT != pairs.corrupt_BT).any(axis=0)))
     first = min(first, readout_positions(length, pairs.answer_BJ.shape[1]).start)
-    step = max(1, length // _STARTS)
+    step = max(_SHORTEST_STEP, length // _STARTS)
     return first // step * step
 
 
