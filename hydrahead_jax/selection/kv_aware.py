@@ -94,8 +94,8 @@ class KvAware:
 
     @property
     def fewest(self) -> int | None:
-        """KV heads of the smallest plan; None if there is no plan at all."""
-        possible = np.flatnonzero(self._search.best_X >= 0)
+        """KV heads of the smallest plan that keeps a head; None if there is no plan at all."""
+        possible = np.flatnonzero(self._search.best_X > 0)
         return int(possible[0]) if len(possible) else None
 
     def most_mass(self, kv_heads: int) -> list[Head]:
@@ -104,7 +104,7 @@ class KvAware:
 
     def least_kv(self, slack: float) -> list[Head]:
         """The heads on the fewest KV heads that keep 1 - slack of the mass of the best plan."""
-        enough_X = (self._search.best_X >= 0) & (self._mass_X >= (1 - slack) * self._mass_X[-1])
+        enough_X = (self._search.best_X > 0) & (self._mass_X >= (1 - slack) * self._mass_X[-1])
         return self.most_mass(int(np.flatnonzero(enough_X)[0]))
 
     def trade_off(self) -> TradeOff:

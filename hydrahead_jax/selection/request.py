@@ -1,7 +1,6 @@
 """What is asked of a plan, checked against the model before anything is computed."""
 
 import dataclasses
-import math
 import re
 from collections import Counter
 
@@ -73,14 +72,15 @@ class Request:
         return range(count, count + 1)
 
 
-def _least_kv_heads(config: ModelConfig, count: int) -> float:
-    """KV heads that `count` softmax heads in every layer read at least."""
+def _least_kv_heads(config: ModelConfig, count: int) -> int:
+    """KV heads that `count` softmax heads in every layer read at least; more than the model has
+    where a layer has not so many heads."""
     total = 0
     for layer in range(config.layers):
         shared = Counter(map(config.kv_head, config.softmax_heads(layer)))
         room = np.cumsum(sorted(shared.values(), reverse=True))
         if not len(room) or room[-1] < count:
-            return math.inf
+            return config.layers * config.kv_heads + 1
         total += int(np.searchsorted(room, count)) + 1
     return total
 
