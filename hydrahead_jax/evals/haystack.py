@@ -15,11 +15,11 @@ class Haystack:
 
     Attributes:
       documents: empty where only tokens are known.
-      encode: gives the tokens, without tokens between documents.
+      encode: gives the tokens, without tokens between documents; None where only text is known.
     """
 
     documents: tuple[str, ...]
-    encode: Callable[[], np.ndarray]
+    encode: Callable[[], np.ndarray] | None = None
 
     @classmethod
     def of(cls, tokens: "Haystack | np.ndarray") -> "Haystack":
@@ -28,7 +28,15 @@ class Haystack:
 
     @functools.cached_property
     def tokens(self) -> np.ndarray:
-        """int32."""
+        """int32.
+
+        Raises:
+          UserError: they are not known.
+        """
+        if self.encode is None:
+            raise UserError(
+                "the haystack holds text only, and documents of needle symbols need its tokens"
+            )
         return np.asarray(self.encode(), np.int32)
 
     @functools.cached_property

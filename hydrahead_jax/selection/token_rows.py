@@ -65,5 +65,8 @@ def answer_tokens(
 def _added(tokenizer: Tokenizer, prompt: str, ending: str) -> list[int]:
     before, whole = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + ending)
     if whole[: len(before)] != before:
-        raise UnequalTokens(f"the prompt's last tokens change where {ending!r} follows")
+        raise UnequalTokens(
+            f"the prompt's last tokens change where {ending!r} follows; a space between them "
+            "belongs to the latter"
+        )
     return whole[len(before) :]
