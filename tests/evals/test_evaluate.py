@@ -1,11 +1,13 @@
 """The report of one model."""
 
+import importlib
 import json
 
 import pytest
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals import EvalSettings, evaluate, niah_accuracy, text_loss
+from hydrahead_jax.evals import EvalSettings, Haystack, TextLoss, evaluate, niah_accuracy, text_loss
+from tests.evals.tokenizers import digit_splitting
 from tests.evals.toy import CONFIG, HAYSTACK, params, tokenizer
 
 
@@ -45,6 +47,8 @@ def test_report_is_json_and_holds_what_the_parts_measure():
     [
         (dict(lengths=()), "an evaluation needs at least one length"),
         (dict(lengths=(64,), documents=0), "at least one document"),
+        (dict(lengths=(64,), template="ruler"), "64 tokens are too few for needle documents"),
+        (dict(lengths=(9999,), template="ruler", documents=1), "the haystack holds no text"),
         (dict(lengths=(96, 20)), "8 needles and 1 queries do not fit into 20 tokens"),
         (dict(lengths=(96, 3000)), "the haystack has 2000 tokens, the document needs"),
     ],
@@ -61,3 +65,24 @@ def test_impossible_settings_are_refused_before_anything_runs(settings, message)
             progress=lambda *step: told.append(step),
         )
     assert not told
+
+
+def test_a_tokenizer_without_symbols_is_asked_all_tasks_of_ruler(monkeypatch):
+    module = importlib.import_module("hydrahead_jax.evals.evaluate")
+    shares = iter([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+    monkeypatch.setattr(module, "share_answered", lambda *args, **settings: next(shares))
+    monkeypatch.setattr(module, "text_loss", lambda *args, **settings: TextLoss(2.0, {"0-9": 2.0}))
+    prose = Haystack(("Time went by. Was it late? " * 30,), lambda: HAYSTACK)
+    settings = EvalSettings(lengths=(700, 900), documents=2)
+    report = evaluate(CONFIG, {}, digit_splitting(), prose, settings)
+    assert report.pop("text_loss") == 2.0
+    assert {kind: list(found.values()) for kind, found in report.items()} == {
+        "niah_single": [pytest.approx(0.7), pytest.approx(0.6)],
+        "niah_multikey": [pytest.approx(0.2), pytest.approx(0.1)],
+        "niah_single_1": [0.9, 0.8],
+        "niah_single_2": [0.7, 0.6],
+        "niah_single_3": [0.5, 0.4],
+        "niah_multikey_1": [0.3, 0.2],
+        "niah_multikey_2": [0.1, 0.0],
+        "text_loss_by_position": [2.0],
+    }
