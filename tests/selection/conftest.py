@@ -13,6 +13,7 @@ WORDS, KEYS, VALUES = 16, 8, 32
 VOCAB = WORDS + KEYS + VALUES
 CONSTANT, PREVIOUS = VOCAB, VOCAB + 1
 PREVIOUS_HEAD, RECEIVER = (0, 1), (1, 2)
+BYSTANDERS = (0, 0), (1, 3)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,8 @@ def planted_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def planted_params(planted_config) -> dict:
     """An induction circuit: head (0, 1) writes down the token before, head (1, 2) looks for the
-    token that the present one came before, and copies it. All other weights are small noise."""
+    token that the present one came before, and copies it. Each has a bystander that attends as it
+    does and writes next to nothing. All other weights are small noise."""
     config = planted_config
     params = init_params(config, jax.random.key(0))
     params["w_embed_VD"] = jnp.eye(VOCAB, config.embed).at[:, CONSTANT].set(1.0)
@@ -65,6 +67,9 @@ def planted_params(planted_config) -> dict:
     _plant(mixer["qkv"], "w_v_DKH", kv, (tokens, tokens), 1.0)
     mixer["qkv"]["q_norm_H"] *= 1.4
     mixer["w_o_NHD"] = mixer["w_o_NHD"].at[head].set(0.0).at[head, tokens, tokens].set(0.65)
+    for (layer, bystander), (_, head) in zip(BYSTANDERS, (PREVIOUS_HEAD, RECEIVER), strict=True):
+        qkv = params["layers"][layer]["mixer"]["qkv"]
+        qkv["w_q_DNH"] = qkv["w_q_DNH"].at[:, bystander].set(qkv["w_q_DNH"][:, head])
     return params
 
 
