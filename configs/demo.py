@@ -8,8 +8,9 @@ Expected: global-interp keeps retrieval, random heads that miss every receiver l
 from configs.tiny_transfer import LENGTH, TEACHER, stages
 from hydrahead_jax.evals import EvalSettings
 from hydrahead_jax.selection import SelectionSettings
+from hydrahead_jax.selection.knockout import KnockOutSettings
 from train.comparison import ComparisonConfig, Student
-from train.demo import DemoConfig, KnockOut
+from train.demo import DemoConfig
 from train.transfer import TransferConfig
 
 
@@ -34,5 +35,5 @@ def config() -> DemoConfig:
                 lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH), documents=64, batch=32
             ),
         ),
-        knock_out=KnockOut(counts=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)),
+        knock_out=KnockOutSettings(counts=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), batch=32),
     )

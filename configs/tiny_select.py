@@ -7,7 +7,7 @@ Expected: a plan of 8 of 32 heads with every receiver among them.
 
 from configs.tiny_teacher import LENGTH
 from hydrahead_jax.selection import SelectionSettings
-from train.select import SelectConfig
+from train.select_config import SelectConfig
 
 
 def config() -> SelectConfig:

@@ -32,7 +32,8 @@ def select(config: ConfigFile, assignments: Assignments = ()) -> None:
         assignments: Changes to the config, such as ratio=7:1.
     """
     from train.config_file import load_config
-    from train.select import SelectConfig, select_heads
+    from train.select import select_heads
+    from train.select_config import SelectConfig
 
     select_heads(load_config(config, SelectConfig, assignments), say=_say)
 

@@ -22,10 +22,11 @@ from hydrahead_jax.selection import (
     receivers_kept,
     select,
 )
+from hydrahead_jax.selection.probe_file import save_probes
 from train.config_file import to_plain
 from train.corpus import stdlib_documents
 from train.parallel import Task, run_parallel
-from train.run_folder import METRICS, PLAN, write_json
+from train.run_folder import METRICS, PLAN, PROBES, write_json
 from train.transfer import TransferConfig, transfer
 
 
@@ -161,15 +162,17 @@ def _score(teacher: Teacher, config: ComparisonConfig, out: Path) -> HeadScores:
     path = out / "head_scores.csv"
 
     def score() -> dict:
-        scores, account = select(
+        selection = select(
             teacher.config,
             teacher.params,
             teacher.tokenizer,
             teacher.text("train"),
             config.selection,
+            store=out / "pairs",
         )
-        scores.save_csv(path)
-        return account
+        selection.scores.save_csv(path)
+        save_probes(out / PROBES, selection.probes, selection.pairs, teacher.tokenizer)
+        return selection.account
 
     of = {"teacher": config.teacher, "selection": to_plain(config.selection)}
     cached(out / "selection.json", of, score)

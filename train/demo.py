@@ -3,35 +3,20 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
-from hydrahead_jax.evals.niah import needle_document, needle_symbols
+from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.selection import HeadScores
-from hydrahead_jax.selection.heat_map import save_heat_map, save_knock_out_curve
-from hydrahead_jax.selection.knockout import knock_out, mean_heads, teacher_forced_accuracy
-from hydrahead_jax.selection.ranking import random_order, ranking
+from hydrahead_jax.selection.curves import save_knock_out_curves
+from hydrahead_jax.selection.heat_map import save_heat_map
+from hydrahead_jax.selection.knockout import KnockOutSettings
+from hydrahead_jax.selection.probe_file import load_probes
 from train.comparison import Clock, ComparisonConfig, Teacher, compare, student_folder
 from train.export import export_run
+from train.knock_out import KNOCK_OUT, knock_out_questions, measure_knock_out
 from train.plots import save_loss_curves
 from train.report import print_table, write_report
-from train.run_folder import METRICS, PLAN
+from train.run_folder import METRICS, PLAN, PROBES
 from train.versions import versions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KnockOut:
-    """Attributes:
-    counts: how many heads are removed, each a point of the curve.
-    documents: held-out needle documents a point.
-    needles: in each of them.
-    draws: random orders beside the order of the scores.
-    """
-
-    counts: tuple[int, ...]
-    documents: int = 64
-    needles: int = 1
-    draws: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +24,7 @@ class DemoConfig:
     """The first student of the comparison is the one that is exported and drawn."""
 
     comparison: ComparisonConfig
-    knock_out: KnockOut
+    knock_out: KnockOutSettings
 
 
 def demo(config: DemoConfig) -> dict:
@@ -74,36 +59,27 @@ def draw(config: DemoConfig, out: Path) -> dict[str, Path]:
     plan = HeadPlan.load(student_folder(out, names[0]) / PLAN)
     heat_map, curve, losses = (out / f"{n}.png" for n in ("heat_map", "knock_out", "losses"))
     save_heat_map(scores.score_LN, heat_map, plan=plan, title=f"Head scores, {names[0]}")
-    by_score, at_random = knock_out_curves(config, teacher, scores)
-    save_knock_out_curve(config.knock_out.counts, by_score, at_random, curve)
+    knock_out = _knock_out(config, teacher, scores, out)
+    save_knock_out_curves(knock_out["counts"], knock_out["curves"], curve)
     metrics = {name: student_folder(out, name) / "run" / METRICS for name in names}
     stages = tuple(stage.name for stage in config.comparison.transfer.stages)
     save_loss_curves(losses, metrics, stages)
     return {
-        "Receiver score of each head: how much of the answer's logit difference it carries "
-        f"directly. Rings mark the heads that stay softmax in {names[0]}.": heat_map,
-        "Knock-out in the teacher: accuracy when heads are replaced by their mean output, the "
-        "highest scores first, against random orders.": curve,
+        "Score of each head: the share of the answer's logit difference that it carries, directly "
+        f"or through others. Rings mark the heads that stay softmax in {names[0]}.": heat_map,
+        "Knock-out in the teacher: documents answered when heads put out their mean alone, "
+        "the highest scores first, the lowest first, and in random orders.": curve,
         "Losses of the three stages.": losses,
     }
 
 
-def knock_out_curves(
-    config: DemoConfig, teacher: Teacher, scores: HeadScores
-) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy in score order [C] and in random orders [S, C], on held-out documents."""
-    settings = config.knock_out
-    text, symbols = teacher.text("held_out"), needle_symbols(teacher.tokenizer)
-    rng = np.random.default_rng(config.comparison.evaluation.seed)
+def _knock_out(config: DemoConfig, teacher: Teacher, scores: HeadScores, out: Path) -> dict:
     length = config.comparison.evaluation.lengths[0]
-    make = lambda: needle_document(symbols, text, rng, length=length, needles=settings.needles)
-    documents = [make() for _ in range(settings.documents)]
-    tokens_BT = np.stack([document.tokens_T for document in documents])
-    answer_BT = np.stack([document.answer_T for document in documents])
-    mean_LNH = mean_heads(teacher.config, teacher.params, tokens_BT)
-    accuracy = teacher_forced_accuracy(teacher.config, teacher.params, tokens_BT, answer_BT)
-    curve = lambda order: knock_out(order, settings.counts, mean_LNH, accuracy)
-    shape = (teacher.config.layers, teacher.config.query_heads)
-    by_score = curve(ranking(scores, kv_heads=teacher.config.kv_heads))
-    at_random = np.stack([curve(random_order(*shape, seed)) for seed in range(settings.draws)])
-    return by_score, at_random
+    settings = dataclasses.replace(config.knock_out, length=config.knock_out.length or length)
+    held_out = Haystack.of(teacher.text("held_out"))
+    questions = knock_out_questions(teacher.tokenizer, held_out, settings, "symbols")
+    pairs = [pairs for _, pairs in load_probes(out / PROBES)]
+    path = out / KNOCK_OUT
+    return measure_knock_out(
+        path, teacher.config, teacher.params, questions, scores, pairs, settings
+    )

@@ -1,13 +1,13 @@
 """The comparison's report: a table on the terminal, report.json and report.html."""
 
-import base64
-import html
 import json
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from train import page
 
 
 def table_rows(report: dict) -> tuple[list[str], list[list[str]]]:
@@ -48,26 +48,23 @@ def write_report(folder: Path, report: dict, pictures: dict[str, Path]) -> Path:
       The path of report.html.
     """
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    page = folder / "report.html"
-    page.write_text(_page(report, pictures), encoding="utf-8")
-    return page
+    path = folder / "report.html"
+    path.write_text(_page(report, pictures), encoding="utf-8")
+    return path
 
 
 def _page(report: dict, pictures: dict[str, Path]) -> str:
-    header, rows = table_rows(report)
-    cell = lambda tag, text: f"<{tag}>{html.escape(text)}</{tag}>"
-    line = lambda tag, cells: "<tr>" + "".join(cell(tag, text) for text in cells) + "</tr>"
-    table = "\n".join([line("th", header), *(line("td", row) for row in rows)])
-    figures = "\n".join(_figure(caption, path) for caption, path in pictures.items())
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    return _TEMPLATE.format(
-        table=table,
-        figures=figures,
-        difference=_difference(report["export_max_abs_logit_difference"]),
-        seconds=html.escape(seconds),
-        versions=html.escape(versions),
-    )
+    parts = [
+        page.paragraph(_ABOVE),
+        page.table(*table_rows(report)),
+        page.paragraph(f"{_difference(report['export_max_abs_logit_difference'])} {_BELOW}"),
+        *(page.figure(caption, path) for caption, path in pictures.items()),
+        page.paragraph(f"Time: {seconds}."),
+        page.paragraph(f"Versions: {versions}."),
+    ]
+    return page.page("HydraHead on a small teacher", parts)
 
 
 def _difference(value: float | None) -> str:
@@ -76,35 +73,15 @@ def _difference(value: float | None) -> str:
     return f"Largest logit difference between JAX and the exported PyTorch model: {value:.1e}."
 
 
-def _figure(caption: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    text = html.escape(caption)
-    return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>HydraHead on a small teacher</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }}
-th, td {{ padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid #ccc; }}
-th:first-child, td:first-child {{ text-align: left; }}
-figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }}
-figcaption, footer {{ color: #444; font-size: 0.9rem; }}
-</style></head><body>
-<h1>HydraHead on a small teacher</h1>
-<p>Each student keeps softmax attention on the heads of its plan; all other heads became Gated
-DeltaNet. Needle accuracy is exact match by generation on documents never trained on; columns give
-the document length in tokens, the first being the teacher's training length; single: one needle,
-multi: several keys; FA heads: those that stay softmax; KV heads: those still cached.</p>
-<table>{table}</table>
-<p>{difference} Whether length extension holds, or 7:1 equals 3:1, cannot be concluded at this
-scale, and one draw of random heads says little: <code>make evidence</code> repeats the comparison
-over teachers and draws.</p>
-{figures}
-<footer><p>Time: {seconds}.</p><p>Versions: {versions}.</p></footer>
-</body></html>
-"""
+_ABOVE = (
+    "Each student keeps softmax attention on the heads of its plan; all other heads became Gated "
+    "DeltaNet. Needle accuracy is exact match by generation on documents never trained on; columns "
+    "give the document length in tokens, the first being the teacher's training length; single: "
+    "one needle, multi: several keys; FA heads: those that stay softmax; KV heads: those still "
+    "cached."
+)
+_BELOW = (
+    "Whether length extension holds, or 7:1 equals 3:1, cannot be concluded at this scale, and one "
+    "draw of random heads says little: `make evidence` repeats the comparison over teachers and "
+    "draws."
+)

@@ -11,6 +11,7 @@ from train.config_file import convert, differences, to_plain
 CONFIG = "config.json"
 MODEL = "model.json"
 PLAN = "head_plan.json"
+PROBES = "probes.jsonl"
 TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from hydrahead_jax.config import ModelConfig
@@ -17,7 +18,7 @@ from train.run_folder import CHECKPOINTS, FINISHED, MODEL, TOKENIZER, load_model
 class SavedModel(NamedTuple):
     """Attributes:
     config: of the model.
-    params: float32.
+    params: of the model.
     tokenizer: folder with its files.
     """
 
@@ -26,15 +27,17 @@ class SavedModel(NamedTuple):
     tokenizer: Path
 
 
-def load_saved(folder: Path) -> SavedModel:
-    """The model in `folder`.
+def load_saved(folder: Path, dtype: str = "float32") -> SavedModel:
+    """The model in `folder`, its parameters in `dtype`.
 
     Raises:
       UserError: it holds none, or a run that is not finished or was damaged.
     """
     if (folder / MODEL).is_file():
-        return SavedModel(*load_run(folder), folder / TOKENIZER)
-    return SavedModel(*load_hf(folder, jnp.float32), folder)
+        config, params = load_run(folder)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return SavedModel(config, params, folder / TOKENIZER)
+    return SavedModel(*load_hf(folder, jnp.dtype(dtype)), folder)
 
 
 def load_run(folder: Path) -> tuple[ModelConfig, dict]:

@@ -1,28 +1,30 @@
-"""Pictures of head scores; the only file of the package that needs matplotlib."""
+"""Maps of all heads, layers upwards and heads to the right. Needs matplotlib."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from jaxtyping import Bool, Float
+from matplotlib.colors import ListedColormap, PowerNorm
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.selection.figure import DPI, make_figure, save
 
-DPI = 150
-KNOCK_OUT_SIZE = (840, 540)
 _MARGIN = (2.1, 1.5)
+_PLAN_MARGIN = (1.0, 1.7)
+_SMALL = 16
+_DROPPED, _KEPT, _SOFTMAX = "white", "#9ecae1", "#0b559f"
 
 
 def heat_map_size(layers: int, query_heads: int) -> tuple[int, int]:
     """Width and height of the heat map in pixels: near-square cells, no more than a screen."""
-    cell = min(0.36, 9.0 / max(layers, query_heads))
-    width = max(4.6, _MARGIN[0] + cell * query_heads)
-    height = max(2.6, _MARGIN[1] + cell * layers)
-    return round(width * DPI), round(height * DPI)
+    return _size(layers, query_heads, _MARGIN)
+
+
+def plan_map_size(layers: int, query_heads: int) -> tuple[int, int]:
+    """The same for the map of a plan."""
+    return _size(layers, query_heads, _PLAN_MARGIN)
 
 
 def save_heat_map(
@@ -30,21 +32,24 @@ def save_heat_map(
     path: Path,
     *,
     plan: HeadPlan | None = None,
+    softmax_LN: Bool[np.ndarray, "L N"] | None = None,
     title: str = "Head scores",
     label: str = "score, square-root scale",
 ) -> None:
     """Writes a PNG: layers upwards, heads to the right, darker for a higher score.
 
-    Scores are >= 0. Colour grows with the square root, because most heads score about 0. One hue
-    from light to dark reads the same without colour; heads that stay softmax in `plan` carry a
+    Scores are >= 0; nan is a head that was not measured, drawn hatched as are the heads where
+    `softmax_LN` is False. Colour grows with the square root, because most heads score about 0. One
+    hue from light to dark reads the same without colour; heads that stay softmax in `plan` carry a
     ring that shows on light and on dark.
     """
     layers, heads = score_LN.shape
-    figure = _figure(*heat_map_size(layers, heads))
+    missing_LN = np.isnan(score_LN) if softmax_LN is None else np.isnan(score_LN) | ~softmax_LN
+    figure = make_figure(*heat_map_size(layers, heads))
     axes = figure.add_subplot()
-    top = max(float(score_LN.max()), 1e-6)
+    top = max(float(np.max(score_LN, initial=0.0, where=~missing_LN)), 1e-6)
     image = axes.imshow(
-        score_LN,
+        np.ma.masked_array(score_LN, missing_LN),
         cmap="Blues",
         norm=PowerNorm(0.5, vmin=0.0, vmax=top),
         origin="lower",
@@ -52,65 +57,71 @@ def save_heat_map(
         interpolation="nearest",
     )
     _grid(axes, layers, heads)
-    axes.set(xlabel="query head", ylabel="layer")
     axes.set_title(title, loc="left", fontsize="medium")
+    if missing_LN.any():
+        _hatch(axes, missing_LN)
     if plan is not None and plan.count:
         _mark(axes, plan)
-    ticks = top * np.array([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
     figure.colorbar(
-        image, ax=axes, label=label, ticks=ticks, format="%.2g", fraction=0.05, pad=0.02, aspect=40
+        image,
+        ax=axes,
+        label=label,
+        ticks=_ticks(top),
+        format="%.2g",
+        fraction=0.05,
+        pad=0.02,
+        aspect=40,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
-def save_knock_out_curve(
-    counts: Sequence[int],
-    by_score_C: Float[np.ndarray, " C"],
-    at_random_SC: Float[np.ndarray, "S C"],
+def save_plan_map(
+    plan: HeadPlan,
     path: Path,
     *,
-    title: str = "Knock-out",
+    softmax_LN: Bool[np.ndarray, "L N"] | None = None,
+    title: str = "Heads that stay softmax",
 ) -> None:
-    """Writes a PNG: accuracy over heads removed, in score order and in S random orders (their
-    mean, and the range as a band)."""
-    figure = _figure(*KNOCK_OUT_SIZE)
+    """Writes a PNG: dark heads stay softmax; light ones become delta-rule heads whose KV head is
+    cached all the same, because a softmax head reads it; white ones free their KV head. Heads
+    where `softmax_LN` is False are delta-rule heads already, and hatched."""
+    layers, heads = len(plan.fa_heads), plan.query_heads
+    group = heads // plan.kv_heads
+    state_LN = np.zeros((layers, heads))
+    for layer, chosen in enumerate(plan.fa_heads):
+        for kv_head in {head // group for head in chosen}:
+            state_LN[layer, kv_head * group : (kv_head + 1) * group] = 1
+        state_LN[layer, list(chosen)] = 2
+    figure = make_figure(*plan_map_size(layers, heads))
     axes = figure.add_subplot()
-    axes.fill_between(
-        counts,
-        at_random_SC.min(axis=0),
-        at_random_SC.max(axis=0),
-        color="#e69f00",
-        alpha=0.25,
-        lw=0,
+    colours = ListedColormap([_DROPPED, _KEPT, _SOFTMAX])
+    axes.imshow(
+        state_LN, cmap=colours, vmin=0, vmax=2, origin="lower", aspect="auto", interpolation="none"
     )
-    axes.plot(counts, by_score_C, color="#0b559f", marker="o", ms=4, label="score order", zorder=3)
-    axes.plot(
-        counts,
-        at_random_SC.mean(axis=0),
-        color="#b87700",
-        ls="--",
-        marker="s",
-        ms=4,
-        label=f"random order, mean and range of {len(at_random_SC)}",
+    _grid(axes, layers, heads)
+    if softmax_LN is not None and not softmax_LN.all():
+        _hatch(axes, ~softmax_LN)
+    axes.set_title(title, loc="left", fontsize="medium", pad=24)
+    names = {"softmax": _SOFTMAX, "KV head kept": _KEPT, "KV head freed": _DROPPED}
+    axes.legend(
+        handles=[Patch(fc=colour, ec="0.5", label=name) for name, colour in names.items()],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        borderaxespad=0.1,
+        fontsize="small",
+        columnspacing=1.0,
+        handlelength=1.0,
     )
-    axes.set(xlabel="heads removed", ylabel="documents answered", ylim=(-0.03, 1.03))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
-    figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure(width: int, height: int) -> Figure:
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+def _size(layers: int, query_heads: int, margin: tuple[float, float]) -> tuple[int, int]:
+    cell = min(0.36, 9.0 / max(layers, query_heads))
+    width = max(4.6, margin[0] + cell * query_heads)
+    height = max(2.6, margin[1] + cell * layers)
+    return round(width * DPI), round(height * DPI)
 
 
 def _grid(axes, layers: int, heads: int) -> None:
@@ -121,11 +132,27 @@ def _grid(axes, layers: int, heads: int) -> None:
     axes.grid(which="minor", color="0.85", lw=0.6)
     axes.tick_params(which="minor", length=0)
     axes.set(xlim=(-0.5, heads - 0.5), ylim=(-0.5, layers - 0.5))
+    axes.set(xlabel="query head", ylabel="layer")
+
+
+def _ticks(top: float) -> list[float]:
+    """Round numbers up to `top`, far enough apart on a square-root scale."""
+    ticks, room = [0.0], 0.09 * np.sqrt(top)
+    for number in np.multiply.outer(10.0 ** np.arange(-6, 2), [1, 2, 4, 6, 8]).ravel():
+        if number <= top * 1.001 and np.sqrt(number) - np.sqrt(ticks[-1]) > room:
+            ticks.append(float(number))
+    return ticks
+
+
+def _hatch(axes, at_LN: np.ndarray) -> None:
+    for layer, head in np.argwhere(at_LN):
+        corner = (head - 0.5, layer - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fc="0.93", ec="0.6", hatch="////", lw=0))
 
 
 def _mark(axes, plan: HeadPlan) -> None:
     chosen = [(head, layer) for layer, heads in enumerate(plan.fa_heads) for head in heads]
-    size = 45 if len(plan.fa_heads) <= 16 else 18
+    size = 45 if len(plan.fa_heads) <= _SMALL else 18
     axes.scatter(
         *zip(*chosen, strict=True),
         s=size,

@@ -45,7 +45,26 @@ def test_the_plan_and_the_scores_change_the_picture(tmp_path):
     assert draw("d.png", one_LN, plan=empty) == pictures[1] == draw("e.png", one_LN)
 
 
-def test_knock_out_curve_is_a_png(tmp_path):
-    path = tmp_path / "curve.png"
-    heat_map.save_knock_out_curve([0, 1, 2, 4], np.eye(4)[0], np.ones((3, 4)), path)
-    assert _size(path) == heat_map.KNOCK_OUT_SIZE
+@pytest.mark.parametrize("shape", [(2, 4), (28, 16), (1, 1)])
+def test_the_map_of_a_plan_is_a_png_of_the_announced_size(tmp_path, shape):
+    plan = HeadPlan(fa_heads=((0,),) * shape[0], query_heads=shape[1], kv_heads=1, strategy="fixed")
+    path = tmp_path / "plan.png"
+    heat_map.save_plan_map(plan, path)
+    assert _size(path) == heat_map.plan_map_size(*shape)
+
+
+def test_heads_that_were_not_measured_or_are_no_softmax_look_like_neither_zero_nor_high(tmp_path):
+    """The scores of the others decide the colours, and nan does not spread."""
+
+    def draw(name, score_LN, **kwargs):
+        heat_map.save_heat_map(np.array(score_LN), tmp_path / name, **kwargs)
+        return (tmp_path / name).read_bytes()
+
+    softmax_LN = np.array([[True, True], [True, False]])
+    hatched = draw("a.png", [[0.0, 0.5], [0.1, 9.0]], softmax_LN=softmax_LN)
+    assert draw("b.png", [[0.0, 0.5], [0.1, np.nan]]) == hatched
+    assert draw("c.png", [[0.0, 0.5], [0.1, 0.0]]) != hatched
+    plan = HeadPlan(fa_heads=((0,), (0,)), query_heads=2, kv_heads=1, strategy="x")
+    heat_map.save_plan_map(plan, tmp_path / "d.png", softmax_LN=softmax_LN)
+    heat_map.save_plan_map(plan, tmp_path / "e.png")
+    assert (tmp_path / "d.png").read_bytes() != (tmp_path / "e.png").read_bytes()

@@ -15,7 +15,7 @@ from hydrahead_jax.models import abstract_params
 from hydrahead_jax.precision import training_policy
 from train.data import abstract_batch
 from train.pretrain import PretrainConfig
-from train.select import SelectConfig
+from train.select_config import SelectConfig
 from train.stage import check_stages
 from train.step import abstract_state, make_train_step
 from train.transfer import TransferConfig

@@ -1,0 +1,40 @@
+"""What all pictures share: size, colours that the colour-blind can tell apart, and saving."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DPI = 150
+BLUE, ORANGE, GREEN, GREY = "#0b559f", "#b87700", "#00664d", "0.35"
+
+
+def make_figure(width: int, height: int) -> Figure:
+    """An empty figure of that many pixels."""
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG that holds nothing but the picture, so that equal pictures are equal files."""
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def plain_axes(axes) -> None:
+    """A light grid, and no frame to the right and above."""
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_above(axes, columns: int = 2) -> None:
+    """The legend between title and picture, where it hides nothing."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        frameon=False,
+        borderaxespad=0.2,
+        fontsize="small",
+    )
