@@ -176,11 +176,11 @@ def _log_where_it_binds(ranked: list[Head], chosen: list[Head]) -> None:
     forced = sorted(head for head in chosen if head[0] not in kept)
     if forced:
         _log.warning(
-            "at least one softmax head per layer: the best %d heads would leave layers %s without, "
-            "which keep layer and head %s",
+            "at least one softmax head per layer: the best %d heads would leave none in layers %s; "
+            "kept there, layer and head: %s",
             len(chosen),
-            ", ".join(map(str, sorted({layer for layer, _ in forced}))),
-            ", ".join(map(str, forced)),
+            sorted({layer for layer, _ in forced}),
+            forced,
         )
 
 

@@ -106,8 +106,8 @@ def test_global_interp_keeps_the_best_and_one_per_layer(caplog):
     with caplog.at_level(logging.WARNING):
         plan = allocate(scores, config, fa_heads=4)
     assert plan.strategy == "global-interp-C" and plan.fa_heads == ((0, 1), (2,), (1,))
-    assert "the best 4 heads would leave layers 1, 2 without" in caplog.text
-    assert "keep layer and head (1, 2), (2, 1)" in caplog.text
+    assert "the best 4 heads would leave none in layers [1, 2]" in caplog.text
+    assert "layer and head: [(1, 2), (2, 1)]" in caplog.text
 
 
 def test_no_log_where_the_constraint_does_not_bind(caplog):
