@@ -80,7 +80,7 @@ def evaluate(
     haystack = Haystack.of(haystack)
     kinds = _kinds(tokenizer, settings)
     asked = {
-        (kind, length): _questions(tokenizer, haystack, settings, length, **documents)
+        (kind, length): _questions(tokenizer, haystack, settings, kind, length, documents)
         for kind, documents in kinds.items()
         for length in settings.lengths
     }
@@ -117,17 +117,25 @@ def _kinds(tokenizer: Tokenizer, settings: EvalSettings) -> dict[str, dict]:
 
 
 def _questions(
-    tokenizer: Tokenizer, haystack: Haystack, settings: EvalSettings, length: int, **documents
+    tokenizer: Tokenizer,
+    haystack: Haystack,
+    settings: EvalSettings,
+    kind: str,
+    length: int,
+    documents: dict,
 ) -> Questions:
-    return needle_questions(
-        tokenizer,
-        haystack,
-        length=length,
-        documents=settings.documents,
-        seed=settings.seed,
-        reply=settings.reply,
-        **documents,
-    )
+    try:
+        return needle_questions(
+            tokenizer,
+            haystack,
+            length=length,
+            documents=settings.documents,
+            seed=settings.seed,
+            reply=settings.reply,
+            **documents,
+        )
+    except UserError as error:
+        raise UserError(f"{kind}: {error}") from error
 
 
 def _means(report: dict[str, dict[str, float]], lengths: tuple[int, ...]) -> dict:

@@ -1,11 +1,16 @@
 """How much haystack a needle document of a given token length takes."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.ruler import RulerDocument
+
+_SAMPLE = 32
+_AMPLE = 1.2
+_HALVE = 4
 
 
 def fitting_units(
@@ -39,12 +44,23 @@ def fitting_units(
 
 
 def _most_units(size: Callable[[int], int], limit: int) -> int:
-    """The largest number, up to `limit`, whose size is at most `limit`; that of 1 is."""
-    low, high = 1, 2
-    while high < limit and size(high) <= limit:
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) <= limit else (low, middle)
-    return low
+    """A number of units, at most `limit`, whose size is at most `limit` while that of one more
+    unit is larger; the size of 1 is not. Sizes grow by about as much for every unit."""
+    low, low_size = 1, size(1)
+    high = _SAMPLE
+    while (high_size := size(high)) <= limit:
+        if high >= limit:
+            return limit
+        per_unit = max((high_size - low_size) / (high - low), 1 / limit)
+        guess = high + int(_AMPLE * (limit - high_size) / per_unit)
+        low, low_size, high = high, high_size, min(max(guess, high + 1), 8 * high, limit + 1)
+    for step in itertools.count():
+        if high - low <= 1:
+            return low
+        share = (limit - low_size) / (high_size - low_size) if step % _HALVE else 0.5
+        middle = low + min(max(round(share * (high - low)), 1), high - low - 1)
+        middle_size = size(middle)
+        if middle_size <= limit:
+            low, low_size = middle, middle_size
+        else:
+            high, high_size = middle, middle_size

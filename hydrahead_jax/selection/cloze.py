@@ -62,12 +62,12 @@ def general_probes(
 def cloze_pairs(path: Path, tokenizer: Tokenizer) -> ProbePairs:
     """The pairs of one file; raises as `general_probes`."""
     clozes = read_clozes(path)
-    counts = [len(token_ids(tokenizer, cloze.prompt)) for cloze in clozes]
+    prompts = [token_ids(tokenizer, cloze.prompt) for cloze in clozes]
     rows, faults = [], []
-    for cloze, count in zip(clozes, counts, strict=True):
-        others = [o for o, other in zip(clozes, counts, strict=True) if other == count]
+    for cloze, ids in zip(clozes, prompts, strict=True):
+        others = [o for o, other in zip(clozes, prompts, strict=True) if len(other) == len(ids)]
         try:
-            rows.append(_row(cloze, others, tokenizer))
+            rows.append(_row(cloze, ids, others, tokenizer))
         except UnequalTokens as error:
             faults.append(f"line {cloze.line}: {error}")
     if faults:
@@ -116,12 +116,14 @@ def _fields() -> str:
     return ", ".join(f'"{name}"' for name in _REQUIRED) + f" and, if you like, {optional}"
 
 
-def _row(cloze: Cloze, others: Sequence[Cloze], tokenizer: Tokenizer) -> PairRow:
+def _row(
+    cloze: Cloze, prompt_ids: list[int], others: Sequence[Cloze], tokenizer: Tokenizer
+) -> PairRow:
     if re.fullmatch(r"[A-Za-z0-9]{2}", cloze.prompt[-1] + cloze.answer[0]):
         raise UnequalTokens(
             "prompt and answer run together; begin answer and distractor with a space"
         )
-    answer_tokens(tokenizer, cloze.prompt, cloze.answer, cloze.distractor)
+    answer_tokens(tokenizer, cloze.prompt, prompt_ids, cloze.answer, cloze.distractor)
     for corrupt in _corrupt_prompts(cloze, others):
         try:
             return token_row(tokenizer, cloze.prompt, corrupt, cloze.answer, cloze.distractor)

@@ -25,15 +25,15 @@ def token_row(
       UnequalTokens: prompt and corrupt prompt have different numbers of tokens, or are the same,
         or the answer's tokens depend on which it follows; or as `answer_tokens`.
     """
-    answer_ids, distractor_ids = answer_tokens(tokenizer, prompt, answer, distractor)
     prompt_ids, corrupt_ids = token_ids(tokenizer, prompt), token_ids(tokenizer, corrupt)
+    answer_ids, distractor_ids = answer_tokens(tokenizer, prompt, prompt_ids, answer, distractor)
     if len(prompt_ids) != len(corrupt_ids):
         raise UnequalTokens(
             f"prompt and corrupt prompt have {len(prompt_ids)} and {len(corrupt_ids)} tokens"
         )
     if prompt_ids == corrupt_ids:
         raise UnequalTokens("prompt and corrupt prompt have the same tokens")
-    if _added(tokenizer, corrupt, answer) != answer_ids:
+    if _added(tokenizer, corrupt, corrupt_ids, answer) != answer_ids:
         raise UnequalTokens(f"the answer {answer!r} has other tokens after the corrupt prompt")
     alike = [a == b for a, b in zip(answer_ids, distractor_ids, strict=True)].index(False)
     head = answer_ids[:alike]
@@ -43,15 +43,15 @@ def token_row(
 
 
 def answer_tokens(
-    tokenizer: Tokenizer, prompt: str, answer: str, distractor: str
+    tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], answer: str, distractor: str
 ) -> tuple[list[int], list[int]]:
-    """What answer and distractor add to the prompt's tokens.
+    """What answer and distractor add to the prompt's tokens, `prompt_ids`.
 
     Raises:
       UnequalTokens: they add different numbers of tokens, or the same tokens, or change the
         prompt's last ones.
     """
-    ids = [_added(tokenizer, prompt, text) for text in (answer, distractor)]
+    ids = [_added(tokenizer, prompt, prompt_ids, text) for text in (answer, distractor)]
     if len(ids[0]) != len(ids[1]):
         raise UnequalTokens(
             f"answer {answer!r} and distractor {distractor!r} have {len(ids[0])} and "
@@ -62,11 +62,11 @@ def answer_tokens(
     return ids[0], ids[1]
 
 
-def _added(tokenizer: Tokenizer, prompt: str, ending: str) -> list[int]:
-    before, whole = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + ending)
-    if whole[: len(before)] != before:
+def _added(tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], ending: str) -> list[int]:
+    whole = token_ids(tokenizer, prompt + ending)
+    if whole[: len(prompt_ids)] != prompt_ids:
         raise UnequalTokens(
             f"the prompt's last tokens change where {ending!r} follows; a space between them "
             "belongs to the latter"
         )
-    return whole[len(before) :]
+    return whole[len(prompt_ids) :]
