@@ -5,12 +5,13 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import save_hf_teacher
-from hydrahead_jax.models import init_params
+from hydrahead_jax.models import abstract_params
 from tests.evals.tokenizers import digit_splitting
 from tests.train.small import TEACHER, write_texts
 from train.evaluate import evaluate_saved
@@ -23,7 +24,10 @@ def stock(tmp_path):
     tokenizer = Tokenizer.from_str(digit_splitting().to_str())
     tokenizer.add_special_tokens([END_OF_TEXT])
     config = dataclasses.replace(TEACHER, vocab=tokenizer.get_vocab_size(), max_length=512)
-    save_hf_teacher(tmp_path / "stock", config, init_params(config, jax.random.key(0)), jnp.float32)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    params = jax.tree.map(draw, abstract_params(config))
+    save_hf_teacher(tmp_path / "stock", config, params, jnp.float32)
     tokenizer.save(str(tmp_path / "stock" / "tokenizer.json"))
     return tmp_path / "stock"
 
