@@ -18,7 +18,7 @@ class PlanCost(NamedTuple):
     fa_heads: softmax heads of all layers.
     kv_heads: KV heads of all layers that they read.
     kv_bytes_per_token: what a token adds to the cache.
-    score_mass: share of the scores of all heads that stays softmax.
+    score_mass: share of the scores of all heads that stays softmax; 0 where all are 0.
     """
 
     fa_heads: int
@@ -49,7 +49,7 @@ def plan_cost(
         fa_heads=plan.count,
         kv_heads=plan.surviving_kv_heads,
         kv_bytes_per_token=plan.kv_bytes_per_token(config, dtype),
-        score_mass=float(kept) / total if total else 1.0,
+        score_mass=float(kept) / (total or 1.0),
     )
 
 

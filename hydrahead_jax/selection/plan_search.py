@@ -10,7 +10,7 @@ from jaxtyping import Int
 from hydrahead_jax.selection.ranking import Head
 
 _NONE = -(2**62)
-_ROWS = 64
+_ROWS = 32
 
 
 class _Option(NamedTuple):
@@ -131,15 +131,21 @@ def _options(table: np.ndarray, counts: Sequence[int], unit: int | None) -> Iter
 def _add_layer(
     before: np.ndarray, options: list[_Option], max_kv: int, goal: int
 ) -> Int[np.ndarray, "k n"]:
-    """The table of the layers so far, from that without the last layer; row blocks stay in the
-    processor's cache."""
+    """The table of the layers so far, from that without the last layer. Row blocks stay in the
+    processor's cache, and columns that no set reaches are left out."""
     rows = len(before) + max((o.kv_heads for o in options), default=0)
     columns = before.shape[1] + max((o.counted for o in options), default=0)
     table = np.full((min(rows, max_kv + 1), min(columns, goal + 1)), _NONE, np.int64)
     for first in range(0, len(before), _ROWS):
         block = before[first : first + _ROWS]
+        reached = np.flatnonzero((block >= 0).any(axis=0))
+        if not len(reached):
+            continue
+        block = block[:, reached[0] : reached[-1] + 1]
+        height, width = block.shape
         for option in options:
-            to = table[first + option.kv_heads :, option.counted :][: len(block), : len(block[0])]
+            row, column = first + option.kv_heads, reached[0] + option.counted
+            to = table[row : row + height, column : column + width]
             np.maximum(to, block[: to.shape[0], : to.shape[1]] + option.value, out=to)
     return table
 

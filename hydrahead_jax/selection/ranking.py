@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 
 from hydrahead_jax.selection.scores import GENERAL, HeadScores
+from hydrahead_jax.selection.statistics import RESOLUTION
 
-RESOLUTION = 1e-5
 Head = tuple[int, int]
 
 

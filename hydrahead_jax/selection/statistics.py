@@ -3,6 +3,7 @@
 import numpy as np
 
 THRESHOLD = 0.01
+RESOLUTION = 1e-5  # of effects and scores; what is below is rounding
 
 
 def consistency(raw_PLN: np.ndarray) -> np.ndarray:
@@ -11,11 +12,12 @@ def consistency(raw_PLN: np.ndarray) -> np.ndarray:
 
 
 def min_max(x_LN: np.ndarray, among_LN: np.ndarray) -> np.ndarray:
-    """Brings the smallest value among some heads to 0 and the largest to 1; equal values all
-    become 0, and so do all other heads."""
+    """Brings the smallest value among some heads to 0 and the largest to 1; values that differ by
+    less than 1e-5 all become 0, and so do all other heads."""
     values = x_LN[among_LN]
-    spread = np.ptp(values) if values.size else 0.0
-    return np.where(among_LN, (x_LN - values.min()) / spread, 0.0) if spread else 0.0 * x_LN
+    if not values.size or np.ptp(values) < RESOLUTION:
+        return np.zeros(x_LN.shape)
+    return np.where(among_LN, (x_LN - values.min()) / np.ptp(values), 0.0)
 
 
 def gini(x: np.ndarray) -> float:

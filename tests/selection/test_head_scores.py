@@ -21,6 +21,7 @@ def test_kappa_min_max_gini_by_hand():
     np.testing.assert_allclose(min_max(x_LN, x_LN < 4), [[0, 0], [1, 0.5]])
     np.testing.assert_array_equal(min_max(np.full((2, 2), 0.3), all_LN), np.zeros((2, 2)))
     np.testing.assert_array_equal(min_max(x_LN, ~all_LN), np.zeros((2, 2)))
+    np.testing.assert_array_equal(min_max(0.3 + 1e-7 * x_LN, all_LN), np.zeros((2, 2)))
     assert gini(np.array([1.0, 1.0, 1.0, 1.0])) == 0.0
     assert gini(np.array([0.0, 5.0, 0.0, 0.0])) == pytest.approx(0.75)
     assert gini(np.array([3.0, 1.0])) == pytest.approx(0.25)

@@ -214,7 +214,8 @@ def test_cost_and_saving_are_reported(caplog):
     assert plan.fa_heads == ((2, 3), (0, 1))
     assert "KV heads: 2, 3 by score alone; score mass: 59.1 %, 73.2 % by score alone" in caplog.text
     nothing = made_scores(np.zeros((1, 2, 4)))
-    assert plan_cost(nothing, config, plan).score_mass == 1.0
+    assert plan_cost(nothing, config, plan).score_mass == 0.0
+    assert not trade_off(nothing, config, fa_heads=4).score_mass_X.any()
 
 
 def test_equal_plans_are_drawn_by_the_seed():
