@@ -20,6 +20,7 @@ from hydrahead_jax.selection.token_rows import (
 
 _REQUIRED, _OPTIONAL = ("prompt", "answer", "distractor"), ("corrupt_prompt",)
 _FAULTS_NAMED = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Cloze(NamedTuple):
@@ -83,7 +84,7 @@ def read_clozes(path: Path) -> list[Cloze]:
       UserError: the file cannot be read or is empty, or a line is no cloze; says which.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     clozes = [_cloze(path, i, line) for i, line in enumerate(lines, start=1) if line.strip()]
@@ -106,7 +107,7 @@ def _cloze(path: Path, line: int, text: str) -> Cloze:
     for name, value in found.items():
         if name not in _REQUIRED + _OPTIONAL:
             raise UserError(f"{where} has an unknown field {name!r}; it may have {_fields()}")
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or _SURROGATE.search(value):
             raise UserError(f"{where}: {name!r} is {value!r} and must be text")
     return Cloze(line, **found)
 

@@ -115,10 +115,18 @@ def test_an_answer_that_runs_into_the_prompt(tmp_path):
         ({**PARIS, "foil": "x"}, "FILE, line 2 has an unknown field 'foil'; it may have"),
         ({**PARIS, "answer": 4}, "FILE, line 2: 'answer' is 4 and must be text"),
         ({**PARIS, "distractor": " "}, "FILE, line 2: 'distractor' is ' ' and must be text"),
+        ({**PARIS, "answer": "\ud800"}, "FILE, line 2: 'answer' is '\\ud800' and must be text"),
     ],
 )
 def test_lines_that_are_no_cloze(tmp_path, line, message):
     assert _fails(tmp_path, PARIS, line).startswith(message)
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_no_text(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(PARIS).encode() + b"\r\n\r\n")
+    ((_, pairs),) = general_probes([path], characters())
+    assert len(pairs.tokens_BT) == 1
 
 
 def test_files_that_hold_none(tmp_path):
