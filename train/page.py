@@ -61,7 +61,7 @@ caption {{ text-align: left; color: #444; padding-bottom: 0.3rem; }}
 th, td {{ padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #ccc;
   vertical-align: top; }}
 th:first-child, td:first-child {{ text-align: left; }}
-figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; }}
+figure {{ margin: 1.5rem 0; max-width: 48rem; }} img {{ max-width: 100%; }}
 .row {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }}
 .row figure {{ margin: 0.5rem 0; }}
 figcaption, footer {{ color: #444; font-size: 0.9rem; }}

@@ -17,8 +17,8 @@ class Stages:
     every half minute, and one when it is done.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        console = Console()
+    def __init__(self, say: Callable[[str], None], console: Console | None = None):
+        console = console or Console()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -106,9 +106,9 @@ def _knock_out(pictures: dict[str, Path], knock_out: dict | None) -> list[str]:
     return [
         page.heading("Knock-out"),
         page.paragraph(
-            f"Share of {settings['documents']} held-out needle documents of {settings['length']} "
-            f"tokens, {settings['needles']} needles in each, that the model answers by generation "
-            "when heads are replaced by their mean output."
+            f"Share of {settings['documents']} held-out documents of {settings['length']} tokens, "
+            f"needles in each: {settings['needles']}, that the model answers by generation when "
+            "heads put out their mean over the probes' documents and nothing else."
         ),
         page.figure("Accuracy over heads removed.", pictures["knock_out"]),
         knock_out_table(knock_out),
