@@ -225,3 +225,6 @@ def test_a_layer_without_softmax_heads_cannot_keep_one():
     with pytest.raises(UserError, match=r"has 0 softmax heads, .* use global-interp"):
         allocate(scores, config, fa_heads=2)
     assert allocate(scores, config, "global-interp", fa_heads=2).fa_heads[1] == ()
+    config, scores = _hybrid()
+    with pytest.raises(UserError, match=r"has 1 softmax heads, .* at least 2 in every layer"):
+        allocate(scores, config, fa_heads=8, tensor_multiple=2)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from hydrahead_jax.selection import plan_search
 from hydrahead_jax.selection.plan_search import PlanSearch
 
 SHAPES = [(3, 4, 2), (2, 6, 2), (2, 6, 3), (4, 3, 1), (1, 8, 8)]
@@ -47,7 +48,8 @@ def _all_sets(values):
 
 @pytest.mark.parametrize("kind", ["apart", "tied", "zero"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_budget_equals_brute_force(shape, kind):
+def test_every_budget_equals_brute_force(shape, kind, monkeypatch):
+    monkeypatch.setattr(plan_search, "_ROWS", 2)
     layers, heads, kv_heads = shape
     values = _values(shape, kind, np.random.default_rng(layers * heads))
     value_X, kv_X, layers_XL = _all_sets(values)
