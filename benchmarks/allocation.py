@@ -217,8 +217,8 @@ def main() -> None:
         f"\nlike the paper's: {mean('critical'):.0f} of {config.layers * config.query_heads} heads "
         f"critical, {mean('convertible'):.0f} convertible, Gini {mean('gini'):.2f} "
         f"({' to '.join(f'{x:.2f}' for x in ranges)}); "
-        f"{np.mean([draw['seconds'] for draw in draws]):.2f} s a KV-aware plan, "
-        f"{record['seconds_qwen3_32b']} s for Qwen3-32B\n{record['made']}\n{options.out}"
+        f"{np.mean([draw['cpu_seconds'] for draw in draws]):.2f} CPU seconds a KV-aware plan, "
+        f"{record['cpu_seconds_qwen3_32b']} s for Qwen3-32B\n{record['made']}\n{options.out}"
     )
 
 
