@@ -93,12 +93,14 @@ def test_other_needles_are_the_haystack():
 
 
 def test_text_of_any_size_is_one_stretch_from_a_random_word_and_begins_again():
-    text = " ".join(f"w{i}" for i in range(200)) + " "
-    doc = document(RulerTask(haystack="text"), seed=3, text=text)
-    context = doc.prompt(9000).removeprefix(NUMBER[0]).removesuffix(NUMBER[1])
-    words = context.replace(NEEDLE, "").split()
-    numbers = np.array([int(word[1:]) for word in words])
-    assert len(numbers) == 9000 and set(np.diff(numbers) % 200) == {1}
+    text, starts = " ".join(f"w{i}" for i in range(200)) + " ", set()
+    for seed in range(8):
+        prompt = document(RulerTask(haystack="text"), seed=seed, text=text).prompt(9000)
+        context = prompt.removeprefix(NUMBER[0]).removesuffix(NUMBER[1])
+        numbers = np.array([int(word[1:]) for word in context.replace(NEEDLE, "").split()])
+        assert len(numbers) == 9000 and set(np.diff(numbers) % 200) == {1}
+        starts.add(int(numbers[0]))
+    assert len(starts) > 4
 
 
 def test_long_text_without_full_stops_is_cut_into_sentences():

@@ -84,6 +84,22 @@ def test_arrays_are_padded_and_answers_stand_at_the_end(name, tokenizer):
     assert max((answer >= 0).sum() for answer in pairs.answer_BJ) == J
 
 
+@pytest.mark.parametrize("tokenizer", [merging, digit_splitting, characters])
+@pytest.mark.parametrize("name", PROBES)
+def test_tokens_differ_inside_the_changed_keys_and_values_only(name, tokenizer):
+    pairs = _make(name, tokenizer())
+    for row in range(4):
+        x, corrupt, _ = _texts(pairs, row, tokenizer())
+        facts, corrupt_facts = (set(FACT.findall(text)) for text in (x, corrupt))
+        part = 0 if PROBES[name].counterfactual == "keys" else 1
+        changed = [fact[part] for fact in facts - corrupt_facts]
+        assert len(changed) == (2 if part == 0 else 1)
+        at = np.flatnonzero(pairs.tokens_BT[row] != pairs.corrupt_BT[row])
+        for places in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1):
+            stretch = tokenizer().decode(pairs.tokens_BT[row][places].tolist()).strip()
+            assert any(stretch in text for text in changed)
+
+
 def test_digits_are_the_answer_where_a_space_is_a_token_of_its_own():
     """The space that answer and distractor share stands in the prompt."""
     pairs = _make("niah_single_2", digit_splitting())
