@@ -109,6 +109,8 @@ def load_corpus(path: Path, model: ModelConfig) -> Corpus:
     if not path.is_file():
         raise UserError(f"there is no tokenizer {path}")
     tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     if tokenizer.get_vocab_size() > model.vocab:
         raise UserError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, the model knows {model.vocab}"

@@ -39,7 +39,7 @@ class Haystack:
         """
         if self.encode is None:
             raise UserError(
-                "the haystack holds text only, and documents of needle symbols need its tokens"
+                "the haystack holds text only; needle symbols and the loss on text need its tokens"
             )
         return np.asarray(self.encode(), np.int32)
 

@@ -160,6 +160,8 @@ def test_a_tokenizer_that_cuts_long_texts_off_ends_the_search():
 def test_what_cannot_be_is_a_user_error(monkeypatch):
     with pytest.raises(UserError, match="needles=41: documents of RULER have 1 to 40 needles"):
         RulerTask(haystack="text", needles=41)
+    with pytest.raises(UserError, match="the haystack holds text only"):
+        haystack().tokens  # noqa: B018
     with pytest.raises(UserError, match="the haystack holds no text"):
         document(RULER_TASKS["niah_single_2"], text=" ")
     monkeypatch.setitem(sys.modules, "wonderwords", None)

@@ -20,7 +20,7 @@ from train.tokenizer import END_OF_TEXT
 
 @pytest.fixture
 def stock(tmp_path):
-    """A model whose tokenizer has no needle symbols."""
+    """A model whose tokenizer has no needle symbols, and is set to cut long texts off."""
     tokenizer = Tokenizer.from_str(digit_splitting().to_str())
     tokenizer.add_special_tokens([END_OF_TEXT])
     config = dataclasses.replace(TEACHER, vocab=tokenizer.get_vocab_size(), max_length=512)
@@ -28,6 +28,7 @@ def stock(tmp_path):
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
     params = jax.tree.map(draw, abstract_params(config))
     save_hf_teacher(tmp_path / "stock", config, params, jnp.float32)
+    tokenizer.enable_truncation(50)
     tokenizer.save(str(tmp_path / "stock" / "tokenizer.json"))
     return tmp_path / "stock"
 
