@@ -48,9 +48,10 @@ def missed_mass(effects_PLN: np.ndarray, drawn: Sequence[Head], out_of: int) -> 
 
 def agreement(exact: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
     """How well an estimate orders the same heads: Spearman's rank correlation, and the share of
-    the top tenth that is found. None where fewer than three heads were compared, or all are equal.
-    """
-    exact, estimate = exact.ravel(), estimate.ravel()
+    the top tenth that is found. Heads where `exact` is nan are not compared; the numbers are None
+    where fewer than three are, or all are equal."""
+    measured = ~np.isnan(exact)
+    exact, estimate = exact[measured], estimate[measured]
     top = max(1, round(_TOP * len(exact)))
     if len(exact) < 3 or np.ptp(exact) == 0 or np.ptp(estimate) == 0:
         return {"heads": len(exact), "spearman": None, "top": top, "overlap": None}

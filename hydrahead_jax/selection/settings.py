@@ -4,11 +4,10 @@ import dataclasses
 from typing import Literal
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.evals.template import Template
 from hydrahead_jax.selection.effects import MIN_PAIRS
 
 Method = Literal["exact", "screened", "attribution", "none"]
-_METHODS = ("exact", "screened", "attribution", "none")
-_TEMPLATES = ("auto", "symbols", "ruler")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class SelectionSettings:
 
     pairs: int = 8
     length: int | None = None
-    template: Literal["auto", "symbols", "ruler"] = "auto"
+    template: Template = "auto"
     needles: int = 8
     seed: int = 0
     senders: Method = "exact"
@@ -45,11 +44,6 @@ class SelectionSettings:
     def __post_init__(self):
         if self.pairs < MIN_PAIRS:
             raise UserError(f"pairs={self.pairs} must be at least {MIN_PAIRS}")
-        if self.senders not in _METHODS or self.template not in _TEMPLATES:
-            raise UserError(
-                f"senders={self.senders!r} must be one of {', '.join(_METHODS)}, and "
-                f"template={self.template!r} one of {', '.join(_TEMPLATES)}"
-            )
         at_least = {"needles": 2, "seed": 0, "sender_rounds": 1, "sample": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:

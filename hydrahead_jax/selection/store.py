@@ -63,7 +63,7 @@ class Store:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """None if there is no such file, or it is damaged."""
     try:
-        with np.load(path) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
     except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile, KeyError):
         return None

@@ -41,7 +41,7 @@ def planted_params(planted_config) -> dict:
     params["w_embed_VD"] = jnp.eye(VOCAB, config.embed).at[:, CONSTANT].set(1.0)
     for layer in params["layers"].values():
         layer["mlp"]["w_down_FD"] *= 0.05
-        layer["mixer"]["w_o_NHD"] *= 0.05
+        layer["mixer"]["w_o_NHD"] *= 0.02
     tokens = np.arange(VOCAB)
 
     mixer, (_, head) = params["layers"][0]["mixer"], PREVIOUS_HEAD

@@ -16,9 +16,7 @@ LOUD = {
 OTHERS = [name for name in CONFIGS if name != "grouped"]
 ALL = "all after the first layer"
 LISTENING = {
-    ALL: lambda config: (
-        ((),) + tuple(config.softmax_heads(layer) for layer in range(1, config.layers))
-    ),
+    ALL: lambda config: ((), *(config.softmax_heads(k) for k in range(1, config.layers))),
     "one in the middle": lambda config: ((), config.softmax_heads(1)[:1], ()),
     "the last layer": lambda config: ((), (), config.softmax_heads(2)[-1:]),
     "none": lambda config: ((), (), ()),

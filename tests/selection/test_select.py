@@ -1,45 +1,112 @@
 import dataclasses
+import json
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
 from hydrahead_jax.config import Hydra
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.models import init_params
 from hydrahead_jax.selection import SelectionSettings, allocate, receivers_kept, select
+from hydrahead_jax.selection.probes import SubProbe
+from tests.selection.conftest import PREVIOUS_HEAD, RECEIVER
 
-RECEIVER = (1, 2)
-SETTINGS = SelectionSettings(length=64, needles=6, batch=8)
+SETTINGS = SelectionSettings(length=64, needles=6, batch=4, senders="none")
 
 
-def test_the_planted_receiver_is_found(planted_config, planted_params, planted_tokenizer, words):
-    """The head that copies the value has effect 1; the one it depends on sends, and has none."""
+def test_a_selection_and_its_account(planted_config, planted_params, planted_tokenizer, words):
     ticks = []
-    scores, info = select(
+    selection = select(
         planted_config,
         planted_params,
         planted_tokenizer,
         words,
         SETTINGS,
-        progress=lambda done, total: ticks.append((done, total)),
+        progress=lambda *tick: ticks.append(tick),
     )
-    assert ticks == [(8 * i, 40) for i in range(1, 6)]
-    assert scores.probes[0] == "niah_single_1" and scores.effect_PLN.shape == (5, 2, 4)
-    assert scores.score_LN[RECEIVER] == 1.0 and (scores.effect_PLN[:, *RECEIVER] > 0.99).all()
-    assert np.delete(np.abs(scores.raw_PLN).max(axis=0).ravel(), 6).max() < 0.01
+    scores, account = selection.scores, selection.account
+    assert ticks == [("receivers", 4 * i, 56) for i in range(1, 15)]
+    assert scores.probes[0] == "niah_single_1" and scores.probes[-1] == "niah_multikey_2_keys"
+    assert len(selection.pairs) == len(selection.effects) == len(selection.probes) == 7
+    assert all(effects.receiver_BLN.shape == (8, 2, 4) for effects in selection.effects)
     assert (scores.clean_P > 5).all() and (scores.corrupted_P < 0).all()
-    assert info["critical_heads"] == 1 and info["convertible_heads"] == 7
-    assert info["needles"] == 6 and set(info["skipped"].values()) == {0}
+    assert account["receivers"] == 1 and account["convertible_heads"] == 7
+    assert set(account["skipped"].values()) == {0}
+    assert json.loads(json.dumps(account)) == account
     plan = allocate(scores, planted_config, fa_heads=2)
     assert receivers_kept(scores, plan) == 1 and 2 in plan.fa_heads[1]
+
+
+def test_general_pairs_are_a_capability_of_their_own(
+    planted_config, planted_params, planted_tokenizer, words
+):
+    run = lambda **more: select(
+        planted_config, planted_params, planted_tokenizer, words, SETTINGS, **more
+    )
+    pairs = run().pairs[0]
+    selection = run(general=[(SubProbe(name="cloze", capability="general"), pairs)])
+    assert selection.scores.capabilities == ("retrieval",) * 7 + ("general",)
+    assert selection.scores.effect_LN("general")[RECEIVER] > 0.99
+    longer = type(pairs)(*(np.tile(x, (1, 3)) for x in pairs))
+    with pytest.raises(UserError, match="probe cloze has 192 tokens, more than the 128"):
+        run(general=[(SubProbe(name="cloze", capability="general"), longer)])
+    foreign = pairs._replace(tokens_BT=pairs.tokens_BT + 60)
+    with pytest.raises(UserError, match=r"token \d+, and the model knows 56; the tokenizer is of"):
+        run(general=[(SubProbe(name="cloze", capability="general"), foreign)])
 
 
 def test_a_model_that_does_not_retrieve_is_a_user_error(
     planted_config, planted_params, planted_tokenizer, words
 ):
     mute = {**planted_params, "final_norm_D": planted_params["final_norm_D"] * 0.0}
-    with pytest.raises(UserError, match=r"probe niah_single_1: .* a model that retrieves needles"):
+    with pytest.raises(UserError, match=r"probe niah_single_1: .* in 0 of 8 pairs, and 6 are need"):
         select(planted_config, mute, planted_tokenizer, words, SETTINGS)
+
+
+def test_pairs_that_say_too_little_are_left_out_and_counted(
+    planted_config, planted_params, planted_tokenizer, words
+):
+    run = lambda **more: select(
+        planted_config, planted_params, planted_tokenizer, words, SETTINGS, **more
+    )
+    pairs = run().pairs[0]
+    dull = pairs.corrupt_BT.copy()
+    dull[:2] = pairs.tokens_BT[:2]
+    dull[:2, 3] = pairs.tokens_BT[:2, 3] - 1
+    pairs = pairs._replace(corrupt_BT=np.abs(dull))
+    selection = run(general=[(SubProbe(name="cloze", capability="general"), pairs)])
+    assert selection.account["skipped"]["cloze"] == selection.effects[-1].skipped == 2
+    assert len(selection.effects[-1].clean_B) == 6
+
+
+def test_a_hybrid_is_scored_in_its_softmax_heads(
+    planted_config, planted_params, planted_tokenizer, words
+):
+    """The planted layers, and behind them one that is a hybrid and says little."""
+    mixers = (*planted_config.mixers, Hydra(fa_heads=(0, 3)))
+    config = dataclasses.replace(planted_config, mixers=mixers)
+    extra = init_params(config, jax.random.key(1))["layers"][2]
+    for branch in (extra["mixer"]["fa"], extra["mixer"]["gdn"], extra["mlp"]):
+        name = "w_down_FD" if "w_down_FD" in branch else "w_o_NHD"
+        branch[name] *= 0.01
+    params = {**planted_params, "layers": {**planted_params["layers"], 2: extra}}
+    settings = dataclasses.replace(SETTINGS, senders="exact", total=False)
+    scores = select(config, params, planted_tokenizer, words, settings).scores
+    np.testing.assert_array_equal(scores.softmax_LN[2], [True, False, False, True])
+    assert scores.softmax_LN[:2].all() and scores.receivers_LN.sum() == 1
+    assert scores.critical_LN[RECEIVER] and scores.critical_LN[PREVIOUS_HEAD]
+    assert (scores.raw_PLN[:, 2, 1:3] == 0).all()
+    assert not scores.convertible_LN[2, 1:3].any()
+
+
+def test_a_model_without_softmax_heads_is_a_user_error(planted_config, planted_tokenizer, words):
+    config = dataclasses.replace(planted_config, mixers=(Hydra(fa_heads=()),) * 2)
+    with pytest.raises(UserError, match="no head of this model is softmax"):
+        select(config, {}, planted_tokenizer, words, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +115,8 @@ def test_a_model_that_does_not_retrieve_is_a_user_error(
         ({"pairs": 5}, "pairs=5 must be at least 6"),
         ({"needles": 1}, "needles=1 must be at least 2"),
         ({"batch": 0}, "batch=0 at least 1"),
+        ({"memory_gib": 0.0}, r"memory_gib=0\.0 must be above 0"),
+        ({"sender_rounds": 0}, "sender_rounds=0 must be at least 1"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -63,7 +132,16 @@ def test_bad_input_is_refused_before_any_forward(planted_config, planted_tokeniz
         run(length=200)
     with pytest.raises(UserError, match="do not fit into 12 tokens"):
         run(length=12)
-    with pytest.raises(UserError, match="all full attention"):
-        run(config=dataclasses.replace(planted_config, mixers=(Hydra(fa_heads=(0,)),) * 2))
     with pytest.raises(UserError, match="no <key_00>"):
-        run(tokenizer=Tokenizer(models.WordLevel({"a": 0}, "a")))
+        run(tokenizer=Tokenizer(models.WordLevel({"a": 0}, "a")), template="symbols")
+
+
+def test_four_devices_score_as_one_does():
+    """Parameters split over the devices, the pairs over them too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.selection.on_a_mesh"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["devices"] == 4 and report["shards_of_a_weight"] == 4
+    assert report["largest_difference"] < 1e-5 < report["largest_effect"]
