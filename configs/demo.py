@@ -29,11 +29,11 @@ def config() -> DemoConfig:
                 ),
                 Student(name="global-interp-7:1", strategy="global-interp-C", ratio="7:1"),
             ),
-            selection=SelectionSettings(length=LENGTH),
+            selection=SelectionSettings(length=LENGTH, total=False),
             transfer=TransferConfig(run="", teacher=TEACHER, head_plan="", stages=stages()),
             evaluation=EvalSettings(
                 lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH), documents=64, batch=32
             ),
         ),
-        knock_out=KnockOutSettings(counts=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), batch=32),
+        knock_out=KnockOutSettings(counts=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), draws=3, batch=32),
     )

@@ -18,7 +18,13 @@ COMMANDS = [
 ]
 KERNELS, LOAD_EXPORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
-    "select": ["settings.pairs=6"],
+    "select": [
+        "settings.pairs=6",
+        "settings.senders=none",
+        "knock_out.counts=(0, 1)",
+        "knock_out.documents=8",
+        "knock_out.draws=1",
+    ],
     "transfer": [f"stages.{stage}.steps=2" for stage in ("align", "distill", "finetune")],
     "evaluate": ["lengths=(256,)", "documents=8", "batch=8", "text_windows=4"],
     "export": [],

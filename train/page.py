@@ -65,8 +65,8 @@ figure {{ margin: 1.5rem 0; max-width: 48rem; }} img {{ max-width: 100%; }}
 .row {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }}
 .row figure {{ margin: 0.5rem 0; }}
 figcaption, footer {{ color: #444; font-size: 0.9rem; }}
-pre {{ font-size: 0.8rem; white-space: pre-wrap; }}
-@media print {{ body {{ font-size: 10pt; margin: 0; }} figure, tr {{ break-inside: avoid; }}
+pre {{ font-size: 0.8rem; white-space: pre-wrap; columns: 22rem; }}
+@media print {{ body {{ font-size: 10pt; margin: 0; }} figure, table {{ break-inside: avoid; }}
   h2 {{ break-after: avoid; }} }}
 </style></head><body>
 <h1>{title}</h1>

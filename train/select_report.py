@@ -1,6 +1,5 @@
 """report.html of a selection: what was chosen, why, and how far it can be trusted."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def write_select_report(
         page.heading("What was measured, and what was left out"),
         *account_tables(selection),
         page.heading("Settings"),
-        page.preformatted(json.dumps(record, indent=1)),
+        page.preformatted("\n".join(_assignments(record))),
         page.paragraph(", ".join(f"{name} {value}" for name, value in versions().items())),
     ]
     path = folder / REPORT
@@ -82,6 +81,17 @@ def _summary(scores: HeadScores, plan: HeadPlan, quality: Quality, record: dict)
         f"heads are critical (an effect of at least 0.01 on some capability), "
         f"{int(scores.convertible_LN.sum())} convertible (below 0.01 in every sub-probe)."
     )
+
+
+def _assignments(record: dict[str, Any], prefix: str = "") -> list[str]:
+    """The config as the command line takes it, a field a line."""
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, dict):
+            lines += _assignments(value, f"{prefix}{name}.")
+        elif name != "type":
+            lines.append(f"{prefix}{name}={tuple(value) if isinstance(value, list) else value}")
+    return lines
 
 
 def _maps(scores: HeadScores, pictures: dict[str, Path]) -> list[str]:

@@ -135,9 +135,7 @@ def save_quality_curve(quality: Quality, path: Path, *, title: str = "Quality pe
 
 def _name_ratio(axes, row) -> None:
     at = (row.naive.kv_bytes_per_token / 1024, row.naive.score_mass)
-    axes.annotate(
-        row.ratio, at, xytext=(-7, 7), ha="right", textcoords="offset points", fontsize="small"
-    )
+    axes.annotate(row.ratio, at, xytext=(7, -12), textcoords="offset points", fontsize="small")
 
 
 def _error_bars(axes, rows: list[dict], x: str, key: str, dodge: float = 1.0, **style) -> None:

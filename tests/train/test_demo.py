@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 SHORTER = [
     *(f"comparison.transfer.stages.{stage}.steps=2" for stage in ("align", "distill", "finetune")),
     "comparison.selection.pairs=6",
+    "comparison.selection.senders=none",
     "comparison.evaluation.lengths=(256,)",
     "comparison.evaluation.documents=8",
     "comparison.evaluation.batch=8",

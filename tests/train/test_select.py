@@ -83,7 +83,7 @@ def test_the_page_holds_every_picture_and_the_numbers(finished):
     assert f"<td>{scores.receiver.clamped_PLN.mean(axis=0).max():.3f}</td>" in page
     assert "Senders were not measured." in page
     assert "8 tokens leave no room" in page
-    assert "&quot;length&quot;: 48" in page
+    assert "settings.length=48" in page and "knock_out.counts=(0, 1)" in page
 
 
 class Killed(Exception):
