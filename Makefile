@@ -10,7 +10,8 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile clean
+.PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile \
+  selection-benchmark clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -65,6 +66,11 @@ $(LATEST_VENV)/installed: pyproject.toml
 kernels-hostile: $(LATEST_VENV)/installed
 	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.error_table $(HOSTILE)
 	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.attention.error_table $(HOSTILE)
+
+# What head scores cost beside forwards and the definition, and what KV-aware plans save.
+selection-benchmark: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.selection --json selection_2_cpu_cores.json $(BENCHMARK)
+	$(VENV)/bin/python -m benchmarks.allocation
 
 clean:
 	rm -rf $(VENV) $(LATEST_VENV) runs

@@ -2,10 +2,12 @@
 
 A random model of a Qwen3's shape and one pair: time does not depend on the weights. A forward is
 the whole model over all tokens with the logits of the answer, since the others are not needed; the
-definition takes one such forward a head. On an accelerator `--select` times a whole selection.
+definition takes one such forward a head. `--pairs 40` times a whole selection of 40 pairs instead,
+with one exact round of senders and total effects: minutes on an accelerator, many hours on a CPU.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import time
@@ -19,10 +21,14 @@ import numpy as np
 from hydrahead_jax.config import ModelConfig, qwen3
 from hydrahead_jax.models import abstract_params, merge
 from hydrahead_jax.selection import definition, receiver
+from hydrahead_jax.selection.circuit import by_layer
 from hydrahead_jax.selection.effects import effects
+from hydrahead_jax.selection.measure import Measure
+from hydrahead_jax.selection.memory import at_once
 from hydrahead_jax.selection.pairs import ProbePairs
 from hydrahead_jax.selection.readout import readout_positions
 from hydrahead_jax.selection.screening import sample
+from hydrahead_jax.selection.store import Store
 from hydrahead_jax.selection.trace import trace_pairs
 from pallas_kernels.report.provenance import provenance
 
@@ -34,8 +40,13 @@ ANSWER = 7
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     config = qwen3(options.model)
+    if options.layers:
+        config = dataclasses.replace(config, mixers=config.mixers[: options.layers])
     params = random_params(config, options.dtype)
-    rows = [measure(config, params, options.length, depth, options) for depth in options.depths]
+    if options.pairs:
+        rows = [selection(config, params, options)]
+    else:
+        rows = [measure(config, params, options.length, depth, options) for depth in options.depths]
     record = {
         "benchmark": "selection",
         "model": f"random Qwen3-{options.model}",
@@ -45,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "provenance": provenance(),
         "rows": rows,
     }
-    print(table(record))
+    print(json.dumps(record, indent=2) if options.pairs else table(record))
     if options.json:
         path = RESULTS / options.json
         path.write_text(json.dumps(record, indent=2) + "\n")
@@ -61,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--heads", type=int, default=8, help="compared with the definition")
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--layers", type=int, help="of the model, from the first; all if absent")
+    options.add_argument("--pairs", type=int, help="time a whole selection of so many")
+    options.add_argument("--memory-gib", type=float, default=8.0, help="for activations")
     options.add_argument("--json", help="file name under benchmarks/results")
     return options
 
@@ -95,6 +109,32 @@ def measure(config: ModelConfig, params: dict, length: int, depth: float, option
         "largest_difference_of_readouts": float(np.abs(ours_BX - exact_BX).max()),
         "denominator": float(np.abs(clean_B - corrupted_B).min()),
     }
+
+
+def selection(config: ModelConfig, params: dict, options) -> dict:
+    """Seconds of each stage over all pairs, compilation included; about 6 % of the heads listen."""
+    rng = np.random.default_rng(2)
+    drawn = [random_pair(config, options.length, depth) for depth in rng.random(options.pairs)]
+    pairs = ProbePairs(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
+    memory = options.memory_gib * 2**30
+    chosen = at_once(config, options.length, ANSWER, memory)
+    engine = Measure(config, params, None, chosen, Store(None, {}))
+    every = list(np.ndindex(config.layers, config.query_heads))
+    listening = sample(every, max(1, round(0.06 * len(every))), seed=0)
+    receivers_LN = by_layer(set(listening), config)
+    upstream = [head for head in every if head[0] < max(layer for layer, _ in listening)]
+    stages = {
+        "receivers": lambda tick: engine.receivers("", pairs, tick),
+        "senders": lambda tick: engine.senders("", pairs, receivers_LN, upstream, tick),
+        "totals": lambda tick: engine.totals("", pairs, every, tick),
+        "slopes": lambda tick: engine.slopes("", pairs, receivers_LN, tick),
+    }
+    seconds = {}
+    for name, run in stages.items():
+        start = time.perf_counter()
+        run(lambda new: None)
+        seconds[name] = time.perf_counter() - start
+    return {"pairs": options.pairs, "at_once": chosen._asdict(), "seconds": seconds}
 
 
 def random_params(config: ModelConfig, dtype: str) -> dict:
