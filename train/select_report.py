@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.selection import HeadScores, Selection, receivers_kept
@@ -104,9 +106,14 @@ def _maps(scores: HeadScores, pictures: dict[str, Path]) -> list[str]:
         "retrieval": "Score of retrieval alone, the general sub-probes left out.",
         "chosen": "The plan.",
     }
-    missing = [] if "sender" in pictures else [page.paragraph("Senders were not measured.")]
     figures = [page.figure(text, pictures[n]) for n, text in captions.items() if n in pictures]
-    return [page.heading("Scores and plan"), page.side_by_side(figures), *missing]
+    notes = [] if "sender" in pictures else ["Senders were not measured."]
+    if not scores.softmax_LN.all():
+        notes.append("Hatched heads are delta-rule heads of the model already.")
+    if scores.sender is not None and np.isnan(scores.sender.raw_PLN).any():
+        notes.append("Heads hatched in the sender's map alone were ruled out, and not measured.")
+    parts = [page.heading("Scores and plan"), page.side_by_side(figures)]
+    return [*parts, *map(page.paragraph, notes)]
 
 
 def _knock_out(pictures: dict[str, Path], knock_out: dict | None) -> list[str]:

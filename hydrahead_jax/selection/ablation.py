@@ -21,7 +21,7 @@ def mean_heads(
     tokens_BT: Int[np.ndarray, "B T"],
     segment_ids_BT: Int[np.ndarray, "B T"] | None = None,
     *,
-    batch: int = 8,
+    batch: int = 4,
 ) -> np.ndarray:
     """Mean output of each head, float32 [L, N, H], over all tokens of calibration documents.
 

@@ -98,6 +98,8 @@ def test_everything_that_was_measured_is_on_the_page(selection, tmp_path):
         "mean 0.50, from 0.25 to 0.75",
         "by the method screened, in 2 rounds",
         "ruled out 40 heads",
+        "Hatched heads are delta-rule heads",
+        "Heads hatched in the sender&#x27;s map alone",
         "of 8 of them",
         "0.0031",
         "0.0125",
