@@ -51,13 +51,11 @@ class KnockOutSettings:
             raise UserError(
                 f"counts={self.counts} must be ascending numbers of heads, such as (0, 1, 2, 4)"
             )
-        if (
-            min(self.draws, self.documents, self.needles, self.reply, self.batch) < 1
-            or self.seed < 0
-        ):
+        counts = (self.draws, self.documents, self.needles, self.reply, self.batch)
+        if min(*counts, self.prefill_chunk or 1) < 1 or self.seed < 0:
             raise UserError(
-                "a knock-out needs at least one draw, document, needle, token of a reply and row a "
-                f"batch, and a seed of at least 0; it has {self}"
+                "a knock-out needs at least one draw, document, needle, token of a reply and of a "
+                f"pass and row a batch, and a seed of at least 0; it has {self}"
             )
 
     def counts_for(self, heads: int) -> tuple[int, ...]:

@@ -147,6 +147,7 @@ def test_the_counts_are_those_given_or_shares_of_the_heads():
         ({"counts": (0, 0)}, "must be ascending"),
         ({"counts": (-1, 0)}, "must be ascending"),
         ({"draws": 0}, "at least one draw"),
+        ({"prefill_chunk": -1}, "at least one draw"),
         ({"seed": -1}, "a seed of at least 0"),
     ],
 )
