@@ -33,6 +33,12 @@ def mean_LNH(planted_config, planted_params, tokens_BT):
 
 
 @pytest.fixture(scope="module")
+def plain(planted_config, planted_params, tokens_BT):
+    """The model as it is."""
+    return merge(planted_config, planted_params)(jnp.asarray(tokens_BT))
+
+
+@pytest.fixture(scope="module")
 def accuracy(planted_config, planted_params, tokens_BT):
     """By generation."""
     prompts_BT, answers_BJ = np.split(tokens_BT, [-ANSWER], axis=1)
@@ -52,10 +58,9 @@ def removed(edits) -> float:
 
 
 def test_mean_heads_counts_every_token_once_and_no_padding(
-    planted_config, planted_params, tokens_BT, mean_LNH
+    planted_config, planted_params, tokens_BT, mean_LNH, plain
 ):
-    taps = merge(planted_config, planted_params)(jnp.asarray(tokens_BT)).taps
-    expected_LNH = np.stack([np.asarray(tap.heads_BTNH).mean(axis=(0, 1)) for tap in taps])
+    expected_LNH = np.stack([np.asarray(tap.heads_BTNH).mean(axis=(0, 1)) for tap in plain.taps])
     np.testing.assert_allclose(mean_LNH, expected_LNH, atol=1e-5)
     padded_BT = np.pad(tokens_BT, ((0, 0), (3, 2)))
     ids_BT = np.pad(np.ones_like(tokens_BT), ((0, 0), (3, 2)))
@@ -64,11 +69,10 @@ def test_mean_heads_counts_every_token_once_and_no_padding(
 
 
 def test_no_heads_removed_is_the_model_and_all_removed_hears_nothing(
-    planted_config, planted_params, tokens_BT, mean_LNH
+    planted_config, planted_params, tokens_BT, mean_LNH, plain
 ):
     model = merge(planted_config, planted_params)
     edited = model(jnp.asarray(tokens_BT), edits=knock_out_edits([], mean_LNH))
-    plain = model(jnp.asarray(tokens_BT))
     np.testing.assert_array_equal(edited.hidden_BTD, plain.hidden_BTD)
     edits = knock_out_edits(list(np.ndindex(2, 4)), mean_LNH)
     taps = model(jnp.asarray(tokens_BT), edits=edits).taps

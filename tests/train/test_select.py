@@ -90,28 +90,30 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stage", "last"), [("receivers", 12), ("knock-out", 2)])
-def test_a_killed_selection_continues_and_comes_to_the_same(
-    work, finished, monkeypatch, stage, last
+def test_a_selection_that_is_killed_twice_continues_and_comes_to_the_same(
+    work, finished, monkeypatch
 ):
-    run = f"killed in {stage}"
-
     class Deadly(Stages):
+        stage, last = "", 0
+
         def __call__(self, name: str, done: int, total: int) -> None:
-            if name == stage and done > last:
+            if name == self.stage and done > self.last:
                 raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(select_module, "Stages", Deadly)
-        with pytest.raises(Killed):
-            select(work, run)
-    assert not (work / run / "report.html").exists()
-    before = sorted((work / run / "pairs").rglob("*.npz"))
-    times = [path.stat().st_mtime_ns for path in before]
-    assert select(work, run) == 0
-    assert [path.stat().st_mtime_ns for path in before] == times and before
+    run, times = work / "killed", {}
+    for Deadly.stage, Deadly.last in (("receivers", 12), ("knock-out", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(select_module, "Stages", Deadly)
+            with pytest.raises(Killed):
+                select(work, run.name)
+        times |= {path: path.stat().st_mtime_ns for path in (run / "pairs").rglob("*.npz")}
+    assert not (run / "report.html").exists()
+    points = json.loads((run / "knock_out.json").read_text())["curves"]
+    assert sum(map(len, points.values())) == 3
+    assert select(work, run.name) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times and len(times) == 7
     for name in ("head_scores.csv", "head_plan.json", "knock_out.json", "stability.json"):
-        assert (work / run / name).read_bytes() == (finished / name).read_bytes()
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
 
 
 @pytest.mark.parametrize(
