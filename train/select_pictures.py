@@ -42,7 +42,7 @@ def draw_all(
         )
     if stability is not None:
         save_stability_curves(stability, add("stability"))
-        if stability["over_length"]:
+        if len(stability["over_length"]) > 1:
             save_length_curve(stability, add("length"))
     return pictures
 

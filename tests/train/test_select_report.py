@@ -85,7 +85,7 @@ def test_everything_that_was_measured_is_on_the_page(selection, tmp_path):
         "lengths_left_out": {"1024": "too long to be retrieved"},
         "over_pairs": [{"pairs": 3, **ROW}],
         "split_half": [{"pairs": 4, **ROW}],
-        "over_length": [{"length": 32, **ROW}],
+        "over_length": [{"length": 32, **ROW}, {"length": 128, **ROW}],
     }
     text = page(tmp_path, selection, knock_out, stability)
     assert text.count("data:image/png;base64,") == 10 == len(list(tmp_path.glob("*.png")))
