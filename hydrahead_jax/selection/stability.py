@@ -96,38 +96,35 @@ def stability(
     critical_LN = everything.critical_LN
     usable = min(len(e.clean_B) for e in effects)
 
-    def part_scores(orders: list[np.ndarray], part: slice) -> HeadScores:
-        taken = [_take(e, order[part]) for e, order in zip(effects, orders, strict=True)]
-        return head_scores(probes, taken, softmax_LN)
-
-    def part_with_all(draw: int, count: int) -> Agreement:
+    def drawn(*sizes: int) -> list[HeadScores]:
+        """Scores from so many pairs of each sub-probe, no pair in two of them."""
         orders = [rng.permutation(len(e.clean_B)) for e in effects]
-        return agreement(part_scores(orders, slice(count)), everything, critical_LN, draw)
+        return [
+            head_scores(
+                probes,
+                [_take(e, o[end - size : end]) for e, o in zip(effects, orders, strict=True)],
+                softmax_LN,
+            )
+            for size, end in zip(sizes, np.cumsum(sizes), strict=True)
+        ]
 
-    def halves(draw: int) -> Agreement:
-        orders = [rng.permutation(len(e.clean_B))[: 2 * (usable // 2)] for e in effects]
-        half = usable // 2
-        parts = part_scores(orders, slice(half)), part_scores(orders, slice(half, None))
-        return agreement(*parts, critical_LN, draw)
-
-    draws = range(settings.draws)
-    at_lengths = sorted((at_lengths or {}).items())
-    counts = sorted({count for count in settings.pairs if count <= usable})
+    draws, half = range(settings.draws), usable // 2
+    compare = lambda one, other, draw=0: agreement(one, other, critical_LN, draw)
+    with_all = lambda count: [compare(*drawn(count), everything, draw) for draw in draws]
+    halves = [compare(*drawn(half, half), draw) for draw in draws if half]
     return {
         "usable_pairs": usable,
         "critical_heads": int(critical_LN.sum()),
         "draws": settings.draws,
         "reasons": _reasons(everything, critical_LN),
         "over_pairs": [
-            {"pairs": count, **_spread([part_with_all(draw, count) for draw in draws])}
-            for count in counts
+            {"pairs": count, **_spread(with_all(count))}
+            for count in sorted({count for count in settings.pairs if count <= usable})
         ],
-        "split_half": [{"pairs": usable // 2, **_spread([halves(draw) for draw in draws])}]
-        if usable > 1
-        else [],
+        "split_half": [{"pairs": half, **_spread(halves)}] if half else [],
         "over_length": [
-            {"length": length, **_spread([agreement(scores, everything, critical_LN)])}
-            for length, scores in at_lengths
+            {"length": length, **_spread([compare(scores, everything)])}
+            for length, scores in sorted((at_lengths or {}).items())
         ],
     }
 
