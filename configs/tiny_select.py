@@ -8,6 +8,7 @@ Expected: a plan of 8 of 32 heads and a page, runs/tiny_select/report.html; retr
 
 from configs.tiny_teacher import LENGTH
 from hydrahead_jax.selection import SelectionSettings
+from hydrahead_jax.selection.knockout import KnockOutSettings
 from train.select_config import SelectConfig
 
 
@@ -15,5 +16,6 @@ def config() -> SelectConfig:
     return SelectConfig(
         run="runs/tiny_select",
         teacher="configs/assets/tiny_teacher",
-        settings=SelectionSettings(length=LENGTH),
+        settings=SelectionSettings(length=LENGTH, pairs=24),
+        knock_out=KnockOutSettings(counts=(0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)),
     )

@@ -24,8 +24,6 @@ from train.saved_model import load_saved
 from train.select_config import SelectConfig
 from train.text import Corpus, load_corpus
 
-_LONGEST = 4096
-
 
 class Subject(NamedTuple):
     """What is scored, and with what.
@@ -107,7 +105,7 @@ def _questions(config: SelectConfig, model: ModelConfig, corpus: Corpus) -> Ques
 
 def knock_out_settings(config: SelectConfig, model: ModelConfig) -> KnockOutSettings:
     """With the length of the probes where none is given."""
-    length = config.knock_out.length or config.settings.length or min(model.max_length, _LONGEST)
+    length = config.knock_out.length or config.settings.length_for(model)
     return dataclasses.replace(config.knock_out, length=length)
 
 

@@ -28,7 +28,6 @@ from hydrahead_jax.selection.stage import Progress, UsablePairs
 from hydrahead_jax.selection.store import Store
 
 _log = logging.getLogger(__name__)
-_LONGEST = 4096
 
 
 class Selection(NamedTuple):
@@ -78,7 +77,9 @@ def select(
       UserError: no head is softmax, the documents do not fit, the model does not retrieve, or the
         store holds other results.
     """
-    length = _length(config, settings)
+    if not softmax_heads(config).any():
+        raise UserError("no head of this model is softmax attention, so there is none to score")
+    length = settings.length_for(config)
     probes, pairs = _probes(config, tokenizer, haystack, settings, length, general)
     chosen = _at_once(config, settings, pairs)
     kept = Store(store, _inputs(config, params, settings, pairs, chosen, mesh))
@@ -108,18 +109,6 @@ def softmax_heads(config: ModelConfig) -> np.ndarray:
     """bool [L, N]: heads that are softmax attention in this model."""
     layers, heads = range(config.layers), range(config.query_heads)
     return np.stack([np.isin(heads, config.softmax_heads(layer)) for layer in layers])
-
-
-def _length(config: ModelConfig, settings: SelectionSettings) -> int:
-    if not softmax_heads(config).any():
-        raise UserError("no head of this model is softmax attention, so there is none to score")
-    length = settings.length or min(config.max_length, _LONGEST)
-    if length > config.max_length:
-        raise UserError(
-            f"documents of {length} tokens are longer than the {config.max_length} that the model "
-            "allows"
-        )
-    return length
 
 
 def _probes(config, tokenizer, haystack, settings: SelectionSettings, length: int, general):

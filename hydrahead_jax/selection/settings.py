@@ -3,11 +3,14 @@
 import dataclasses
 from typing import Literal
 
+from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.template import Template
 from hydrahead_jax.selection.effects import MIN_PAIRS
 
 Method = Literal["exact", "screened", "attribution", "none"]
+
+_LONGEST = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,20 @@ class SelectionSettings:
     sample: int = 32
     memory_gib: float = 8.0
     batch: int | None = None
+
+    def length_for(self, config: ModelConfig) -> int:
+        """Tokens of a document for this model.
+
+        Raises:
+          UserError: they are more than the model allows.
+        """
+        length = self.length or min(config.max_length, _LONGEST)
+        if length > config.max_length:
+            raise UserError(
+                f"documents of {length} tokens are longer than the {config.max_length} that the "
+                "model allows"
+            )
+        return length
 
     def __post_init__(self):
         if self.pairs < MIN_PAIRS:
