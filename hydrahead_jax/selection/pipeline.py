@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
@@ -166,19 +167,23 @@ def _receivers(measure: Measure, probes, pairs, progress: Progress):
 
 def _inputs(config, params, settings, pairs, chosen: AtOnce, mesh) -> dict[str, Any]:
     """What results depend on, rounding included."""
-    digest = hashlib.sha256()
-    for array in [x for arrays in pairs for x in arrays]:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    embedding = np.asarray(params["w_embed_VD"][: 2**10], np.float32)
+    first_rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in jax.tree.leaves(params)]
     return {
         "model": repr(config),
-        "embedding": hashlib.sha256(embedding.tobytes()).hexdigest(),
+        "parameters": _digest(first_rows),
         "dtype": str(params["w_embed_VD"].dtype),
         "settings": dataclasses.asdict(settings),
-        "pairs": digest.hexdigest(),
+        "pairs": _digest([x for arrays in pairs for x in arrays]),
         "at_once": chosen._asdict(),
         "devices": 1 if mesh is None else mesh.size,
     }
+
+
+def _digest(arrays) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _account(scores: HeadScores, found: Sequence[PairEffects]) -> dict[str, Any]:

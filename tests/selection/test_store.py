@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -77,6 +78,7 @@ def test_a_selection_goes_on_where_it_stopped(
     assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "resumed.csv").read_bytes()
     inputs = json.loads((tmp_path / "pairs/inputs.json").read_text())
     assert inputs["settings"]["pairs"] == 8 and inputs["devices"] == 1
-    louder = {**planted_params, "w_embed_VD": planted_params["w_embed_VD"] * 2}
+    louder = jax.tree.map(lambda x: x, planted_params)
+    louder["layers"][1]["mlp"]["w_up_DF"] *= 2
     with pytest.raises(UserError, match="holds scores of another model"):
         select(planted_config, louder, *model[2:], SETTINGS, store=tmp_path / "pairs")
