@@ -20,7 +20,7 @@ KERNELS, LOAD_EXPORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
     "select": [
         "settings.pairs=6",
-        "settings.total=False",
+        "settings.senders=none",
         "knock_out.counts=(0, 1)",
         "knock_out.documents=8",
         "knock_out.draws=1",

@@ -31,7 +31,6 @@ def effects(mesh, params, pairs) -> tuple:
         (
             measure.receivers("receivers", pairs, quiet),
             measure.senders("senders", pairs, RECEIVERS, SENDERS, quiet)[:, :2, :2],
-            measure.totals("totals", pairs, SENDERS, quiet)[:, :2, :2],
             measure.slopes("slopes", pairs, RECEIVERS, quiet),
         ),
     )

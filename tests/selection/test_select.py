@@ -13,7 +13,7 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import init_params
 from hydrahead_jax.selection import SelectionSettings, allocate, receivers_kept, select
 from hydrahead_jax.selection.probes import SubProbe
-from tests.selection.conftest import PREVIOUS_HEAD, RECEIVER
+from tests.selection.conftest import RECEIVER
 
 SETTINGS = SelectionSettings(length=64, needles=6, batch=4, senders="none")
 
@@ -94,11 +94,10 @@ def test_a_hybrid_is_scored_in_its_softmax_heads(
         name = "w_down_FD" if "w_down_FD" in branch else "w_o_NHD"
         branch[name] *= 0.01
     params = {**planted_params, "layers": {**planted_params["layers"], 2: extra}}
-    settings = dataclasses.replace(SETTINGS, senders="exact", total=False)
-    scores = select(config, params, planted_tokenizer, words, settings).scores
+    scores = select(config, params, planted_tokenizer, words, SETTINGS).scores
     np.testing.assert_array_equal(scores.softmax_LN[2], [True, False, False, True])
     assert scores.softmax_LN[:2].all() and scores.receivers_LN.sum() == 1
-    assert scores.critical_LN[RECEIVER] and scores.critical_LN[PREVIOUS_HEAD]
+    assert scores.receivers_LN[RECEIVER]
     assert (scores.raw_PLN[:, 2, 1:3] == 0).all()
     assert not scores.convertible_LN[2, 1:3].any()
 

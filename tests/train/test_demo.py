@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch", reason="the demo compares with PyTorch: run `make test`")
+
 ROOT = Path(__file__).parents[2]
 SHORTER = [
     *(f"comparison.transfer.stages.{stage}.steps=2" for stage in ("align", "distill", "finetune")),
@@ -70,8 +72,7 @@ def test_the_report_has_every_promised_field(demo):
     assert report["teacher"]["niah_single"]["256"] > 0.9
 
 
-def test_the_export_was_compared_with_pytorch_where_there_is_one(demo):
-    pytest.importorskip("torch", reason="PyTorch is not installed: run in the Python 3.11 cell")
+def test_the_export_was_compared_with_pytorch(demo):
     report = json.loads((demo[0] / "runs/demo/report.json").read_text())
     assert report["export_max_abs_logit_difference"] <= 1e-4
 
