@@ -201,14 +201,14 @@ def table(record: dict) -> str:
         f"{record['device']}, {record['provenance']}",
         "",
         "| needle at | one forward | all direct effects | in forwards | by the definition | "
-        "faster by | largest difference |",
+        "faster by | largest difference of readouts |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in record["rows"]:
         lines.append(
             f"| {row['depth']:.0%} | {row['forward_s']:.2f} s | {row['receivers_s']:.2f} s | "
             f"{row['forwards']:.2f} | {row['definition_s']:.0f} s | {row['speedup']:.0f}x | "
-            f"{row['largest_difference_of_effects']:.1e} over {row['compared_heads']} heads |"
+            f"{row['largest_difference_of_readouts']:.1e} over {row['compared_heads']} heads |"
         )
     return "\n".join(lines)
 
