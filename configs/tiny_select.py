@@ -1,7 +1,7 @@
 """Which heads of the tiny teacher stay softmax.
 
 Command:  python -m train select configs/tiny_select.py
-Hardware: 2 CPU cores, about two minutes.
+Hardware: 2 CPU cores, four minutes.
 Expected: a plan of 8 of 32 heads and a page, runs/tiny_select/report.html; retrieval is lost when
           the 6 best heads are knocked out, and mostly kept when 6 random ones are.
 """
