@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from hydrahead_jax.selection.ranking import Head
-from hydrahead_jax.selection.statistics import THRESHOLD
+from hydrahead_jax.selection.statistics import THRESHOLD, rank_correlation
 
 MARGIN = 0.1
 _TOP = 0.1
@@ -53,12 +52,13 @@ def agreement(exact: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
     measured = ~np.isnan(exact)
     exact, estimate = exact[measured], estimate[measured]
     top = max(1, round(_TOP * len(exact)))
-    if len(exact) < 3 or np.ptp(exact) == 0 or np.ptp(estimate) == 0:
+    spearman = rank_correlation(exact, estimate)
+    if spearman is None:
         return {"heads": len(exact), "spearman": None, "top": top, "overlap": None}
     best = lambda x: set(np.argsort(-x, kind="stable")[:top].tolist())
     return {
         "heads": len(exact),
-        "spearman": float(spearmanr(exact, estimate).statistic),
+        "spearman": spearman,
         "top": top,
         "overlap": len(best(exact) & best(estimate)) / top,
     }

@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from scipy.stats import spearmanr
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.selection.effects import PairEffects
 from hydrahead_jax.selection.probes import SubProbe
 from hydrahead_jax.selection.scores import HeadScores, head_scores
-
-MIN_RANKED = 3
+from hydrahead_jax.selection.statistics import MIN_RANKED, rank_correlation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +60,8 @@ def agreement(
         for i, scores in enumerate((one, other))
     )
     return Agreement(
-        spearman_critical=_spearman(one.score_LN[critical_LN], other.score_LN[critical_LN]),
-        spearman_all=_spearman(one.score_LN[softmax_LN], other.score_LN[softmax_LN]),
+        spearman_critical=rank_correlation(one.score_LN[critical_LN], other.score_LN[critical_LN]),
+        spearman_all=rank_correlation(one.score_LN[softmax_LN], other.score_LN[softmax_LN]),
         jaccard=len(best & others_best) / len(best | others_best) if count else None,
     )
 
@@ -137,12 +135,6 @@ def _take(effects: PairEffects, rows: np.ndarray) -> PairEffects:
 def _best(score_X: np.ndarray, count: int, seed: list[int]) -> set[int]:
     drawn_X = np.random.default_rng(seed).random(len(score_X))
     return set(np.lexsort((drawn_X, -score_X))[:count].tolist())
-
-
-def _spearman(a_X: np.ndarray, b_X: np.ndarray) -> float | None:
-    if len(a_X) < MIN_RANKED or np.ptp(a_X) == 0 or np.ptp(b_X) == 0:
-        return None
-    return float(spearmanr(a_X, b_X).statistic)
 
 
 def _spread(agreements: list[Agreement]) -> dict[str, dict[str, float] | None]:

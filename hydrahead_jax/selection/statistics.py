@@ -1,8 +1,10 @@
 """The numbers that head scores are made of."""
 
 import numpy as np
+from scipy.stats import spearmanr
 
 THRESHOLD = 0.01
+MIN_RANKED = 3
 RESOLUTION = 1e-5  # of effects and scores; what is below is rounding
 
 
@@ -26,3 +28,10 @@ def gini(x: np.ndarray) -> float:
     n, total = len(x), x.sum()
     ranks = 2 * np.arange(1, n + 1) - n - 1
     return float(ranks @ np.sort(x) / (n * total)) if total > 0 else 0.0
+
+
+def rank_correlation(a_X: np.ndarray, b_X: np.ndarray) -> float | None:
+    """Spearman's; None where there are fewer than 3 numbers, or all of one side are equal."""
+    if len(a_X) < MIN_RANKED or np.ptp(a_X) == 0 or np.ptp(b_X) == 0:
+        return None
+    return float(spearmanr(a_X, b_X).statistic)
