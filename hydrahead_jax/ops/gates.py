@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hydrahead_jax.ops.wide import wide
+
 
 def log_decay(
     x_BTN: Float[Array, "B T N"], a_log_N: Float[Array, " N"], dt_bias_N: Float[Array, " N"]
 ) -> Float[Array, "B T N"]:
     """ln(alpha) = -exp(A_log) softplus(x + dt_bias), float32 (arXiv 2412.06464)."""
-    return -jnp.exp(a_log_N) * jax.nn.softplus(x_BTN.astype(jnp.float32) + dt_bias_N)
+    return -jnp.exp(a_log_N) * jax.nn.softplus(wide(x_BTN) + dt_bias_N)
 
 
 def write_strength(x_BTN: Float[Array, "B T N"], *, neg_eigval: bool) -> Float[Array, "B T N"]:
     """beta = sigmoid(x), or 2 sigmoid(x): the state transition may then have eigenvalue -1."""
-    return jax.nn.sigmoid(x_BTN.astype(jnp.float32)) * (2.0 if neg_eigval else 1.0)
+    return jax.nn.sigmoid(wide(x_BTN)) * (2.0 if neg_eigval else 1.0)
 
 
 def output_gate(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hydrahead_jax.ops.wide import wide
+
 
 def rope(
     x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], *, theta: float
@@ -12,6 +14,6 @@ def rope(
     frequency = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
     angle_BT1H = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
-    left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    left, right = jnp.split(wide(x_BTNH), 2, axis=-1)
     rotated_BTNH = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return rotated_BTNH.astype(x_BTNH.dtype)

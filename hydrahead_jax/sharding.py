@@ -1,0 +1,190 @@
+"""Where arrays lie on a mesh of devices: one table from dimension letter to mesh axis."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hydrahead_jax.errors import UserError
+
+AXES = ("data", "fsdp", "context", "tensor")
+Order = Literal["contiguous", "zigzag"]
+
+_ROWS = ("data", "fsdp")
+_HEADS = {letter: "tensor" for letter in "NKFV"}
+_ACTIVATIONS = {"B": _ROWS, "T": "context", "S": "context", **_HEADS}
+_PARAMS = {"D": "fsdp", **_HEADS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; -1 on one axis takes all that are left.
+
+    Attributes:
+      data: copies of the parameters, each with its share of the rows.
+      fsdp: shares of every parameter along the embedding, and of the rows.
+      context: shares of every row's tokens.
+      tensor: shares of the heads, of the MLP and of the vocabulary.
+      order: how the tokens of a row lie over the ranks of `context`. "zigzag" gives each rank a
+        chunk from either half of the row, so that causal attention costs all ranks the same.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+    order: Order = "zigzag"
+
+    def __post_init__(self):
+        sizes = [getattr(self, axis) for axis in AXES]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(
+                f"mesh {self.text()}: sizes are 1 or more, and at most one is -1, the rest"
+            )
+
+    def text(self) -> str:
+        return " x ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The size of each axis on that many devices.
+
+        Raises:
+          UserError: the mesh does not fit them.
+        """
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        product = math.prod(size for size in sizes.values() if size != -1)
+        open_axis = next((axis for axis, size in sizes.items() if size == -1), None)
+        if product > devices or (open_axis and devices % product):
+            raise UserError(
+                f"mesh {self.text()} does not fit {devices} devices; "
+                + _advice(sizes, open_axis or max(sizes, key=sizes.get), devices)
+            )
+        return sizes | ({open_axis: devices // product} if open_axis else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and the order of tokens on it; static under jit.
+
+    Parameters and activations are partitioned by XLA, which is told the layout in a few places;
+    kernels, attention over a mesh axis and the vocabulary losses run under `jax.shard_map`.
+    """
+
+    mesh: Mesh
+    order: Order
+
+    def size(self, *axes: str) -> int:
+        """Devices along the axes together."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def spec(self, dims: str) -> PartitionSpec:
+        """Of an activation, such as spec("BTNH")."""
+        return PartitionSpec(*[_ACTIVATIONS.get(letter) for letter in dims])
+
+    def sharding(self, dims: str) -> NamedSharding:
+        """Of an activation; sharding("") holds it whole on every device."""
+        return NamedSharding(self.mesh, self.spec(dims))
+
+    def constrain(self, x: jax.Array, dims: str) -> jax.Array:
+        """Tells XLA where an activation lies."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(dims))
+
+    def param_spec(self, path: str, shape: Sequence[int], *, gathered: bool = False):
+        """Of a parameter, by the letters that its name ends in.
+
+        Vectors are whole everywhere, and so is a dimension that its axis does not divide.
+        `gathered` is the layout that a layer computes with: whole along the embedding.
+        """
+        letters = path.rpartition("/")[2].rpartition("_")[2]
+        if len(shape) < 2 or len(letters) != len(shape):
+            return PartitionSpec()
+        axes = [_PARAMS.get(letter) for letter in letters]
+        if gathered:
+            axes = [None if axis == "fsdp" else axis for axis in axes]
+        divides = lambda axis, size: axis is not None and size % self.size(axis) == 0
+        return PartitionSpec(
+            *[a if divides(a, size) else None for a, size in zip(axes, shape, strict=True)]
+        )
+
+    def shardings(self, tree):
+        """Of parameters, or of anything that is kept by their paths, such as optimizer states."""
+
+        def sharding(path, leaf):
+            keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+            name = str(keys[-1]) if keys else ""
+            return NamedSharding(self.mesh, self.param_spec(name, leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(sharding, tree)
+
+    def gather(self, params):
+        """A layer's parameters, whole along the embedding for the time of the computation."""
+
+        def whole(path, leaf):
+            spec = self.param_spec(str(path[-1].key), leaf.shape, gathered=True)
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+
+        return jax.tree_util.tree_map_with_path(whole, params)
+
+    def local_rows(self, batch: int) -> tuple[int, ...]:
+        """Rows of a batch that this process supplies; several processes may supply the same."""
+        parts = NamedSharding(self.mesh, PartitionSpec(_ROWS)).addressable_devices_indices_map(
+            (batch,)
+        )
+        return tuple(sorted({row for (rows,) in parts.values() for row in range(batch)[rows]}))
+
+    def place_batch(self, rows, batch: int):
+        """Arrays [len(local_rows(batch)), T] of each process as global arrays [batch, T]."""
+        place = {row: index for index, row in enumerate(self.local_rows(batch))}
+
+        def place_array(x: np.ndarray) -> jax.Array:
+            def part(index):
+                wanted = [place[row] for row in range(batch)[index[0]]]
+                return x[wanted, index[1]]
+
+            shape = (batch, *x.shape[1:])
+            return jax.make_array_from_callback(shape, self.sharding("BT"), part)
+
+        return jax.tree.map(place_array, rows)
+
+
+def make_layout(config: MeshConfig, devices: Sequence | None = None) -> Layout | None:
+    """The mesh on `devices`, by default all of them; None where it is JAX's default device alone.
+
+    Raises:
+      UserError: the mesh does not fit the devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = config.sizes(len(devices))
+    used = math.prod(sizes.values())
+    if used < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise UserError(
+            f"mesh {config.text()} uses {used} of {len(devices)} devices; with several processes "
+            f"it must use all of them, so set one axis to -1"
+        )
+    if used == 1 and devices[0] == jax.devices()[0]:
+        return None
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices[:used], allow_split_physical_axes=True
+    )
+    return Layout(Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), config.order)
+
+
+def nearest_divisors(size: int, wanted: int) -> list[int]:
+    """The divisors of `size` just below and just above `wanted`."""
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    below = [n for n in divisors if n <= wanted][-1:]
+    return below + [n for n in divisors if n > wanted][:1]
+
+
+def _advice(sizes: dict[str, int], axis: str, devices: int) -> str:
+    others = math.prod(size for name, size in sizes.items() if size != -1 and name != axis)
+    if others > devices:
+        return f"the axes beside {axis} need {others} devices already"
+    if devices % others:
+        return f"the axes beside {axis} need {others} devices, which does not divide {devices}"
+    return f"with the other axes as they are, {axis}={devices // others} uses all of them"
