@@ -1,6 +1,7 @@
 """Where arrays lie on a mesh of devices: one table from dimension letter to mesh axis."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -122,11 +123,16 @@ class Layout:
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     def gather(self, params):
-        """A layer's parameters, whole along the embedding for the time of the computation."""
+        """A layer's parameters, whole along the embedding for the time of the computation; their
+        gradients are summed and shared out again at once."""
 
         def whole(path, leaf):
-            spec = self.param_spec(str(path[-1].key), leaf.shape, gathered=True)
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+            name = str(path[-1].key)
+            shared, gathered = (
+                NamedSharding(self.mesh, self.param_spec(name, leaf.shape, gathered=is_gathered))
+                for is_gathered in (False, True)
+            )
+            return _moved(shared, gathered, leaf)
 
         return jax.tree_util.tree_map_with_path(whole, params)
 
@@ -172,6 +178,17 @@ def make_layout(config: MeshConfig, devices: Sequence | None = None) -> Layout |
         tuple(sizes.values()), devices[:used], allow_split_physical_axes=True
     )
     return Layout(Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), config.order)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _moved(source: NamedSharding, target: NamedSharding, x: jax.Array):
+    return jax.lax.with_sharding_constraint(x, target)
+
+
+_moved.defvjp(
+    lambda source, target, x: (_moved(source, target, x), None),
+    lambda source, target, _, dx: (jax.lax.with_sharding_constraint(dx, source),),
+)
 
 
 def nearest_divisors(size: int, wanted: int) -> list[int]:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from hydrahead_jax.cache.layered import KVCache
+from hydrahead_jax.mixers.parallel import attention_on
 from hydrahead_jax.mixers.types import Stream
 from pallas_kernels import attention, attention_decode
 
@@ -12,6 +13,9 @@ def attend(
 ):
     """Heads [B, T, N, H], and the cache with T more tokens."""
     keys = stream.key_segment_ids_BS
+    if stream.layout is not None:
+        heads = (q_BTNH, k_BTKH, v_BTKH, kv_head_of_query)
+        return attention_on(stream.layout, *heads, stream.segment_ids_BT), None
     if cache is None:
         queries = None if keys is None else stream.segment_ids_BT
         out_BTNH = attention(

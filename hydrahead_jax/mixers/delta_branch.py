@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from hydrahead_jax.cache.layered import CONV_TAPS, RecurrentCache
 from hydrahead_jax.config import HydraChoices, ModelConfig
@@ -15,6 +16,7 @@ from hydrahead_jax.mixers.init import (
     time_step_bias,
     zeros,
 )
+from hydrahead_jax.mixers.parallel import gated_delta_on, short_conv_on
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.ops.gates import log_decay, write_strength
@@ -62,9 +64,12 @@ class DeltaBranch(nnx.Module):
         log_decay_BTN = log_decay(project(self.w_a_DN), self.a_log_N[...], self.dt_bias_N[...])
         beta_BTN = write_strength(project(self.w_b_DN), neg_eigval=self.choices.neg_eigval)
         inputs = (q_BTNH, k_BTNH, v_BTNH, log_decay_BTN, beta_BTN)
+        if stream.layout is not None:
+            out_BTNH = gated_delta_on(stream.layout, inputs, stream)
+            return checkpoint_name(out_BTNH, "gated_delta_out"), None
         if cache is None:
             out_BTNH, _ = gated_delta(*inputs, segment_ids_BT=stream.segment_ids_BT)
-            return out_BTNH, None
+            return checkpoint_name(out_BTNH, "gated_delta_out"), None
         if x_BTD.shape[1] == 1:
             out_BTNH, state_BNHP = _decode(inputs, stream.segment_ids_BT, cache.state_BNHP)
         else:
@@ -94,11 +99,16 @@ class DeltaBranch(nnx.Module):
         if not self.choices.short_conv:
             return inputs, new_tails
         weights = (self.conv_q_WNH, self.conv_k_WNH, self.conv_v_WNH)
-        segments = (stream.segment_ids_BT, stream.tail_segment_ids_BW)
-        outputs = [
-            short_conv(x, weight[...], tail, *segments)
-            for x, weight, tail in zip(inputs, weights, tails, strict=True)
-        ]
+        layout = stream.layout
+        if layout is not None and layout.size("context") > 1:
+            parts = zip(inputs, weights, strict=True)
+            outputs = [short_conv_on(layout, x, weight[...], stream) for x, weight in parts]
+        else:
+            segments = (stream.segment_ids_BT, stream.tail_segment_ids_BW)
+            outputs = [
+                short_conv(x, weight[...], tail, *segments)
+                for x, weight, tail in zip(inputs, weights, tails, strict=True)
+            ]
         if self.choices.conv_silu:
             outputs = [jax.nn.silu(x) for x in outputs]
         return outputs, new_tails

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from hydrahead_jax.cache.layered import LayerCache
+from hydrahead_jax.sharding import Layout
 
 
 @jax.tree_util.register_dataclass
@@ -20,6 +21,8 @@ class Stream:
       tail_segment_ids_BW: segments of the tokens just before token 0.
       start: index of token 0 among the keys.
       training: the log scale of the query may be for inference only.
+      starts_BT: first tokens of all documents but a row's first; None without a layout.
+      layout: of rows, tokens and heads over devices; None for one device.
     """
 
     positions_BT: jax.Array
@@ -28,6 +31,8 @@ class Stream:
     tail_segment_ids_BW: jax.Array
     start: jax.Array
     training: bool = dataclasses.field(metadata={"static": True})
+    starts_BT: jax.Array | None = None
+    layout: Layout | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

@@ -10,8 +10,11 @@ from hydrahead_jax.cache.layered import Cache
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers import HeadEdit, Stream, make_mixer
 from hydrahead_jax.mixers.init import fan_in, ones
+from hydrahead_jax.models.embedding import embed_on
+from hydrahead_jax.models.remat import Remat, run_module
 from hydrahead_jax.models.stream import extend_cache, make_stream
 from hydrahead_jax.ops.norms import rms_norm
+from hydrahead_jax.sharding import Layout
 
 
 class Taps(NamedTuple):
@@ -66,7 +69,10 @@ class Block(nnx.Module):
         normed_BTD = self.mixer_input(x_BTD)
         out_BTD, heads_BTNH, cache = self.mixer(normed_BTD, stream, cache, edit)
         taps = Taps(x_BTD, normed_BTD, heads_BTNH, out_BTD)
-        return self.add_mlp(x_BTD + out_BTD), cache, taps
+        x_BTD = self.add_mlp(x_BTD + out_BTD)
+        if stream.layout is not None:
+            x_BTD = stream.layout.constrain(x_BTD, "BTD")
+        return x_BTD, cache, taps
 
 
 class Decoder(nnx.Module):
@@ -89,6 +95,9 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         edits: dict[int, HeadEdit] | None = None,
         training: bool = False,
+        starts_BT=None,
+        layout: Layout | None = None,
+        remat: Remat = "none",
     ) -> Output:
         """Runs T tokens, after those in the cache if there is one.
 
@@ -101,22 +110,38 @@ class Decoder(nnx.Module):
           cache: from `init_cache`, or from an earlier call; it must have room for T more tokens.
           edits: layer -> head outputs to replace.
           training: the log scale of the queries may be for inference only.
+          starts_BT: first tokens of all documents but a row's first; needed with a layout.
+          layout: devices that share the rows, tokens and heads, in place of a cache. Tokens stand
+            in its order, so positions must be given.
+          remat: what the backward finds of each layer's forward; see `models.remat`.
         """
-        stream = make_stream(tokens_BT.shape, segment_ids_BT, positions_BT, cache, training)
-        x_BTD = self.embed(tokens_BT)
+        stream = make_stream(
+            tokens_BT.shape,
+            segment_ids_BT,
+            positions_BT,
+            cache,
+            training,
+            starts_BT=starts_BT,
+            layout=layout,
+        )
+        x_BTD = self.embed(tokens_BT, layout)
         layer_caches, taps = [], []
         for index, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
                 layer_cache = cache.layers[index] if cache is not None else None
                 edit = (edits or {}).get(index)
-                x_BTD, layer_cache, layer_taps = block(x_BTD, stream, layer_cache, edit)
+                x_BTD, layer_cache, layer_taps = run_module(
+                    block, x_BTD, stream, layer_cache, edit, layout=layout, remat=remat
+                )
             layer_caches.append(layer_cache)
             taps.append(layer_taps)
         if cache is not None:
             cache = extend_cache(cache, layer_caches, stream)
         return Output(self.final_norm(x_BTD), cache, taps)
 
-    def embed(self, tokens_BT):
+    def embed(self, tokens_BT, layout: Layout | None = None):
+        if layout is not None:
+            return embed_on(layout, self.w_embed_VD[...], tokens_BT)
         return self.w_embed_VD[...][tokens_BT]
 
     def final_norm(self, x_BTD):

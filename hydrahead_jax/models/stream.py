@@ -5,9 +5,19 @@ import jax.numpy as jnp
 from hydrahead_jax.cache.layered import CONV_TAPS, Cache
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.ops.masks import segment_positions
+from hydrahead_jax.sharding import Layout
 
 
-def make_stream(shape, segment_ids_BT, positions_BT, cache: Cache | None, training: bool) -> Stream:
+def make_stream(
+    shape,
+    segment_ids_BT,
+    positions_BT,
+    cache: Cache | None,
+    training: bool,
+    *,
+    starts_BT=None,
+    layout: Layout | None = None,
+) -> Stream:
     """The Stream of `shape` = (B, T) tokens; arguments as `Decoder.__call__`."""
     B, T = shape
     key_segment_ids_BS = segment_ids_BT
@@ -22,7 +32,16 @@ def make_stream(shape, segment_ids_BT, positions_BT, cache: Cache | None, traini
         key_segment_ids_BS = _written_segments(cache, segment_ids_BT)
     if positions_BT is None:
         positions_BT = _positions(segment_ids_BT, cache)
-    return Stream(positions_BT, segment_ids_BT, key_segment_ids_BS, tail_BW, start, training)
+    return Stream(
+        positions_BT,
+        segment_ids_BT,
+        key_segment_ids_BS,
+        tail_BW,
+        start,
+        training,
+        starts_BT=starts_BT,
+        layout=layout,
+    )
 
 
 def extend_cache(cache: Cache, layers: list, stream: Stream) -> Cache:

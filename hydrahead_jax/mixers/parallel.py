@@ -1,0 +1,92 @@
+"""The mixers' kernels on a mesh: each device computes its own rows, tokens and heads."""
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.mixers.types import Stream
+from hydrahead_jax.sharding import Layout
+from pallas_kernels import attention, gated_delta
+
+
+def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segment_ids_BT):
+    """`attention` of whole rows; where tokens are shared out, keys travel round the ring."""
+    heads = _local_heads(kv_head_of_query, k_BTKH.shape[2], layout.size("tensor"))
+    if heads is None:
+        every = jnp.array(kv_head_of_query)
+        k_BTKH, v_BTKH = k_BTKH[:, :, every], v_BTKH[:, :, every]
+        heads = tuple(range(len(kv_head_of_query) // layout.size("tensor")))
+
+    def local(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
+        arguments = {"kv_head_of_query": heads, "segment_ids_BT": segment_ids_BT}
+        if layout.size("context") == 1:
+            return attention(q_BTNH, k_BTKH, v_BTKH, **arguments)
+        from hydrahead_jax.context.ring import ring_attention
+
+        ring = {"axis": "context", "order": layout.order}
+        return ring_attention(q_BTNH, k_BTKH, v_BTKH, **ring, **arguments)
+
+    arrays = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    return _mapped(layout, local, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(*arrays)
+
+
+def gated_delta_on(layout: Layout, inputs, stream: Stream):
+    """The output of `gated_delta` for (q, k, v, log_decay, beta), states passed between ranks."""
+
+    def local(q, k, v, log_decay_BTN, beta_BTN, segment_ids_BT, starts_BT):
+        arrays = (q, k, v, log_decay_BTN, beta_BTN)
+        if layout.size("context") == 1:
+            return gated_delta(*arrays, segment_ids_BT=segment_ids_BT)[0]
+        from hydrahead_jax.context.delta import context_gated_delta
+
+        out_BTNH, _ = context_gated_delta(
+            *arrays,
+            axis="context",
+            order=layout.order,
+            segment_ids_BT=segment_ids_BT,
+            starts_BT=starts_BT,
+        )
+        return out_BTNH
+
+    dims = ("BTNH", "BTNH", "BTNH", "BTN", "BTN", "BT", "BT")
+    mapped = _mapped(layout, local, dims, "BTNH")
+    return mapped(*inputs, stream.segment_ids_BT, stream.starts_BT)
+
+
+def short_conv_on(layout: Layout, x_BTNH, weight_WNH, stream: Stream):
+    """`short_conv` of whole rows, nothing before their first tokens."""
+
+    def local(x_BTNH, weight_WNH, segment_ids_BT):
+        from hydrahead_jax.context.halo import context_short_conv
+
+        B, _, N, H = x_BTNH.shape
+        taps = weight_WNH.shape[0] - 1
+        return context_short_conv(
+            x_BTNH,
+            weight_WNH,
+            jnp.zeros((B, taps, N, H), x_BTNH.dtype),
+            segment_ids_BT,
+            jnp.zeros((B, taps), segment_ids_BT.dtype),
+            axis="context",
+            order=layout.order,
+        )
+
+    mapped = _mapped(layout, local, ("BTNH", "WNH", "BT"), "BTNH")
+    return mapped(x_BTNH, weight_WNH, stream.segment_ids_BT)
+
+
+def _mapped(layout: Layout, local, arguments, result: str):
+    specs = tuple(layout.spec(dims) for dims in arguments)
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=layout.spec(result))
+
+
+def _local_heads(kv_head_of_query, kv_heads: int, ranks: int) -> tuple[int, ...] | None:
+    """The KV head of each query head among those of its rank, if that is the same on all ranks."""
+    if kv_heads % ranks:
+        return None
+    queries, keys = len(kv_head_of_query) // ranks, kv_heads // ranks
+    parts = {
+        tuple(head - rank * keys for head in kv_head_of_query[rank * queries :][:queries])
+        for rank in range(ranks)
+    }
+    heads = parts.pop()
+    return heads if not parts and all(0 <= head < keys for head in heads) else None
