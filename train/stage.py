@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.models import Remat
+from hydrahead_jax.sharding import MeshConfig
 from train.data import DataConfig, check_data
 from train.optim import Optimizer
 
@@ -21,6 +23,11 @@ class Stage:
     optim: optimizer and schedule, started anew.
     trainable: regular expression that matches the paths of the trained parameters.
     ce_weight: of next-token cross entropy beside the distillation loss.
+    mesh: of devices; None is the run's.
+    microbatches: parts of a batch whose gradients are added up, one after the other; the step is
+      the same, in less memory.
+    remat: what the backward finds of each layer's forward: "none", all of it; "kernels", what the
+      kernels keep; "full", the layer's input alone.
     log_every: steps between lines of metrics.jsonl.
     checkpoint_every: steps between checkpoints; the last step always has one.
     """
@@ -32,6 +39,9 @@ class Stage:
     optim: Optimizer
     trainable: str = EVERYTHING
     ce_weight: float = 0.0
+    mesh: MeshConfig | None = None
+    microbatches: int = 1
+    remat: Remat = "none"
     log_every: int = 10
     checkpoint_every: int = 100
 

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jmp
 import optax
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.models import abstract_params
 from hydrahead_jax.precision import compute_params
+from hydrahead_jax.sharding import Layout
+from train.data import abstract_batch
 from train.losses import OBJECTIVES
+from train.microbatches import in_parts, sum_over
+from train.model_batch import make_model_batch
 from train.optim import make_optimizer
 from train.paths import flatten, split, unflatten
 from train.stage import Stage
@@ -42,9 +47,11 @@ def init_state(stage: Stage, params: dict) -> tuple[TrainState, dict[str, jax.Ar
     return TrainState(trainable, make_optimizer(stage.optim, stage.steps).init(trainable)), frozen
 
 
-def abstract_state(stage: Stage, config: ModelConfig) -> tuple[TrainState, dict]:
-    """Shapes and dtypes of `init_state`."""
-    return jax.eval_shape(lambda: init_state(stage, abstract_zeros(config)))
+def abstract_state(
+    stage: Stage, config: ModelConfig, layout: Layout | None = None
+) -> tuple[TrainState, dict]:
+    """Shapes, dtypes and, with a layout, shardings of `init_state`."""
+    return placed(jax.eval_shape(lambda: init_state(stage, abstract_zeros(config))), layout)
 
 
 def abstract_zeros(config: ModelConfig) -> dict:
@@ -52,31 +59,84 @@ def abstract_zeros(config: ModelConfig) -> dict:
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), abstract_params(config))
 
 
+def abstract_arguments(
+    stage: Stage,
+    config: ModelConfig,
+    teacher_config: ModelConfig | None,
+    policy: jmp.Policy,
+    layout: Layout | None = None,
+) -> tuple:
+    """Shapes, dtypes and shardings of the arguments of a step; nothing is allocated."""
+    teacher = None
+    if OBJECTIVES[stage.loss].targets is not None:
+        make = lambda: compute_params(policy, abstract_zeros(teacher_config))
+        teacher = placed(jax.eval_shape(make), layout)
+    batch = abstract_batch(stage.data)
+    if layout is not None:
+        rows = layout.sharding("BT")
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    return *abstract_state(stage, config, layout), teacher, batch
+
+
+def placed(tree, layout: Layout | None):
+    """Abstract parameters or optimizer states with the shardings that a layout gives them."""
+    if layout is None:
+        return tree
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        layout.shardings(tree),
+    )
+
+
 @functools.cache
 def make_train_step(
-    stage: Stage, config: ModelConfig, teacher_config: ModelConfig | None, policy: jmp.Policy
+    stage: Stage,
+    config: ModelConfig,
+    teacher_config: ModelConfig | None,
+    policy: jmp.Policy,
+    layout: Layout | None = None,
 ) -> Callable:
     """step(state, frozen, teacher_params, batch) -> (state, metrics), compiled; state is donated.
 
     The teacher runs outside of differentiation; gradients and optimizer state exist only for the
-    trainable parameters.
+    trainable parameters. Where a gradient is not finite the state stays as it was, and the metric
+    "skipped" says so.
     """
     objective = OBJECTIVES[stage.loss]
     optimizer = make_optimizer(stage.optim, stage.steps)
 
-    def train_step(state: TrainState, frozen, teacher_params, batch):
+    def gradients(trainable, frozen, teacher_params, batch, counts):
         targets = None
         if objective.targets is not None:
-            targets = objective.targets(teacher_config, teacher_params, batch)
+            targets = objective.targets(stage, teacher_config, teacher_params, batch, layout)
 
         def loss(trainable):
             params = compute_params(policy, unflatten(trainable | frozen))
-            return objective.loss(stage, config, params, batch, targets)
+            return objective.loss(stage, config, params, batch, targets, counts, layout)
 
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        grads, metrics = jax.grad(loss, has_aux=True)(trainable)
+        if layout is not None:
+            grads = jax.lax.with_sharding_constraint(grads, layout.shardings(grads))
+        return grads, metrics
+
+    def train_step(state: TrainState, frozen, teacher_params, batch):
+        batch = make_model_batch(batch, layout)
+        counts = objective.counts(stage, batch)
+        grads, metrics = sum_over(
+            lambda part: gradients(state.trainable, frozen, teacher_params, part, counts),
+            in_parts(batch, stage.microbatches, layout),
+        )
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        metrics["gradient_norm"] = (optax.tree.norm(grads), 1.0)
-        return TrainState(trainable, opt_state), metrics
+        new = TrainState(optax.apply_updates(state.trainable, updates), opt_state)
+        finite = jnp.isfinite(norm)
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        metrics["gradient_norm"] = (norm, jnp.ones(()))
+        metrics["skipped"] = (1.0 - finite, jnp.ones(()))
+        return new, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if layout is None:
+        return jax.jit(train_step, donate_argnums=0)
+    where = jax.tree.map(lambda x: x.sharding, abstract_state(stage, config, layout)[0])
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(where, layout.sharding("")))
