@@ -1,6 +1,13 @@
 """Arrays in, arrays out: the ops of hybrid attention, each with its reference and its kernels."""
 
 from pallas_kernels.attention.api import attention, attention_decode
+from pallas_kernels.attention.gradients import attention_gradients
 from pallas_kernels.gated_delta.api import gated_delta, gated_delta_step
 
-__all__ = ["attention", "attention_decode", "gated_delta", "gated_delta_step"]
+__all__ = [
+    "attention",
+    "attention_decode",
+    "attention_gradients",
+    "gated_delta",
+    "gated_delta_step",
+]

@@ -11,6 +11,7 @@ PACKAGES = ("pallas_kernels", "hydrahead_jax", "train", "configs")
 FLOORS = [  # a module may import its own floor and the floors above it in this list
     ("pallas_kernels",),
     ("hydrahead_jax.ops",),
+    ("hydrahead_jax.context",),
     (
         "hydrahead_jax",
         "hydrahead_jax.config",

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.arguments import checked_heads, checked_segments
 from pallas_kernels.attention.chunked import attention_chunked
 from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.decode import attention_decode_chunked
@@ -83,13 +84,13 @@ def attention(
     """
     _, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    heads = _checked_heads(kv_head_of_query, N, K)
+    heads = checked_heads(kv_head_of_query, N, K)
     out_BTNH, lse_BTN = _attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         q_start=q_start,
-        segments=_checked_segments(segment_ids_BT, kv_segment_ids_BS, T, S),
+        segments=checked_segments(segment_ids_BT, kv_segment_ids_BS, T, S),
         visibility=Visibility(causal=causal, window=window),
         kv_head_of_query=heads,
         scale=H**-0.5 if scale is None else scale,
@@ -146,37 +147,9 @@ def attention_decode(
         lengths_B.astype(jnp.int32),
         segments=segments,
         window=window,
-        kv_head_of_query=_checked_heads(kv_head_of_query, N, K),
+        kv_head_of_query=checked_heads(kv_head_of_query, N, K),
         scale=H**-0.5 if scale is None else scale,
         implementation=implementation,
         interpret=interpret,
     )
     return (out_BNH, lse_BN) if return_lse else out_BNH
-
-
-def _checked_heads(kv_head_of_query, N: int, K: int) -> tuple[int, ...]:
-    if kv_head_of_query is None:
-        if N % K:
-            raise ValueError(
-                f"{N} query heads are not a multiple of {K} KV heads; say with kv_head_of_query "
-                "which KV head each reads"
-            )
-        return tuple(n // (N // K) for n in range(N))
-    heads = tuple(int(head) for head in kv_head_of_query)
-    if len(heads) != N or not set(heads) <= set(range(K)):
-        raise ValueError(
-            f"kv_head_of_query={heads} must name one of {K} KV heads for each of {N} query heads"
-        )
-    return heads
-
-
-def _checked_segments(segment_ids_BT, kv_segment_ids_BS, T: int, S: int) -> Segments | None:
-    if segment_ids_BT is None:
-        if kv_segment_ids_BS is not None:
-            raise ValueError("kv_segment_ids_BS needs segment_ids_BT beside it")
-        return None
-    if kv_segment_ids_BS is None:
-        if T != S:
-            raise ValueError(f"{T} queries and {S} keys: segments need kv_segment_ids_BS too")
-        kv_segment_ids_BS = segment_ids_BT
-    return Segments(segment_ids_BT, kv_segment_ids_BS)

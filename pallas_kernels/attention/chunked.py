@@ -62,14 +62,18 @@ def attention_chunked(
     Kept for the backward are the arguments, the output ("attention_out" for the policies of
     `jax.checkpoint`), and peak and sum of each softmax ("attention_lse").
     """
-    settings = Settings(
+    settings = settings_for(q_BTNH, visibility, kv_head_of_query, scale, block=block)
+    start = jnp.asarray(q_start, jnp.int32)
+    return _attention(settings, *vary_alike(q_BTNH, k_BSKH, v_BSKH, start, segments))
+
+
+def settings_for(q_BTNH, visibility, kv_head_of_query, scale, *, block: int | None = None):
+    return Settings(
         visibility=visibility,
         kv_head_of_query=kv_head_of_query,
         scale=scale,
         block=block or choose_block(q_BTNH.shape[0] * q_BTNH.shape[2]),
     )
-    start = jnp.asarray(q_start, jnp.int32)
-    return _attention(settings, *vary_alike(q_BTNH, k_BSKH, v_BSKH, start, segments))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -95,7 +99,8 @@ def _forward(settings: Settings, q_BTNH, k_BSKH, v_BSKH, start, segments):
     return (out_BTNH, lse_BTN), saved
 
 
-def _backward(settings: Settings, saved, cotangents):
+def backward(settings: Settings, saved, cotangents):
+    """From the arguments, the output, and peak and sum of each softmax."""
     q_BTNH, k_BSKH, v_BSKH, start, segments, out_BTNH, peak_BTN, total_BTN = saved
     dout_BTNH, dlse_BTN = cotangents
     K, S = k_BSKH.shape[2], k_BSKH.shape[1]
@@ -121,7 +126,7 @@ def _backward(settings: Settings, saved, cotangents):
     return dq_BTNH.astype(q_BTNH.dtype), dk_BSKH, dv_BSKH, None, None
 
 
-_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, backward)
 
 
 def _places(settings: Settings, q_BTNH, k_BSKH, start, segments) -> Places:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pallas_kernels.report import tables
-from pallas_kernels.report.chips import CHIPS
 from pallas_kernels.report.ops import OPS, PASSES
 from pallas_kernels.report.records import merge, read, write
-from pallas_kernels.report.rows import Row, Task, make_row
+from pallas_kernels.report.rows import TARGETS, Row, Task, make_row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m pallas_kernels.report", description=__doc__)
     found.add_argument("--op", choices=OPS, default="gated_delta")
     where = found.add_mutually_exclusive_group(required=True)
-    where.add_argument("--target", choices=[*CHIPS, "local"], help="local: the device at hand")
+    where.add_argument("--target", choices=[*TARGETS, "local"], help="local: the device at hand")
     where.add_argument("--all-targets", action="store_true", help="every chip and what runs there")
     found.add_argument("--implementation", nargs="+", help="default: all")
     found.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
@@ -73,7 +72,7 @@ def chosen_tasks(options) -> list[Task]:
     shapes = op.shapes(**given)
     return [
         Task(op=options.op, chip=chip, implementation=name, shape=shape, passes=passes)
-        for chip in (CHIPS if options.all_targets else [options.target])
+        for chip in (TARGETS if options.all_targets else [options.target])
         for name in options.implementation or op.implementations()
         if not options.all_targets or chip in op.chips_worth_a_row(name)
         for shape in shapes
@@ -89,7 +88,7 @@ def chip_report(chip: str, rows: Sequence[Row], form) -> str:
 
 def markdown_block(rows: Sequence[Row]) -> str:
     """The generated part of docs/kernels.md: every op and chip that the rows have."""
-    rows = [row for row in rows if row.chip in CHIPS]
+    rows = [row for row in rows if row.chip in TARGETS]
     parts = [_made(rows)]
     for op, chip in sorted({(row.op, row.chip) for row in rows}, key=_page_order):
         here = [row for row in rows if row.op == op]
@@ -105,7 +104,7 @@ def _made(rows: Sequence[Row]) -> str:
 
 def _page_order(op_and_chip: tuple[str, str]) -> tuple[int, int]:
     op, chip = op_and_chip
-    return list(OPS).index(op), list(CHIPS).index(chip)
+    return list(OPS).index(op), TARGETS.index(chip)
 
 
 def replace_block(path: Path, block: str, name: str = "report") -> None:

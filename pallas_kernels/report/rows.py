@@ -10,15 +10,17 @@ import jax
 from pallas_kernels.hardware_free.gpu import GpuProgram, compile_for_h200
 from pallas_kernels.hardware_free.isolated import IsolatedError
 from pallas_kernels.hardware_free.memory import Memory
-from pallas_kernels.hardware_free.tpu import TpuProgram, compile_for_tpu, fold_small
+from pallas_kernels.hardware_free.tpu import TOPOLOGIES, TpuProgram, compile_for_tpu, fold_small
 from pallas_kernels.report.chips import CHIPS, chip_of
 from pallas_kernels.report.ops import OPS
 from pallas_kernels.report.provenance import provenance
 
+TARGETS = (*TOPOLOGIES, "h200")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to compile or time: `chip` is a key of CHIPS, or "local" for the device at hand."""
+    """What to compile or time: `chip` is one of TARGETS, or "local" for the device at hand."""
 
     op: str
     chip: str

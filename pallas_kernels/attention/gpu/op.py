@@ -62,6 +62,39 @@ def attention_gpu(
     return _attention(settings, *vary_alike(q_BTNH, k_BSKH, v_BSKH, q_start_B, segments))
 
 
+def attention_gradients_gpu(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    out_BTNH,
+    lse_BTN,
+    dout_BTNH,
+    *,
+    q_start,
+    segments: Segments | None,
+    visibility: Visibility,
+    kv_head_of_query: tuple[int, ...],
+    scale: float,
+    interpret=False,
+):
+    """See `gradients.attention_gradients`; refuses what `attention_gpu` does."""
+    check_machine(q_BTNH, interpret)
+    check_arrays(q=q_BTNH, k=k_BSKH, v=v_BSKH)
+    settings = Settings(
+        visibility=visibility,
+        heads=kv_head_of_query,
+        scale=scale,
+        blocks=choose_blocks(q_BTNH.shape[-1]),
+        interpret=interpreter(interpret),
+    )
+    q_start_B = jnp.broadcast_to(jnp.asarray(q_start, jnp.int32), q_BTNH.shape[:1])
+    arrays = vary_alike(q_BTNH, k_BSKH, v_BSKH, q_start_B, segments, out_BTNH, lse_BTN, dout_BTNH)
+    *inputs, out_BTNH, lse_BTN, dout_BTNH = arrays
+    return _backward(settings, (*inputs, out_BTNH, lse_BTN), (dout_BTNH, jnp.zeros_like(lse_BTN)))[
+        :3
+    ]
+
+
 def check_arrays(**arrays) -> None:
     """Refuses dtypes and head dimensions of q, k and v, by name, that the kernels do not take."""
     for name, x in arrays.items():

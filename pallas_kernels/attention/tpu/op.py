@@ -1,5 +1,8 @@
 """The TPU implementation of softmax attention: what it accepts, as its kernels want it."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.positive_scale import with_positive_scale
@@ -39,8 +42,49 @@ def attention_tpu(
     Raises:
       NotImplementedError: another device, dtype or head dimension than the kernels are for.
     """
+    problem = prepare(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        q_start=q_start,
+        segments=segments,
+        visibility=visibility,
+        kv_head_of_query=kv_head_of_query,
+        scale=scale,
+        interpret=interpret,
+        choice=choice,
+    )
+    out_BTD, lse_BNT = attend(*problem)
+    T = q_BTNH.shape[1]
+    return heads_apart(out_BTD, q_BTNH), jnp.swapaxes(lse_BNT[:, :, :T], 1, 2)
+
+
+class Problem(NamedTuple):
+    """Arguments as the kernels take them: heads side by side, lengths and lanes filled up."""
+
+    settings: Settings
+    q_BTD: jax.Array
+    k_BSD: jax.Array
+    v_BSD: jax.Array
+    ids: tuple
+    starts: tuple
+
+
+def prepare(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    *,
+    q_start,
+    segments: Segments | None,
+    visibility: Visibility,
+    kv_head_of_query: tuple[int, ...],
+    scale: float,
+    interpret,
+    choice: BlockChoice | None = None,
+) -> Problem:
     _check(q_BTNH, k_BSKH, v_BSKH, interpret)
-    B, T, N, H = q_BTNH.shape
+    B, T, _, H = q_BTNH.shape
     S = k_BSKH.shape[1]
     q_BTNH, scale = with_positive_scale(q_BTNH, scale)
     if choice is None:
@@ -63,20 +107,31 @@ def attention_tpu(
         choice=choice,
         interpret=interpret,
     )
-    q_BTD, k_BSD, v_BSD = (
-        x.reshape(*x.shape[:2], -1) for x in _whole_lanes(q_BTNH, k_BSKH, v_BSKH)
-    )
-    queries, keys = T + -T % choice.forward.queries, choice.padded_keys(S)
-    arrays = _fill(q_BTD, 1, queries), _fill(k_BSD, 1, keys), _fill(v_BSD, 1, keys)
+    queries, keys = filled_queries(settings), choice.padded_keys(S)
+    arrays = side_by_side(q_BTNH, queries), side_by_side(k_BSKH, keys), side_by_side(v_BSKH, keys)
     ids = starts = ()
     if segments is not None:
-        ids = _fill(segments.queries_BT, 1, queries), _fill(segments.keys_BS, 1, keys)
+        ids = fill(segments.queries_BT, 1, queries), fill(segments.keys_BS, 1, keys)
     if settings.q_start is None:
         starts = (jnp.broadcast_to(q_start, (B,)).astype(jnp.int32),)
-    *arrays, ids, starts = vary_alike(*arrays, ids, starts)
-    out_BTD, lse_BNT = attend(settings, *arrays, ids, starts)
-    out_BTNH = out_BTD.reshape(B, queries, N, -1)[:, :T, :, :H]
-    return out_BTNH, jnp.swapaxes(lse_BNT[:, :, :T], 1, 2)
+    return Problem(settings, *vary_alike(*arrays, ids, starts))
+
+
+def filled_queries(settings: Settings) -> int:
+    """Queries, with padding."""
+    return settings.T + -settings.T % settings.choice.forward.queries
+
+
+def side_by_side(x_BTNH, length: int):
+    """[B, length, N * whole lanes]."""
+    x_BTNH = fill(fill(x_BTNH, 3, x_BTNH.shape[3] + -x_BTNH.shape[3] % LANES), 1, length)
+    return x_BTNH.reshape(*x_BTNH.shape[:2], -1)
+
+
+def heads_apart(x_BTD, like_BTNH):
+    """The opposite, in the shape of `like`."""
+    _, T, N, H = like_BTNH.shape
+    return x_BTD.reshape(*x_BTD.shape[:2], N, -1)[:, :T, :, :H]
 
 
 def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
@@ -93,11 +148,7 @@ def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
         )
 
 
-def _whole_lanes(*arrays):
-    return (_fill(x, 3, x.shape[3] + -x.shape[3] % LANES) for x in arrays)
-
-
-def _fill(x, axis: int, size: int):
+def fill(x, axis: int, size: int):
     """Zeros at the end of an axis, up to a size."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - x.shape[axis])

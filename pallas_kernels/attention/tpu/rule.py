@@ -60,12 +60,17 @@ def _rule_backward(settings: Settings, saved, cotangents):
     sees_BNT = total_BNT > 0
     log_BNT = jnp.log2(jnp.where(sees_BNT, total_BNT, 1.0))
     rows_BN3T = jnp.stack([top_BNT, log_BNT, jnp.where(sees_BNT, dlse_BNT, 0.0)], axis=2)
-    gradients = vmap_into_batch(functools.partial(_backward, settings))
-    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
-    return *gradients(*arrays, ids, starts), None, None
+    arrays = (q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
+    return *gradients(settings, *arrays, ids, starts), None, None
 
 
 attend.defvjp(_rule_forward, _rule_backward)
+
+
+def gradients(settings: Settings, q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T, ids, starts):
+    """dq, dk and dv; `rows_BN3T` as `backward.backward` takes them."""
+    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
+    return vmap_into_batch(functools.partial(_backward, settings))(*arrays, ids, starts)
 
 
 def _forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
