@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 from pathlib import Path
 
 import jax
@@ -11,24 +10,11 @@ import numpy as np
 from pallas_kernels.hardware_free.isolated import dump_folder, run_isolated
 from pallas_kernels.hardware_free.memory import Memory, memory_of
 from pallas_kernels.hardware_free.sass import GpuKernel, read_kernels
+from pallas_kernels.hardware_free.topology import cuda_environment, cuda_root, h200_devices
 
 PACKAGES = ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cu13")
 PROGRAMS = ("ptxas", "nvdisasm")
 INSTALL = "pip install 'hydrahead_jax[hardware-free]' (Python 3.12 or newer)"
-
-# An H200 as XLA describes it: NVIDIA's data sheet and the limits of compute capability 9.0.
-_H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 150000000000 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_str: "NVIDIA H200"
-"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +54,7 @@ def missing_tools() -> list[str]:
     missing = [name for name in PACKAGES if not _installed(name)]
     if "nvidia.cu13" in missing:
         return missing
-    return missing + [name for name in PROGRAMS if not Path(_cuda_root(), "bin", name).exists()]
+    return missing + [name for name in PROGRAMS if not Path(cuda_root(), "bin", name).exists()]
 
 
 def _installed(name: str) -> bool:
@@ -78,14 +64,9 @@ def _installed(name: str) -> bool:
         return False
 
 
-def _cuda_root() -> str:
-    return str(Path(next(iter(importlib.util.find_spec("nvidia.cu13").submodule_search_locations))))
-
-
 def _environment(folder: str) -> dict[str, str]:
     return {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={_cuda_root()} --xla_gpu_autotune_level=0",
+        **cuda_environment(),
         "MOSAIC_GPU_DUMP_TO": folder,
         "MOSAIC_GPU_DUMP_PTX": "1",
         "MOSAIC_GPU_DUMP_PTXAS": "1",
@@ -95,12 +76,8 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def _compile(fn, shapes) -> Memory:
-    from jax.experimental import topologies
-
-    os.environ["MOSAIC_GPU_CUDA_ROOT"] = _cuda_root()  # jax sets another when it is imported
     jax.config.update("jax_enable_compilation_cache", False)
-    topology = topologies.get_topology_desc("", "cuda", target_config=_H200, topology="1x1x1")
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ("chip",))
+    mesh = jax.sharding.Mesh(np.array(h200_devices()), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes

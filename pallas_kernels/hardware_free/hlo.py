@@ -8,7 +8,7 @@ _INSTRUCTION = re.compile(r"^  (?:ROOT )?%?([\w.-]+) = (.*)$")
 _OPCODE = re.compile(r"[\])}] ([\w-]+)\((?:%?([\w.-]+)\))?")
 _CALLED = re.compile(r"\b(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_WHILE = re.compile(r" while\(%?([\w.-]+)\), condition=%?([\w.-]+), body=%?([\w.-]+)")
+WHILE = re.compile(r" while\(%?([\w.-]+)\), condition=%?([\w.-]+), body=%?([\w.-]+)")
 _COMPARE = re.compile(r" compare\(%?([\w.-]+), %?([\w.-]+)\), direction=(\w+)")
 _CONSTANT = re.compile(r" constant\((-?\d+)\)")
 _ELEMENT = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
@@ -30,7 +30,7 @@ def executions(text: str, trips: int | float | None = None) -> Counter[str]:
     Raises:
       ValueError: there is such a loop, and `trips` is None.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     counts: Counter[str] = Counter()
     _count(computations, entry, 1, counts, trips)
     return Counter({name: round(times) for name, times in counts.items()})
@@ -42,7 +42,8 @@ def vmem_bytes(text: str) -> dict[str, int]:
     return {line[1]: int(found[1]) for line in lines if (found := _VMEM.search(line[2]))}
 
 
-def _parse(text: str) -> tuple[Computations, str]:
+def parse(text: str) -> tuple[Computations, str]:
+    """{computation: {instruction: what stands right of "="}}, and the name of the entry."""
     computations: Computations = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -57,8 +58,8 @@ def _parse(text: str) -> tuple[Computations, str]:
 def _count(computations: Computations, name: str, times: int | float, counts, trips) -> None:
     for instruction, right in computations[name].items():
         counts[instruction] += times
-        if loop := _WHILE.search(right):
-            counted = _trips(computations, name, *loop.groups())
+        if loop := WHILE.search(right):
+            counted = loop_trips(computations, name, *loop.groups())
             if counted is None and trips is None:
                 raise ValueError(f"cannot count the trips of the loop with condition {loop[2]}")
             each = times * (trips if counted is None else counted)
@@ -72,7 +73,7 @@ def _count(computations: Computations, name: str, times: int | float, counts, tr
                 _count(computations, computation, times, counts, trips)
 
 
-def _trips(
+def loop_trips(
     computations: Computations, name: str, state: str, condition: str, body: str
 ) -> int | None:
     """Trips of a while loop that counts up by one to a constant; None of any other."""

@@ -20,6 +20,7 @@ from pallas_kernels.hardware_free.bundles import (
 )
 from pallas_kernels.hardware_free.isolated import dump_folder, run_isolated
 from pallas_kernels.hardware_free.memory import Memory, memory_of
+from pallas_kernels.hardware_free.topology import TPU_ENVIRONMENT, tpu_devices
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 LOOPS = "while"  # of the program itself, among what is known
@@ -214,25 +215,19 @@ def _environment(folder: str) -> dict[str, str]:
     passes = f".*({_INSTRUCTIONS}|{_UTILIZATION}).*"
     flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     return {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        **TPU_ENVIRONMENT,
         "LIBTPU_INIT_ARGS": f"{flags} --xla_jf_dump_llo_pass_label_regex={passes}",
     }
 
 
 def _compile(fn, shapes, topology_name: str) -> tuple[str, str, Memory]:
-    from jax.experimental import topologies
-
     jax.config.update("jax_enable_compilation_cache", False)
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=topology_name)
-    mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("chip",))
+    devices = tpu_devices(topology_name)
+    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         compiled = jax.jit(fn).lower(*placed).compile()
-    return topology.devices[0].device_kind, compiled.as_text(), memory_of(compiled)
+    return devices[0].device_kind, compiled.as_text(), memory_of(compiled)
