@@ -15,6 +15,7 @@ import numpy as np
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import abstract_params
+from hydrahead_jax.sharding import MeshConfig
 from train.checkpoint import CheckpointStore, Saved
 from train.data import make_batches
 from train.metrics import MetricsLog, ProgressLine, averages, is_finite
@@ -44,6 +45,7 @@ class Job:
       corpus: all text.
       seed: of the order of the data.
       policy: precisions.
+      mesh: of devices, for stages that name none.
       say: takes a sentence for the user.
     """
 
@@ -54,6 +56,7 @@ class Job:
     corpus: Corpus
     seed: int
     policy: jmp.Policy
+    mesh: MeshConfig = MeshConfig()
     teacher: Callable[[], Teacher] | None = None
     say: Callable[[str], None] = print
 

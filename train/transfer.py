@@ -1,7 +1,6 @@
 """From a teacher and a head plan to a trained hybrid, in stages."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +10,21 @@ import numpy as np
 
 from hydrahead_jax.config import HydraChoices, ModelConfig
 from hydrahead_jax.head_plan import HeadPlan
-from hydrahead_jax.interop import head_rms, load_hf, migrate
+from hydrahead_jax.interop import head_rms, migrate, read_config
 from hydrahead_jax.precision import Precision, compute_params, training_policy
+from hydrahead_jax.sharding import MeshConfig, make_layout
 from train.config_file import to_plain
 from train.data import make_batches
 from train.loop import Job, run
-from train.paths import flatten
+from train.mesh_checks import check_mesh
+from train.migrate_on import migrate_on
 from train.run_folder import PLAN, copy_tokenizer, open_run, save_model
 from train.stage import Stage, check_stages
 from train.step import Teacher
+from train.teacher import LoadedTeacher
 from train.text import Corpus, load_corpus
+
+_FREE_TO_CHANGE = ("run", "head_plan", "mesh", "microbatches", "remat", "teacher_size", "ratio")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,9 @@ class TransferConfig:
       are initialised.
     seed: of new parameters and of the order of the data.
     precision: of the computation.
+    mesh: of devices, for stages that name none.
+    teacher_size: of Qwen3, such as "1.7b"; `plan` needs it where the teacher is not there yet.
+    ratio: of delta-rule to softmax heads, which `plan` assumes where there is no head plan yet.
     """
 
     run: str
@@ -45,6 +52,9 @@ class TransferConfig:
     calibration_rows: int = 32
     seed: int = 0
     precision: Precision = "auto"
+    mesh: MeshConfig = MeshConfig()
+    teacher_size: str | None = None
+    ratio: str = "3:1"
 
 
 def transfer(
@@ -60,13 +70,18 @@ def transfer(
     """
     plan = HeadPlan.load(Path(config.head_plan))
     teacher_folder, folder = Path(config.teacher), Path(config.run)
-    teacher_config, teacher_params = load_hf(teacher_folder, jnp.float32)
+    teacher_config = read_config(teacher_folder)
     student = plan.student(teacher_config, config.choices)
     check_stages(config.stages, teacher_config.max_length)
+    for stage in config.stages:
+        mesh = stage.mesh or config.mesh
+        check_mesh(stage, mesh, len(jax.devices()), student, teacher_config)
     corpus = load_corpus(teacher_folder / "tokenizer.json", teacher_config)
     for stage in config.stages:
         make_batches(stage.data, corpus, config.seed)
-    open_run(folder, _record(config, plan, teacher_params))
+    layout = make_layout(config.stages[0].mesh or config.mesh)
+    loaded = LoadedTeacher(teacher_folder, layout)
+    open_run(folder, _record(config, plan, loaded.checksum))
     save_model(folder, student)
     plan.save(folder / PLAN)
     copy_tokenizer(teacher_folder, folder)
@@ -75,11 +90,12 @@ def transfer(
         folder=folder,
         stages=config.stages,
         model=student,
-        initial=lambda: initial_student(config, corpus, teacher_config, teacher_params, student),
-        teacher=lambda: Teacher(teacher_config, compute_params(policy, teacher_params)),
+        initial=lambda: initial_student(config, corpus, loaded, student),
+        teacher=lambda: Teacher(teacher_config, compute_params(policy, loaded.take())),
         corpus=corpus,
         seed=config.seed,
         policy=policy,
+        mesh=config.mesh,
         say=say,
     )
     result = run(job)
@@ -91,30 +107,30 @@ def transfer(
 
 
 def initial_student(
-    config: TransferConfig,
-    corpus: Corpus,
-    teacher_config: ModelConfig,
-    teacher_params: dict,
-    student: ModelConfig,
+    config: TransferConfig, corpus: Corpus, teacher: LoadedTeacher, student: ModelConfig
 ) -> dict:
     """The student before training: the teacher's weights, gains from calibration text."""
     data = config.stages[0].data
     tokens = np.concatenate(corpus.documents(data.text))
     length = min(data.length, len(tokens))
     starts = np.linspace(0, len(tokens) - length, config.calibration_rows).astype(int)
-    tokens_BT = jnp.asarray(np.stack([tokens[start : start + length] for start in starts]))
-    head_rms_LN = head_rms(teacher_config, teacher_params, tokens_BT)
+    rows_BT = np.stack([tokens[start : start + length] for start in starts])
     key = jax.random.key(config.seed)
-    return migrate(teacher_config, teacher_params, student, key, head_rms_LN)
+    if teacher.layout is None:
+        head_rms_LN = head_rms(teacher.config, teacher.params, jnp.asarray(rows_BT))
+        return migrate(teacher.config, teacher.params, student, key, head_rms_LN)
+    return migrate_on(teacher.layout, teacher.config, teacher.params, student, key, rows_BT)
 
 
-def _record(config: TransferConfig, plan: HeadPlan, teacher_params: dict) -> dict:
-    """What determines the student; a plan or teacher that changed in place is another run."""
-    checksum = 0
-    for _, leaf in sorted(flatten(teacher_params).items()):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), checksum)
+def _record(config: TransferConfig, plan: HeadPlan, teacher_checksum: int) -> dict:
+    """What determines the student, to rounding; a plan or teacher that changed in place is another
+    run, and other devices are not."""
+    plain = {k: v for k, v in to_plain(config).items() if k not in _FREE_TO_CHANGE}
+    plain["stages"] = [
+        {k: v for k, v in stage.items() if k not in _FREE_TO_CHANGE} for stage in plain["stages"]
+    ]
     return {
-        "config": {k: v for k, v in to_plain(config).items() if k not in ("run", "head_plan")},
+        "config": plain,
         "head_plan": to_plain(plan),
-        "teacher_checksum": checksum,
+        "teacher_checksum": teacher_checksum,
     }

@@ -1,7 +1,9 @@
 """A Hugging Face folder in, ModelConfig and parameters out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,12 +27,18 @@ def read_config(folder: str | Path) -> ModelConfig:
     return from_hf_config(read_json(path), str(path))
 
 
-def load_hf(folder: str | Path, dtype=None) -> tuple[ModelConfig, dict]:
+def load_hf(
+    folder: str | Path,
+    dtype=None,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+) -> tuple[ModelConfig, dict]:
     """Reads config and parameters, one weight after the other.
 
     Args:
       folder: with config.json and model.safetensors, or shards and their index.
       dtype: of the parameters; as in the files if None.
+      place: makes a parameter of its path, such as "layers/0/mixer/w_o_NHD", and its numbers;
+        puts it on JAX's default device if None.
 
     Raises:
       UserError: as `read_config`; or a weight file that is missing or damaged, or weights that
@@ -45,7 +53,11 @@ def load_hf(folder: str | Path, dtype=None) -> tuple[ModelConfig, dict]:
         row_dtype = jnp.float32 if dtype is not None and row.always_float32 else dtype
         arrays = row.layout.load(weights.read(row.name))
         for path, array in zip(row.paths, arrays, strict=True):
-            set_param(params, path, jnp.asarray(array, row_dtype))
+            if place is None:
+                value = jnp.asarray(array, row_dtype)
+            else:
+                value = place("/".join(map(str, path)), np.asarray(array, row_dtype))
+            set_param(params, path, value)
     return config, params
 
 

@@ -11,10 +11,19 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import is_teacher
 from hydrahead_jax.mixers.hydra_heads import HydraHeads, hydra_heads
 from hydrahead_jax.models import init_params, merge
+from hydrahead_jax.sharding import Layout
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def head_rms(config: ModelConfig, params: dict, tokens_BT, segment_ids_BT=None) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("config", "layout"))
+def head_rms(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT,
+    segment_ids_BT=None,
+    positions_BT=None,
+    starts_BT=None,
+    layout: Layout | None = None,
+) -> jax.Array:
     """RMS of each head's output before W_O, float32 [L, N], over the tokens that are not padding.
 
     Args:
@@ -22,8 +31,17 @@ def head_rms(config: ModelConfig, params: dict, tokens_BT, segment_ids_BT=None) 
       params: of the teacher.
       tokens_BT: calibration text.
       segment_ids_BT: packed documents, 0 is padding; all one document if None.
+      positions_BT: as `Decoder.__call__`; needed with a layout, like the next.
+      starts_BT: likewise.
+      layout: of the parameters and tokens on a mesh.
     """
-    output = merge(config, params)(tokens_BT, segment_ids_BT=segment_ids_BT)
+    output = merge(config, params)(
+        tokens_BT,
+        segment_ids_BT=segment_ids_BT,
+        positions_BT=positions_BT,
+        starts_BT=starts_BT,
+        layout=layout,
+    )
     real_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
     real_BT11 = (real_BT != 0)[:, :, None, None].astype(jnp.float32)
     count = jnp.maximum(jnp.sum(real_BT11) * config.head_dim, 1.0)

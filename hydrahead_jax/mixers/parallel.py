@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from hydrahead_jax.context.delta import context_gated_delta
+from hydrahead_jax.context.halo import context_short_conv
+from hydrahead_jax.context.ring import ring_attention
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.sharding import Layout
 from pallas_kernels import attention, gated_delta
@@ -20,8 +23,6 @@ def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segme
         arguments = {"kv_head_of_query": heads, "segment_ids_BT": segment_ids_BT}
         if layout.size("context") == 1:
             return attention(q_BTNH, k_BTKH, v_BTKH, **arguments)
-        from hydrahead_jax.context.ring import ring_attention
-
         ring = {"axis": "context", "order": layout.order}
         return ring_attention(q_BTNH, k_BTKH, v_BTKH, **ring, **arguments)
 
@@ -36,8 +37,6 @@ def gated_delta_on(layout: Layout, inputs, stream: Stream):
         arrays = (q, k, v, log_decay_BTN, beta_BTN)
         if layout.size("context") == 1:
             return gated_delta(*arrays, segment_ids_BT=segment_ids_BT)[0]
-        from hydrahead_jax.context.delta import context_gated_delta
-
         out_BTNH, _ = context_gated_delta(
             *arrays,
             axis="context",
@@ -56,8 +55,6 @@ def short_conv_on(layout: Layout, x_BTNH, weight_WNH, stream: Stream):
     """`short_conv` of whole rows, nothing before their first tokens."""
 
     def local(x_BTNH, weight_WNH, segment_ids_BT):
-        from hydrahead_jax.context.halo import context_short_conv
-
         B, _, N, H = x_BTNH.shape
         taps = weight_WNH.shape[0] - 1
         return context_short_conv(
