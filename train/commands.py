@@ -1,13 +1,56 @@
 """The commands; what they need is imported when one is called, so that --help is quick."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
 Assignments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE")]
+Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def prepare(
+    sources: Sources,
+    tokenizer: Path,
+    out: Path,
+    workers: int | None = None,
+    shard_tokens: int = 2**25,
+    text_field: str = "text",
+    held_out: float = 0.0,
+    split: Literal["train", "held_out"] = "train",
+    skip_bad: bool = False,
+) -> None:
+    """Tokenise text once into shards for training; continues where it was interrupted.
+
+    Args:
+        sources: Files, or folders of them: .jsonl (also .gz and .zst), .parquet, .arrayrecord, and
+            .txt, .md and .py of one document each.
+        tokenizer: Folder with the tokenizer.json of the model, or that file.
+        out: Folder of the shards.
+        workers: Processes; as many as there are cores if absent. The result is the same.
+        shard_tokens: A shard ends with the document that reaches them.
+        text_field: Field of JSON objects, or column of Parquet files, that holds the text.
+        held_out: Share of the documents to set apart, by a hash of their text.
+        split: Which side to write, those for training or those held out.
+        skip_bad: Leave out records that cannot be used, and count them, instead of stopping.
+    """
+    from train.prepare.command import prepare as command
+    from train.prepare.workers import cores
+
+    command(
+        sources,
+        tokenizer,
+        out,
+        workers=cores() if workers is None else workers,
+        shard_tokens=shard_tokens,
+        text_field=text_field,
+        held_out=held_out,
+        split=split,
+        skip_bad=skip_bad,
+        say=_say,
+    )
 
 
 def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
@@ -118,5 +161,5 @@ def _say(sentence: str) -> None:
 
 COMMANDS = {
     command.__name__: command
-    for command in (pretrain, select, transfer, evaluate, export, demo, evidence)
+    for command in (prepare, pretrain, select, transfer, evaluate, export, demo, evidence)
 }

@@ -1,34 +1,23 @@
-"""From documents to packed batches: shuffled, mixed with needle documents, resumable."""
+"""From documents to packed batches: shuffled, mixed, resumable, the same for any processes."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
+from typing import Protocol
 
 import grain
 import jax
 import numpy as np
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals.niah import NEEDLE_LENGTH, NeedleSymbols, needle_document, needle_symbols
-from train.text import Corpus, TextSource, end_of_text
+from train.needle_data import NeedleData, check_needles, needle_maker
+from train.prepared.folder import PreparedText
+from train.prepared.packing import Packing
+from train.prepared.rows import RowBatches, calibration_stretches, open_folders
+from train.text import Corpus, TextSource
 
 _NEEDLE_DOCUMENTS = 2**31
 _ROWS_PACKED_AT_ONCE = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NeedleData:
-    """Attributes:
-    share: of needle documents among all pieces, in (0, 1].
-    lengths: shortest and longest document, in tokens, its end of text included.
-    needles: fewest and most in a document.
-    queries_per_needle: how often each is asked for, in random order.
-    """
-
-    share: float
-    lengths: tuple[int, int]
-    needles: tuple[int, int]
-    queries_per_needle: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +25,10 @@ class DataConfig:
     """Attributes:
     length: tokens of a row.
     batch: rows.
-    text: plain text; also the haystack of needle documents.
+    text: plain text that fits into memory; also the haystack of needle documents.
+    prepared: text of any size, in place of `text`.
+    packing: of prepared text. "best_fit" cuts only documents that are longer than a row and
+      leaves some padding; "split" cuts at every end of a row and leaves none.
     needles: None for plain text alone.
     text_weight: of every token in the next-token loss.
     answer_weight: added on the answers of needle documents.
@@ -45,6 +37,8 @@ class DataConfig:
     length: int
     batch: int
     text: TextSource = TextSource()
+    prepared: tuple[PreparedText, ...] = ()
+    packing: Packing = "best_fit"
     needles: NeedleData | None = None
     text_weight: float = 1.0
     answer_weight: float = 0.0
@@ -66,6 +60,19 @@ class Batch:
     loss_weight_BT: jax.Array
 
 
+class Batches(Protocol):
+    """Endless batches of numpy arrays; the position is a small JSON value, the same in every
+    process and for every number of them."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict: ...
+
+    def set_state(self, state: dict) -> None: ...
+
+
 def abstract_batch(data: DataConfig) -> Batch:
     """Shapes and dtypes."""
     shape = lambda dtype: jax.ShapeDtypeStruct((data.batch, data.length), dtype)
@@ -73,35 +80,79 @@ def abstract_batch(data: DataConfig) -> Batch:
 
 
 def check_data(data: DataConfig, where: str) -> None:
-    """Raises UserError where a needle document could not be made or would not fit into a row."""
-    needles = data.needles
+    """Raises UserError where the settings do not fit together; no file is looked at."""
     if data.length < 2 or data.batch < 1:
         raise UserError(f"{where}: rows need 2 tokens or more, and a batch 1 row or more")
-    if needles is None:
+    for text in data.prepared:
+        if not 0 < text.weight < float("inf"):
+            raise UserError(
+                f"{where}: the weight {text.weight} of {text.folder} is not a positive number"
+            )
+    if data.needles is None:
         return
-    if not 0 < needles.share <= 1:
-        raise UserError(f"{where}: needles.share={needles.share} is not in (0, 1]")
-    most = needles.needles[1]
-    least = most * (NEEDLE_LENGTH * (1 + needles.queries_per_needle) + 1) + 1
-    if not least <= needles.lengths[0] <= needles.lengths[1] <= data.length:
+    if data.prepared:
         raise UserError(
-            f"{where}: needles.lengths={needles.lengths} must be ascending and between {least}, "
-            f"which {most} needles with their queries take, and the row length {data.length}"
+            f"{where}: needle documents are made from `text`, not from `prepared` text; leave one "
+            f"of needles and prepared out"
         )
+    check_needles(data.needles, data.length, where)
 
 
-class BatchIterator:
-    """Endless batches; the position is a small JSON value."""
+def make_batches(
+    data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...] | None = None
+) -> Batches:
+    """Batches that `data`, the corpus and `seed` determine.
 
-    def __init__(self, iterator: grain.DatasetIterator):
-        self._iterator = iterator
+    Documents of `text` are cut into pieces of at most a row, shuffled anew in every epoch, and
+    mixed with needle documents; pieces are packed into rows, first fit, none of them cut. Each
+    process makes all of it and keeps its rows. Rows of prepared text are planned once and shuffled
+    anew in every epoch; each process reads its own only.
+
+    Args:
+      rows: of each batch that are given, in that order; all if None.
+
+    Raises:
+      UserError: the text is empty or too short, the tokenizer has no needle symbols, or prepared
+        text cannot be read or is in another vocabulary.
+    """
+    rows = tuple(range(data.batch)) if rows is None else rows
+    if data.prepared:
+        return _PreparedBatches(data, corpus, seed, rows)
+    packed = _packed_text(data, corpus, seed)
+    return _TextBatches(iter(packed.batch(data.batch)), np.array(rows))
+
+
+def calibration_tokens(data: DataConfig, corpus: Corpus, rows: int, length: int) -> np.ndarray:
+    """Stretches of the text, evenly over it, documents following one another.
+
+    Returns:
+      int32 [rows, length]; shorter where there is less text than that.
+
+    Raises:
+      UserError: as `make_batches`.
+    """
+    if data.prepared:
+        folders = open_folders(data.prepared, corpus.vocabulary_checksum)
+        return calibration_stretches(data.prepared, folders, rows, length)
+    tokens = np.concatenate(corpus.documents(data.text))
+    length = min(length, len(tokens))
+    starts = np.linspace(0, len(tokens) - length, rows).astype(int)
+    return np.stack([tokens[start : start + length] for start in starts])
+
+
+class _TextBatches:
+    """Rows of batches that every process makes whole."""
+
+    def __init__(self, iterator: grain.DatasetIterator, rows: np.ndarray):
+        self._iterator, self._rows = iterator, rows
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        rows = next(self._iterator)
-        return Batch(rows["tokens"], rows["tokens_segment_ids"], rows["weight"])
+        batch = next(self._iterator)
+        names = ("tokens", "tokens_segment_ids", "weight")
+        return Batch(*(batch[name][self._rows] for name in names))
 
     def get_state(self) -> dict:
         return json.loads(json.dumps(self._iterator.get_state()))
@@ -110,15 +161,32 @@ class BatchIterator:
         self._iterator.set_state(state)
 
 
-def make_batches(data: DataConfig, corpus: Corpus, seed: int) -> BatchIterator:
-    """Batches that `data`, the corpus and `seed` determine.
+class _PreparedBatches:
+    """Rows of prepared text."""
 
-    Text is cut into pieces of at most a row, shuffled anew in every epoch, and mixed with needle
-    documents; pieces are packed into rows, first fit, none of them cut.
+    def __init__(self, data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...]):
+        self._rows = RowBatches(
+            data.prepared,
+            open_folders(data.prepared, corpus.vocabulary_checksum),
+            length=data.length,
+            packing=data.packing,
+            batch=data.batch,
+            rows=rows,
+            seed=seed,
+        )
+        self._weight = np.float32(data.text_weight)
+        self.get_state, self.set_state = self._rows.get_state, self._rows.set_state
 
-    Raises:
-      UserError: the text is empty or too short, or the tokenizer has no needle symbols.
-    """
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = next(self._rows)
+        weight_BT = (rows.segment_ids_BT > 0) * self._weight
+        return Batch(rows.tokens_BT, rows.segment_ids_BT, weight_BT)
+
+
+def _packed_text(data: DataConfig, corpus: Corpus, seed: int) -> grain.IterDataset:
     documents = corpus.documents(data.text)
     sources, shares = [], []
     needles = data.needles
@@ -133,18 +201,18 @@ def make_batches(data: DataConfig, corpus: Corpus, seed: int) -> BatchIterator:
         )
         shares.append(1.0 if needles is None else 1 - needles.share)
     if needles is not None:
-        make = _needle_maker(data, documents, corpus, seed)
-        sources.append(grain.MapDataset.range(_NEEDLE_DOCUMENTS).map(make))
+        make = needle_maker(needles, documents, corpus.tokenizer, seed)
+        element = lambda index: _needle_element(*make(index), data)
+        sources.append(grain.MapDataset.range(_NEEDLE_DOCUMENTS).map(element))
         shares.append(needles.share)
     mixed = grain.MapDataset.mix(sources, shares) if len(sources) > 1 else sources[0]
     pieces = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    rows = grain.experimental.FirstFitPackIterDataset(
+    return grain.experimental.FirstFitPackIterDataset(
         pieces,
         length_struct={"tokens": data.length, "weight": data.length},
         num_packing_bins=_ROWS_PACKED_AT_ONCE,
         seed=seed,
     )
-    return BatchIterator(iter(rows.batch(data.batch)))
 
 
 def _cut(documents: list[np.ndarray], length: int) -> list[np.ndarray]:
@@ -153,45 +221,10 @@ def _cut(documents: list[np.ndarray], length: int) -> list[np.ndarray]:
     return [piece for piece in pieces if len(piece) > 1]
 
 
-def _element(tokens: np.ndarray, text_weight: float, answer: np.ndarray | None = None) -> dict:
-    weight = np.full(len(tokens), text_weight, np.float32)
-    return {"tokens": tokens, "weight": weight if answer is None else weight + answer}
+def _element(tokens: np.ndarray, text_weight: float) -> dict:
+    return {"tokens": tokens, "weight": np.full(len(tokens), text_weight, np.float32)}
 
 
-def _needle_maker(data: DataConfig, documents: list[np.ndarray], corpus: Corpus, seed: int):
-    """index -> needle document, the same for an index and a seed in any process."""
-    needles, end = data.needles, end_of_text(corpus.tokenizer)
-    symbols = _symbols(corpus, needles)
-    haystack = np.concatenate(documents)
-    haystack = haystack[haystack != end]
-    if len(haystack) < needles.lengths[1]:
-        raise UserError(
-            f"the text has {len(haystack)} tokens, fewer than a needle document of "
-            f"{needles.lengths[1]}; give more text"
-        )
-
-    def make(index: int) -> dict:
-        rng = np.random.default_rng((seed, index))
-        count = int(rng.integers(*needles.needles, endpoint=True))
-        asked = rng.permutation(np.repeat(np.arange(count), needles.queries_per_needle))
-        length = int(rng.integers(*needles.lengths, endpoint=True)) - 1
-        document = needle_document(
-            symbols, haystack, rng, length=length, needles=count, asked=asked
-        )
-        answer = np.append(document.answer_T, False).astype(np.float32) * data.answer_weight
-        return _element(np.append(document.tokens_T, np.int32(end)), data.text_weight, answer)
-
-    return make
-
-
-def _symbols(corpus: Corpus, needles: NeedleData) -> NeedleSymbols:
-    try:
-        symbols = needle_symbols(corpus.tokenizer)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if len(symbols.keys) < needles.needles[1]:
-        raise UserError(
-            f"the tokenizer has {len(symbols.keys)} key symbols, fewer than the "
-            f"{needles.needles[1]} needles of a document"
-        )
-    return symbols
+def _needle_element(tokens: np.ndarray, answer: np.ndarray, data: DataConfig) -> dict:
+    element = _element(tokens, data.text_weight)
+    return element | {"weight": element["weight"] + answer.astype(np.float32) * data.answer_weight}

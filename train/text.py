@@ -1,6 +1,7 @@
 """Text: from files, or from the standard library, to tokens."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from train.corpus import Split, stdlib_documents
-from train.tokenizer import END_OF_TEXT
+from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
 
 _SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 
@@ -57,18 +58,6 @@ def _read(path: Path) -> list[str]:
     return texts
 
 
-def end_of_text(tokenizer: Tokenizer) -> int:
-    """The token that stands between documents.
-
-    Raises:
-      UserError: the tokenizer has none.
-    """
-    token = tokenizer.token_to_id(END_OF_TEXT)
-    if token is None:
-        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents")
-    return token
-
-
 def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
     """Tokens of each document, the end of text after them."""
     end = end_of_text(tokenizer)
@@ -82,6 +71,11 @@ class Corpus:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self._encoded: dict[tuple, list[np.ndarray]] = {}
+
+    @functools.cached_property
+    def vocabulary_checksum(self) -> str:
+        """Of the tokenizer's vocabulary."""
+        return vocabulary_checksum(self.tokenizer)
 
     def documents(self, source: TextSource, split: Split = "train") -> list[np.ndarray]:
         key = (source, split)
@@ -106,11 +100,7 @@ def load_corpus(path: Path, model: ModelConfig) -> Corpus:
     Raises:
       UserError: there is none, or it has tokens that the model does not know.
     """
-    if not path.is_file():
-        raise UserError(f"there is no tokenizer {path}")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(path)
     if tokenizer.get_vocab_size() > model.vocab:
         raise UserError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, the model knows {model.vocab}"

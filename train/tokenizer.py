@@ -1,9 +1,12 @@
-"""A small byte-level BPE tokenizer with symbols for needles, saved as Hugging Face reads it."""
+"""Tokenizers: a small byte-level BPE one with symbols for needles, and any tokenizer.json."""
 
+import hashlib
 import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from hydrahead_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -37,3 +40,38 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """From a tokenizer.json; it neither cuts texts nor pads them.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no tokenizer {path}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more exact
+        raise UserError(f"{path} is no tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that stands between documents.
+
+    Raises:
+      UserError: the tokenizer has none.
+    """
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    if token is None:
+        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents")
+    return token
+
+
+def vocabulary_checksum(tokenizer: Tokenizer) -> str:
+    """Of which token has which number, however the tokenizer was saved."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

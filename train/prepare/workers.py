@@ -1,0 +1,108 @@
+"""Processes that make shards, and how far they are."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from hydrahead_jax.errors import UserError
+from train.prepare.shards import Job, make_shards
+from train.prepare.sources import Part
+from train.progress import Stages
+from train.tokenizer import load_tokenizer
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_STAGE = "MiB of sources tokenised"
+_MIB = 2**20
+
+
+class _Stopped(Exception):
+    """Another part failed."""
+
+
+def cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_parts(job: Job, parts: dict[int, Part], workers: int, say: Callable[[str], None]) -> None:
+    """Makes the shards of all parts, in as many processes; in this one where it is 1.
+
+    Raises:
+      UserError: a part failed; what is finished stays.
+    """
+    if not parts:
+        return
+    total = -(-sum(part.bytes for part in parts.values()) // _MIB)
+    with Stages(say) as stages:
+        show = lambda done: stages(_STAGE, min(int(done / _MIB), total - 1), total)
+        (_run_here if workers == 1 else _run_in_processes)(job, parts, workers, show)
+        stages(_STAGE, total, total)
+
+
+def _run_here(
+    job: Job, parts: dict[int, Part], workers: int, show: Callable[[float], None]
+) -> None:
+    tokenizer = load_tokenizer(job.tokenizer)
+    finished = 0
+    for number, part in parts.items():
+        advance = lambda done, part=part, before=finished: show(before + done * part.bytes)
+        make_shards(job, tokenizer, number, part, advance)
+        finished += part.bytes
+        show(finished)
+
+
+def _run_in_processes(
+    job: Job, parts: dict[int, Part], workers: int, show: Callable[[float], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    shares = context.Array("d", max(parts) + 1)
+    stop = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job, shares, stop))
+    try:
+        futures = {pool.submit(_make, number, part) for number, part in parts.items()}
+        while futures:
+            done, futures = concurrent.futures.wait(
+                futures, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                future.result()
+            show(sum(shares[number] * part.bytes for number, part in parts.items()))
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "a worker was killed, most likely for want of memory; give the command once more with "
+            "fewer --workers"
+        ) from error
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(job: Job, shares, stop) -> None:
+    """Makes this process ready for parts; it ends when the one that began it does."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = (job, load_tokenizer(job.tokenizer), shares, stop)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _make(number: int, part: Part) -> None:
+    job, tokenizer, shares, stop = _worker
+
+    def advance(done: float) -> None:
+        shares[number] = done
+        if stop.is_set():
+            raise _Stopped
+
+    make_shards(job, tokenizer, number, part, advance)
+    shares[number] = 1.0

@@ -1,0 +1,1 @@
+"""Text that was tokenised by `python -m train prepare`: read, packed and mixed."""
