@@ -1,0 +1,96 @@
+"""Several real processes on this machine that jax.distributed makes one run."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Member(NamedTuple):
+    """One process; `log` takes what it prints."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(
+    arguments: list[str], folder: Path, *, processes: int, devices: int, **environment: str
+) -> list[Member]:
+    """Starts `python ARGUMENTS` in each process; `train.distributed.start()` there connects them.
+
+    Args:
+      arguments: of Python, such as ["-m", "tests.train.some_module"].
+      folder: for the logs, named after the processes; those of an earlier launch are replaced.
+      processes: how many; with one, nothing is to be connected.
+      devices: fake CPU devices of each.
+      environment: more variables.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    members = []
+    for index in range(processes):
+        settings = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
+            "NPROC": "16",  # fewer threads than devices would wait for each other forever
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        if processes > 1:
+            settings |= {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+        log = folder / f"process_{index}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=os.environ | settings | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        members.append(Member(process, log))
+    return members
+
+
+def wait(members: list[Member], timeout: float = 300) -> list[int]:
+    """Their exit codes; what is left of them after `timeout` seconds is killed."""
+    end = time.monotonic() + timeout
+    try:
+        return [m.process.wait(max(0.1, end - time.monotonic())) for m in members]
+    except subprocess.TimeoutExpired as error:
+        output = "\n".join(m.output()[-2000:] for m in members)
+        raise AssertionError(f"still running after {timeout} s:\n{output}") from error
+    finally:
+        kill(members)
+
+
+def finish(members: list[Member], timeout: float = 300) -> list[str]:
+    """What they printed; all of them must end well."""
+    codes = wait(members, timeout)
+    outputs = [member.output() for member in members]
+    assert codes == [0] * len(members), f"exit codes {codes}\n" + "\n".join(outputs)
+    return outputs
+
+
+def kill(members: list[Member]) -> None:
+    for member in members:
+        member.process.kill()
+        member.process.wait()

@@ -1,0 +1,71 @@
+"""One run as one process or as many: how they find, hear, wait for and miss each other."""
+
+import os
+
+import jax
+
+from train.distributed.cluster import connect, find_cluster
+from train.distributed.monitor import EXIT_CODE as EXIT_CODE
+from train.distributed.monitor import Monitor, say_and_exit
+from train.distributed.stopping import Gate as Gate
+from train.distributed.stopping import Stopped as Stopped
+from train.distributed.team import PeerLost as PeerLost
+from train.distributed.team import agree as agree
+from train.distributed.team import barrier as barrier
+from train.distributed.team import count as count
+from train.distributed.team import index as index
+from train.distributed.team import is_first as is_first
+
+PEER_TIMEOUT = 60.0
+_monitor: Monitor | None = None
+
+
+def start(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins the other processes of the run, if there are any; before anything is computed.
+
+    Args:
+      coordinator: host:port of process 0, or "auto" where jax finds the cluster by itself.
+      processes: how many.
+      process: the index of this one.
+
+    Raises:
+      UserError: the arguments do not fit together, or the others cannot be found.
+    """
+    global _monitor
+    cluster = find_cluster(coordinator, processes, process, os.environ)
+    if cluster is None or _monitor is not None:
+        return
+    connect(cluster)
+    if count() > 1:
+        _monitor = Monitor(PEER_TIMEOUT)
+        _monitor.start()
+
+
+def monitor() -> Monitor | None:
+    """What watches the other processes; None where there are none."""
+    return _monitor
+
+
+def finish() -> None:
+    """Ends the run in good order: returns when all processes have come here."""
+    if _monitor is not None:
+        _monitor.finish()
+        jax.distributed.shutdown()
+
+
+def fail(sentence: str, code: int = 1) -> None:
+    """Ends this process after telling the others why; returns where there are no others.
+
+    A sentence that the first process says as well is said once.
+    """
+    if _monitor is not None:
+        is_said = _monitor.leave(sentence)
+        say_and_exit(None if is_said else sentence, code)
+
+
+def wait_for_verdict() -> None:
+    """After an error that a dead peer may have caused: ends this process if one is found."""
+    if _monitor is not None:
+        _monitor.wait_for_verdict()

@@ -1,0 +1,218 @@
+"""Finds out which process is dead or late, says so in one sentence, and ends this one.
+
+Each process beats through the coordination service. The first one watches for silence and tells
+the others; each of them watches the first one, and how long its own step takes.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+import jax
+
+from train.distributed import team
+from train.distributed.stopping import Gate
+from train.distributed.team import Beat
+
+EXIT_CODE = 75  # "try again later": the run continues when it is started again
+BEAT_SECONDS = 1.0
+_FAREWELL_BEATS = 4
+FINISHED = "finished"
+_NEWS = "hydrahead/news/"
+_AGAIN = "start all processes again, and they continue from the last checkpoint"
+
+
+class Monitor:
+    """Two threads: one talks to the others, one decides with what that has heard.
+
+    Attributes:
+      peer_timeout: seconds of silence after which a process counts as dead.
+      step_timeout: seconds that a step may take, None while a step compiles.
+      gate: lets steps begin; None where no steps run.
+    """
+
+    def __init__(self, peer_timeout: float):
+        self.peer_timeout = peer_timeout
+        self.step_timeout: float | None = None
+        self.gate: Gate | None = None
+        self._step, self._doing, self._since = 0, "starting", time.monotonic()
+        self._heard: dict[int, tuple[Beat, float]] = {}
+        self._last_talk = time.monotonic()
+        self._count, self._left = 0, None
+        self._over = threading.Event()
+        self._speaking = threading.Lock()
+
+    def start(self) -> None:
+        self._on_abort()
+        for target in (self._talk, self._decide):
+            threading.Thread(target=target, name=target.__name__, daemon=True).start()
+
+    def progress(self, step: int, doing: str, timeout: float | None) -> None:
+        """A step or anything else of that kind begins, and may take `timeout` seconds."""
+        self._step, self._doing = step, doing
+        self.step_timeout, self._since = timeout, time.monotonic()
+
+    def finish(self) -> None:
+        """Returns when all processes have come so far; none is missed from then on."""
+        self.progress(self._step, FINISHED, None)
+        self._wait_until_all(FINISHED)
+        self._over.set()
+
+    def _wait_until_all(self, doing: str) -> None:
+        while True:
+            self._beat()
+            known = team.beats()
+            if len(known) == team.count() and all(b.doing == doing for b in known.values()):
+                return
+            time.sleep(BEAT_SECONDS / 4)
+
+    def leave(self, why: str) -> bool:
+        """Tells the others that this process ends before its time.
+
+        Returns:
+          Whether the first process has said the same already.
+        """
+        self._left = why
+        try:
+            self._beat()
+            if team.is_first():
+                team.put(f"{_NEWS}verdict", self._sentence_left(0, self._own()))
+            time.sleep(_FAREWELL_BEATS * BEAT_SECONDS)
+            verdict = team.folder(_NEWS).get("verdict", "")
+        except jax.errors.JaxRuntimeError:
+            return False  # the coordination service is gone
+        return not team.is_first() and verdict.endswith(why)
+
+    def wait_for_verdict(self) -> None:
+        """Gives the search for a dead process time to end this one."""
+        time.sleep(self.peer_timeout + _FAREWELL_BEATS * BEAT_SECONDS)
+
+    def _own(self) -> Beat:
+        return Beat(self._count, self._step, self._doing, team.host_name(), self._left)
+
+    def _beat(self) -> None:
+        self._count += 1
+        team.publish(self._own())
+        if team.is_first():
+            team.put(f"{_NEWS}first", list(self._own()))
+
+    def _talk(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._beat()
+                news = team.folder(_NEWS)
+                known = team.beats() if team.is_first() else {}
+            except jax.errors.JaxRuntimeError:
+                time.sleep(BEAT_SECONDS)
+                continue
+            now = self._last_talk = time.monotonic()
+            if "first" in news:
+                known[0] = Beat(*news["first"])
+            for process, beat in known.items():
+                if process not in self._heard or self._heard[process][0].count != beat.count:
+                    self._heard[process] = (beat, now)
+            if "verdict" in news and self._left is None:
+                self._end(news["verdict"])
+            if self.gate is not None:
+                self._mind_the_gate(self.gate, "stop" in news)
+            self._over.wait(BEAT_SECONDS)
+
+    def _mind_the_gate(self, gate: Gate, is_asked: bool) -> None:
+        """A stop that one process wants is agreed on by all."""
+        try:
+            if gate.is_wanted and not is_asked:
+                team.put(f"{_NEWS}stop", True)
+            if gate.is_wanted or is_asked:
+                gate.close()
+        except jax.errors.JaxRuntimeError:
+            return  # asked again at the next beat, if anyone is left
+
+    def _decide(self) -> None:
+        while not self._over.wait(BEAT_SECONDS / 2):
+            sentence = self._judge(time.monotonic())
+            if sentence is not None:
+                self._end(sentence)
+
+    def _judge(self, now: float) -> str | None:
+        """The sentence to end with, if it has come to that."""
+        if self._left is not None:
+            return None
+        if not team.is_first() and now - self._last_talk > self.peer_timeout:
+            return self.sentence_dead(0, now)
+        for process, (beat, when) in list(self._heard.items()):
+            if beat.left is not None and process != team.index():
+                return self._sentence_left(process, beat)
+            if now - when > self.peer_timeout and process != team.index():
+                return self.sentence_dead(process, now)
+        if self.step_timeout is not None and now - self._since > self.step_timeout:
+            return self._sentence_late(self.step_timeout)
+        return None
+
+    def _sentence_left(self, process: int, beat: Beat) -> str:
+        return f"{team.describe(process, beat)} ended: {beat.left}"
+
+    def sentence_dead(self, process: int, now: float) -> str:
+        beat, when = self._heard.get(process, (None, self._last_talk))
+        return (
+            f"{team.describe(process, beat)} is dead: nothing heard of it for {now - when:.0f} s; "
+            f"{_AGAIN}"
+        )
+
+    def _sentence_late(self, timeout: float) -> str:
+        """Asks twice who still beats, so that the dead are told from the late."""
+        try:
+            before = team.beats()
+            time.sleep(3 * BEAT_SECONDS)
+            after = team.beats()
+        except jax.errors.JaxRuntimeError:
+            return self.sentence_dead(0, time.monotonic())
+        silent = [i for i, beat in after.items() if beat == before.get(i) and i != team.index()]
+        took = f"{self._doing} {self._step} took longer than {timeout:.0f} s"
+        if silent:
+            names = ", ".join(team.describe(i, after[i]) for i in silent)
+            return f"{took}: {names} beats no more; {_AGAIN}"
+        least = min(beat.step for beat in after.values())
+        late = [i for i, beat in after.items() if beat.step == least]
+        if len(late) == len(after):
+            return f"{took} on all processes, none is behind; {_AGAIN}"
+        names = ", ".join(team.describe(i, after[i]) for i in late)
+        return f"{took}: {names} is late; {_AGAIN}"
+
+    def _end(self, sentence: str) -> None:
+        """One sentence, however many threads find out."""
+        if self._over.is_set() or not self._speaking.acquire(blocking=False):
+            return
+        if team.is_first():
+            try:
+                team.put(f"{_NEWS}verdict", sentence)
+                time.sleep(_FAREWELL_BEATS * BEAT_SECONDS)  # the service lives in this process: let them read
+            except jax.errors.JaxRuntimeError:
+                self._left = sentence
+        say_and_exit(sentence)
+
+    def _on_abort(self) -> None:
+        """Speaks before jax's own client aborts, which it does as soon as process 0 is gone."""
+
+        def handler(_):
+            process = 0 if not team.is_first() else max(self._heard, key=self._silence)
+            self._speaking.acquire(blocking=False)
+            say_and_exit(self.sentence_dead(process, time.monotonic()))
+
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+
+    def _silence(self, process: int) -> float:
+        return -self._heard[process][1]
+
+
+def say_and_exit(sentence: str | None, code: int = EXIT_CODE) -> None:
+    """Ends the process at once: peers are gone, so that leaving in good order would hang."""
+    if sentence is not None:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
