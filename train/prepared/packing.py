@@ -49,19 +49,20 @@ def shuffled(count: int) -> np.ndarray:
 
 def _split(lengths: np.ndarray, order: np.ndarray, row: int) -> Plan:
     ends = np.cumsum(lengths[order])
-    stops = np.union1d(ends, np.arange(row, ends[-1], row))
-    starts = np.concatenate([[0], stops[:-1]])
-    place = np.searchsorted(ends, starts, side="right")
-    documents = order[place]
-    offsets = starts - (ends[place] - lengths[documents])
-    pieces = document_pieces(lengths, documents, offsets, stops - starts)
-    return Plan(pieces, _first_of_rows(starts // row))
+    begins = ends - lengths[order]
+    counts = (ends - 1) // row - begins // row + 1
+    rows = np.repeat(begins // row, counts) + _numbered(counts)
+    starts = np.maximum(np.repeat(begins, counts), rows * row)
+    sizes = np.minimum(np.repeat(ends, counts), (rows + 1) * row) - starts
+    offsets = starts - np.repeat(begins, counts)
+    pieces = document_pieces(lengths, np.repeat(order, counts), offsets, sizes)
+    return Plan(pieces, _first_of_rows(rows))
 
 
 def _best_fit(lengths: np.ndarray, order: np.ndarray, row: int) -> Plan:
     counts = -(-lengths[order] // row)
     documents = np.repeat(order, counts)
-    offsets = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * row
+    offsets = _numbered(counts) * row
     sizes = np.minimum(lengths[documents] - offsets, row)
     rows = best_fit_rows(sizes, row)
     by_row = np.argsort(rows, kind="stable")
@@ -69,6 +70,12 @@ def _best_fit(lengths: np.ndarray, order: np.ndarray, row: int) -> Plan:
     return Plan(pieces, _first_of_rows(rows[by_row]))
 
 
+def _numbered(counts: np.ndarray) -> np.ndarray:
+    """0 to counts[0] - 1, then 0 to counts[1] - 1, and so on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+
+
 def _first_of_rows(rows: np.ndarray) -> np.ndarray:
     """From the row of each piece, in ascending order."""
-    return np.searchsorted(rows, np.arange(rows[-1] + 2)).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(np.bincount(rows))])
