@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 
 import tyro
 
@@ -23,10 +24,31 @@ def main(arguments: list[str] | None = None) -> int:
             description="Turn a pretrained Transformer into a hybrid, head by head.",
             args=arguments,
         )
-    except UserError as error:
+    except Exception as error:
+        return ended_by(error)
+    return 0
+
+
+def ended_by(error: Exception) -> int:
+    """The exit code for an error; with several processes it is said once."""
+    from train import distributed  # needs jax, which would slow --help down
+
+    if isinstance(error, distributed.Stopped):
+        if distributed.is_first():
+            print(error, flush=True)
+        distributed.finish()
+        return 0
+    if isinstance(error, UserError):
+        distributed.fail(str(error))
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    if isinstance(error, distributed.PeerLost):
+        distributed.fail(str(error), distributed.EXIT_CODE)
+    distributed.wait_for_verdict()
+    if distributed.count() > 1:
+        traceback.print_exception(error)
+        distributed.fail(f"{type(error).__name__}: {error}")
+    raise error
 
 
 if __name__ == "__main__":

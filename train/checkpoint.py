@@ -11,10 +11,12 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from train import distributed
+from train.disk import WriteFailed, write_failed
 from train.run_folder import write_json
 from train.step import TrainState
 
-_KEEP = 3
+_CHECKSUM_THREADS = 8
 _SEAL = "checksums.json"
 _ITEMS = ("params", "opt_state", "data")
 
@@ -29,40 +31,64 @@ class Saved(NamedTuple):
 
 
 class CheckpointStore:
-    """The newest checkpoints of a run, written in the background.
+    """The newest checkpoints of a run, written in the background, by every process its shards.
 
-    A checkpoint is sealed with its files' checksums once it is complete, and read only if they
-    still hold: damaged weights may decompress without complaint.
+    A checkpoint is sealed by the first process with its files' checksums once it is complete, and
+    read only if they still hold: damaged weights may decompress without complaint. All processes
+    call the methods in the same order and see the same folder.
+
+    Attributes:
+      last: step of the newest checkpoint that is whole, None as long as none is known of.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder.absolute()
+    def __init__(self, folder: Path, keep: int = 3):
+        self._folder, self._keep = folder.absolute(), keep
         self._manager = self._open()
         self._background = ThreadPoolExecutor(1)
         self._sealing: Future | None = None
+        self._saving = 0
+        self.last: int | None = None
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
         return ocp.CheckpointManager(self._folder, options=options, item_names=_ITEMS)
 
     def save(self, step: int, state: TrainState, frozen: dict, data: dict) -> None:
-        """Takes a snapshot; the caller may donate the arrays at once."""
+        """Takes a snapshot; the caller may donate the arrays at once.
+
+        Raises:
+          WriteFailed: this one or the one before cannot be written.
+        """
         self.wait()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.trainable | frozen),
-                opt_state=ocp.args.StandardSave(_numbered(state.opt_state)),
-                data=ocp.args.JsonSave(data),
-            ),
-            force=True,
-        )
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.trainable | frozen),
+                    opt_state=ocp.args.StandardSave(_numbered(state.opt_state)),
+                    data=ocp.args.JsonSave(data),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failed(error) from error
         self._sealing = self._background.submit(self._seal, step)
 
     def _seal(self, step: int) -> None:
         self._manager.wait_until_finished()
         folder = self._folder / str(step)
-        write_json(folder / _SEAL, _checksums(folder))
+        if distributed.is_first():
+            write_json(folder / _SEAL, _checksums(folder))
+
+    def _failed(self, error: Exception) -> WriteFailed:
+        what = f"the checkpoint of step {self._saving}"
+        return write_failed(what, self._folder.parent, error, self.last)
+
+    def check(self) -> None:
+        """Raises WriteFailed as soon as it is known; does not wait."""
+        if self._sealing is not None and self._sealing.done():
+            self.wait()
 
     def restore_newest(
         self,
@@ -75,22 +101,27 @@ class CheckpointStore:
           abstract: shapes of the trainable state and of the frozen parameters at a step.
           say: takes one sentence.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        flaws = {}
-        for step in steps:
-            flaw = self.flaw(step)
-            if flaw is None:
-                break
-            flaws[step] = flaw
-        whole = [step for step in steps if step not in flaws]
-        then = f"continuing from the one at step {whole[0]}" if whole else "the run starts anew"
-        for step, flaw in flaws.items():
-            shutil.rmtree(self._folder / str(step))
-            say(f"the checkpoint at step {step} {flaw}; {then}")
+        choice = distributed.agree("checkpoint", self._choose)
+        step, flaws = choice["step"], choice["flaws"]
+        then = "the run starts anew" if step is None else f"continuing from the one at step {step}"
+        for flawed, flaw in flaws:
+            say(f"the checkpoint at step {flawed} {flaw}; {then}")
         if flaws:
             self._manager.close()
             self._manager = self._open()
-        return self._restore(whole[0], *abstract(whole[0])) if whole else None
+        self.last = step
+        return None if step is None else self._restore(step, *abstract(step))
+
+    def _choose(self) -> dict:
+        """The newest whole step, None without any; newer ones with their flaws, removed."""
+        flaws = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            flaw = self.flaw(step)
+            if flaw is None:
+                return {"step": step, "flaws": flaws}
+            flaws.append((step, flaw))
+            shutil.rmtree(self._folder / str(step))
+        return {"step": None, "flaws": flaws}
 
     def flaw(self, step: int) -> str | None:
         """Why a checkpoint cannot be read, if so: "is incomplete", "is damaged (...)"."""
@@ -112,8 +143,8 @@ class CheckpointStore:
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_on_device(params)),
-                opt_state=ocp.args.StandardRestore(_on_device(opt_state)),
+                params=ocp.args.StandardRestore(_placed(params)),
+                opt_state=ocp.args.StandardRestore(_placed(opt_state)),
                 data=ocp.args.JsonRestore(),
             ),
         )
@@ -127,14 +158,23 @@ class CheckpointStore:
 
     def restore_params(self, step: int, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The parameters after `step` steps, `params` being their shapes; see `flaw` first."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(_on_device(params)))
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_placed(params)))
         return self._manager.restore(step, args=args)["params"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        if self._sealing is not None:
-            self._sealing.result()
-            self._sealing = None
+        """Returns when everything is on disk.
+
+        Raises:
+          WriteFailed: it is not.
+        """
+        if self._sealing is None:
+            return
+        sealing, self._sealing = self._sealing, None
+        try:
+            sealing.result()
+        except Exception as error:
+            raise self._failed(error) from error
+        self.last = self._saving
 
     def close(self) -> None:
         self._background.shutdown()
@@ -146,15 +186,21 @@ def _numbered(tree) -> dict[str, jax.Array]:
     return {f"leaf_{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _on_device(tree):
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def _placed(tree):
+    """Shapes with the shardings that they have; on the default device those that have none."""
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default), tree
+    )
 
 
 def _checksums(folder: Path) -> dict[str, int]:
     """File within the folder -> CRC-32 of its content."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SEAL)
-    return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+    with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
+        checksums = list(pool.map(_checksum, files))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return dict(zip(names, checksums, strict=True))
 
 
 def _checksum(path: Path) -> int:

@@ -1,7 +1,6 @@
-"""The training loop: one for pretraining and for every stage of the transfer."""
+"""A run: its stages one after another, from wherever the last process left it."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,25 +9,23 @@ import chex
 import jax
 import jax.numpy as jnp
 import jmp
-import numpy as np
 
 from hydrahead_jax.config import ModelConfig
-from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import abstract_params
-from hydrahead_jax.sharding import MeshConfig
+from hydrahead_jax.sharding import Layout, MeshConfig, make_layout
+from train import distributed
 from train.checkpoint import CheckpointStore, Saved
-from train.data import make_batches
-from train.metrics import MetricsLog, ProgressLine, averages, is_finite
-from train.optim import learning_rate
+from train.disk import check_space, tree_bytes
+from train.losses import OBJECTIVES
+from train.metrics import MetricsLog, check_wandb
 from train.paths import unflatten
 from train.run_folder import CHECKPOINTS, FINISHED, METRICS, write_json
+from train.run_settings import RunSettings
+from train.skipped import Diverged as Diverged
 from train.stage import Stage
-from train.step import Teacher, TrainState, abstract_state, init_state, make_train_step
+from train.stage_loop import Position, StageLoop
+from train.step import Teacher, abstract_state, init_state
 from train.text import Corpus
-
-
-class Diverged(UserError):
-    """A metric is not finite; the last checkpoint is from before that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,7 @@ class Job:
       seed: of the order of the data.
       policy: precisions.
       mesh: of devices, for stages that name none.
+      running: how it is kept going.
       say: takes a sentence for the user.
     """
 
@@ -57,6 +55,7 @@ class Job:
     seed: int
     policy: jmp.Policy
     mesh: MeshConfig = MeshConfig()
+    running: RunSettings = RunSettings()
     teacher: Callable[[], Teacher] | None = None
     say: Callable[[str], None] = print
 
@@ -64,6 +63,10 @@ class Job:
     def steps(self) -> int:
         """Of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def layout(self, stage: Stage) -> Layout | None:
+        """Where the arrays of a stage lie."""
+        return make_layout(stage.mesh or self.mesh)
 
     def stage_at(self, step: int) -> tuple[int, int]:
         """(stage, its first step) that the last of `step` steps belongs to."""
@@ -86,110 +89,118 @@ def run(job: Job) -> Result:
     """Runs what is left of a job; bitwise the same parameters however often it was killed.
 
     Raises:
-      Diverged: a metric is not finite.
+      Diverged: too many steps in a row were not finite.
+      WriteFailed: the disk is full or cannot be written.
+      Stopped: a signal asked for it; everything is saved.
     """
-    store = CheckpointStore(job.folder / CHECKPOINTS)
+    check_wandb(job.running.wandb)
+    store = CheckpointStore(job.folder / CHECKPOINTS, job.running.keep_checkpoints)
+    gate = distributed.Gate()
     try:
-        result = _run(job, store)
+        with gate.signals(), distributed.watched(gate, job.running.peer_timeout):
+            result = _run(job, store, gate)
     finally:
         store.close()
     write_json(job.folder / FINISHED, {"steps": job.steps})
     return result
 
 
-def _run(job: Job, store: CheckpointStore) -> Result:
+def _run(job: Job, store: CheckpointStore, gate: distributed.Gate) -> Result:
     saved = restore(job, store)
     step = 0 if saved is None else saved.step
     if step == job.steps:
         return Result(_params(saved.state, saved.frozen), True)
+    _check_disk(job)
     if saved is not None:
         job.say(f"resuming {job.folder} at step {step} of {job.steps}")
-    params = job.initial() if saved is None else _params(saved.state, saved.frozen)
-    chex.assert_trees_all_equal_shapes_and_dtypes(params, abstract_params(job.model))
-    teacher = job.teacher() if job.teacher is not None else None
-    log = MetricsLog(job.folder, METRICS, step)
+    index, first = job.stage_at(step)
+    params = None
+    if saved is None:
+        params = job.initial()
+        chex.assert_trees_all_equal_shapes_and_dtypes(params, abstract_params(job.model))
+    elif step == first + job.stages[index].steps:
+        params, saved = _params(saved.state, saved.frozen), None
+        index, first = index + 1, step
+    needs_teacher = [_needs_teacher(stage) for stage in job.stages]
+    teacher = job.teacher() if any(needs_teacher[index:]) else None
+    log = MetricsLog(job.folder, METRICS, step, job.running.wandb)
     try:
-        index, first = job.stage_at(step)
-        if saved is not None and step == first + job.stages[index].steps:
-            saved, index, first = None, index + 1, step
-        for stage in job.stages[index:]:
-            params = _run_stage(job, stage, first, params, saved, teacher, store, log)
-            saved, first = None, first + stage.steps
+        for number, stage in enumerate(job.stages[index:], index):
+            layout = job.layout(stage)
+            if not any(needs_teacher[number:]):
+                teacher = None
+            if teacher is not None:
+                teacher = Teacher(teacher.config, reshard(teacher.params, layout))
+            position = (
+                _begin(job, stage, layout, params) if saved is None else _resume(saved, first)
+            )
+            params = saved = None
+            loop = StageLoop(
+                stage=stage,
+                first=first,
+                layout=layout,
+                model=job.model,
+                teacher=teacher if needs_teacher[number] else None,
+                policy=job.policy,
+                corpus=job.corpus,
+                seed=job.seed,
+                folder=job.folder,
+                running=job.running,
+                say=job.say,
+            )
+            state, frozen = loop.run(position, store, log, gate)
+            params, first = _params(state, frozen), first + stage.steps
     finally:
         log.close()
     return Result(params, False)
 
 
 def restore(job: Job, store: CheckpointStore) -> Saved | None:
-    """The newest whole checkpoint of the job."""
+    """The newest whole checkpoint of the job, on the layout of its stage."""
 
     def abstract(step: int):
-        return abstract_state(job.stages[job.stage_at(step)[0]], job.model)
+        stage = job.stages[job.stage_at(step)[0]]
+        return abstract_state(stage, job.model, job.layout(stage))
 
     return store.restore_newest(abstract, job.say)
 
 
-def _run_stage(
-    job: Job,
-    stage: Stage,
-    first: int,
-    params: dict,
-    saved: Saved | None,
-    teacher: Teacher | None,
-    store: CheckpointStore,
-    log: MetricsLog,
-) -> dict:
-    """From `saved`, or from the stage's start, to its end; `first` steps lie before the stage."""
-    batches = make_batches(stage.data, job.corpus, _stage_seed(job.seed, stage.name))
-    if saved is None:
-        start = 0
+def reshard(tree, layout: Layout | None):
+    """Parameters as they lie in another stage."""
+    if layout is None:
+        return jax.device_put(tree, jax.local_devices()[0])
+    return jax.device_put(tree, layout.shardings(tree))
+
+
+def _begin(job: Job, stage: Stage, layout: Layout | None, params: dict) -> Position:
+    """The first step of a stage; nothing of `params` is donated."""
+    params = reshard(params, layout)
+    if layout is None:
         state, frozen = init_state(stage, jax.tree.map(jnp.copy, params))
         # As restored arrays are, so that a resumed process compiles the same program.
-        state, frozen = jax.device_put((state, frozen), jax.devices()[0])
-    else:
-        state, frozen, start = saved.state, saved.frozen, saved.step - first
-        batches.set_state(saved.data)
-    step_fn = make_train_step(stage, job.model, teacher.config if teacher else None, job.policy)
-    rate = learning_rate(stage.optim, stage.steps)
-    progress = ProgressLine(stage.name, start, stage.steps, job.say)
-    window, since = [], time.monotonic()
-    try:
-        for done in range(start + 1, stage.steps + 1):
-            teacher_params = teacher.params if teacher else None
-            state, metrics = step_fn(state, frozen, teacher_params, next(batches))
-            window.append(metrics)
-            at_end = done == stage.steps
-            loss = None
-            must_save = at_end or done % stage.checkpoint_every == 0
-            if must_save or done % stage.log_every == 0:
-                means = averages(window)
-                seconds = (time.monotonic() - since) / len(window)
-                if not is_finite(means):
-                    raise Diverged(_diverged(stage, done, means))
-                values = {"learning_rate": float(rate(done - 1)), "seconds_per_step": seconds}
-                log.write(first + done, stage.name, means | values)
-                window, since, loss = [], time.monotonic(), means.get("loss")
-            if must_save:
-                store.save(first + done, state, frozen, batches.get_state())
-            progress.advance(done, loss)
-        store.wait()
-    finally:
-        progress.close()
-    return _params(state, frozen)
+        return Position(*jax.device_put((state, frozen), jax.devices()[0]), 0, None)
+    where = jax.tree.map(lambda x: x.sharding, abstract_state(stage, job.model, layout))
+    start = lambda params: init_state(stage, jax.tree.map(jnp.copy, params))
+    return Position(*jax.jit(start, out_shardings=where)(params), 0, None)
 
 
-def _params(state: TrainState, frozen: dict) -> dict:
+def _resume(saved: Saved, first: int) -> Position:
+    return Position(saved.state, saved.frozen, saved.step - first, saved.data)
+
+
+def _check_disk(job: Job) -> None:
+    """Raises UserError where checkpoints have no room."""
+    largest = max(tree_bytes(abstract_state(stage, job.model)) for stage in job.stages)
+
+    def check() -> None:
+        check_space(job.folder, largest, job.running.keep_checkpoints, job.say)
+
+    distributed.agree("disk", check)
+
+
+def _needs_teacher(stage: Stage) -> bool:
+    return OBJECTIVES[stage.loss].targets is not None
+
+
+def _params(state, frozen: dict) -> dict:
     return unflatten(state.trainable | frozen)
-
-
-def _stage_seed(seed: int, name: str) -> int:
-    words = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
-    return int(words[0]) & 0x7FFFFFFF
-
-
-def _diverged(stage: Stage, step: int, means: dict[str, float]) -> str:
-    bad = [name for name, value in means.items() if not np.isfinite(value)]
-    return (
-        f"stage {stage.name!r} diverged by step {step}: {', '.join(bad)} not finite; the last "
-        f"checkpoint is kept, so lower optim.learning_rate and start a new run"
-    )

@@ -1,24 +1,26 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on the terminal."""
 
+import importlib.util
 import json
-import math
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+
+from hydrahead_jax.errors import UserError
+from train import distributed
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def averages(window: list[dict]) -> dict[str, float]:
-    """Means over a list of {name: (sum, count)}; names without a count are left out."""
-    window = jax.device_get(window)
+    """Means over a list of {name: (sum, count)}, numbers; names without a count are left out."""
     means = {}
-    for name in window[0]:
+    for name in window[0] if window else ():
         total = sum(float(metrics[name][0]) for metrics in window)
         count = sum(float(metrics[name][1]) for metrics in window)
         if count > 0:
@@ -26,29 +28,56 @@ def averages(window: list[dict]) -> dict[str, float]:
     return means
 
 
-def is_finite(means: dict[str, float]) -> bool:
-    return all(math.isfinite(value) for value in means.values())
-
-
 class MetricsLog:
-    """Lines that were written after `step`, by a process that was killed, are removed."""
+    """metrics.jsonl, TensorBoard and, if asked for, Weights & Biases, from the first process alone.
 
-    def __init__(self, folder: Path, file_name: str, step: int):
+    Lines that were written after `step`, by a process that was killed, are removed.
+    """
+
+    def __init__(self, folder: Path, file_name: str, step: int, wandb: str | None = None):
+        self._file = self._board = self._wandb = None
+        if not distributed.is_first():
+            return
         self._path = folder / file_name
         _drop_after(self._path, step)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._wandb = None if wandb is None else _start_wandb(wandb, folder)
 
     def write(self, step: int, stage: str, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         line = {"step": step, "stage": stage, **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{stage}/{name}": v for name, v in values.items()}, step=step)
 
     def close(self) -> None:
+        if self._file is None:
+            return
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_wandb(project: str | None) -> None:
+    """Raises UserError where Weights & Biases is asked for and not installed."""
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "running.wandb is set and wandb is not installed; pip install wandb, or leave it out"
+        )
+
+
+def _start_wandb(project: str, folder: Path):
+    """A run that is continued under the same name."""
+    import wandb
+
+    name = f"{folder.name}-{zlib.crc32(str(folder.absolute()).encode()):08x}"
+    return wandb.init(project=project, id=name, name=folder.name, dir=folder, resume="allow")
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -72,7 +101,7 @@ class ProgressLine:
         self._name, self._total, self._say = name, total, say
         self._first, self._started, self._last = done, None, time.monotonic()
         console = Console()
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = _bar(console) if console.is_terminal and distributed.is_first() else None
         if self._bar is not None:
             self._task = self._bar.add_task(name, total=total, completed=done, loss="")
             self._bar.start()

@@ -20,6 +20,7 @@ from train.config_file import to_plain
 from train.data import make_batches
 from train.loop import Job, run
 from train.run_folder import METRICS, TOKENIZER, open_run, save_model, write_json
+from train.run_settings import RunSettings
 from train.stage import Stage, check_stages
 from train.text import Corpus, TextSource, read_documents
 from train.tokenizer import save_tokenizer, train_tokenizer
@@ -65,6 +66,7 @@ class PretrainConfig:
     seed: the first one tried.
     attempts: seeds tried, one after another, until the target is reached.
     precision: of the computation.
+    running: how the run is kept going.
     """
 
     run: str
@@ -81,6 +83,7 @@ class PretrainConfig:
     seed: int = 0
     attempts: int = 3
     precision: Precision = "auto"
+    running: RunSettings = RunSettings()
 
 
 def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict:
@@ -168,13 +171,14 @@ def _job(config: PretrainConfig, corpus: Corpus, folder: Path, seed: int, say) -
         corpus=corpus,
         seed=seed,
         policy=training_policy(config.precision),
+        running=config.running,
         say=say,
     )
 
 
 def _record(config: PretrainConfig) -> dict:
     """What determines the teacher."""
-    return {k: v for k, v in to_plain(config).items() if k not in ("run", "out")}
+    return {k: v for k, v in to_plain(config).items() if k not in ("run", "out", "running")}
 
 
 def _reached(config: PretrainConfig, report: dict) -> bool:

@@ -1,11 +1,13 @@
 """The folder of a run: what it was asked for, and what came of it."""
 
 import json
+import secrets
 import shutil
 from pathlib import Path
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from train import distributed
 from train.config_file import convert, differences, to_plain
 
 CONFIG = "config.json"
@@ -16,6 +18,7 @@ TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"
+_PROBE = ".shared"
 _SHOWN = 3
 
 
@@ -30,28 +33,59 @@ def open_run(folder: Path, record: dict) -> bool:
       Whether the run was there already.
 
     Raises:
-      UserError: the folder holds another run, or something else.
+      UserError: the folder holds another run, or something else, cannot be written, or is not the
+        same for all processes.
     """
-    path = folder / CONFIG
     record = json.loads(json.dumps(record))
-    if path.is_file():
-        found = differences(read_json(path), record)
-        if found:
-            more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            raise UserError(
-                f"{folder} holds a different run: {', '.join(found[:_SHOWN])}{more}; "
-                f"choose another folder with run=..., or delete this one"
-            )
-        return True
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and holds no run; choose another folder with run=...")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    was_there = distributed.agree("run folder", lambda: _open_run(folder, record))
+    _check_shared(folder)
+    return was_there
+
+
+def _open_run(folder: Path, record: dict) -> bool:
+    path = folder / CONFIG
+    try:
+        if path.is_file():
+            _check_same(folder, read_json(path), record)
+            (folder / _PROBE).write_text(secrets.token_hex())
+            return True
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and holds no run; choose another folder with run=...")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        (folder / _PROBE).write_text(secrets.token_hex())
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; choose another folder with run=..."
+        ) from error
     return False
 
 
+def _check_same(folder: Path, old: dict, record: dict) -> None:
+    found = differences(old, record)
+    if found:
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise UserError(
+            f"{folder} holds a different run: {', '.join(found[:_SHOWN])}{more}; "
+            f"choose another folder with run=..., or delete this one"
+        )
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises UserError where this process does not see what the first one wrote."""
+    probe = folder / _PROBE
+    expected = distributed.agree("probe", probe.read_text)
+    if not probe.is_file() or probe.read_text() != expected:
+        raise UserError(
+            f"process {distributed.index()} does not see the {folder} that process 0 writes; put "
+            f"run=... on a file system that all processes share"
+        )
+
+
 def write_json(path: Path, value) -> None:
-    """All of the file or nothing, even if the process is killed."""
+    """All of the file or nothing, even if the process is killed; the first process writes."""
+    if not distributed.is_first():
+        return
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)
@@ -90,6 +124,8 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """
     if not (source / "tokenizer.json").is_file():
         raise UserError(f"{source} has no tokenizer.json")
+    if not distributed.is_first():
+        return
     target = folder / TOKENIZER
     target.mkdir(parents=True, exist_ok=True)
     names = ("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")

@@ -13,18 +13,29 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import head_rms, migrate, read_config
 from hydrahead_jax.precision import Precision, compute_params, training_policy
 from hydrahead_jax.sharding import MeshConfig, make_layout
+from train import distributed
 from train.config_file import to_plain
-from train.data import make_batches
+from train.data import calibration_tokens, make_batches
 from train.loop import Job, run
 from train.mesh_checks import check_mesh
 from train.migrate_on import migrate_on
 from train.run_folder import PLAN, copy_tokenizer, open_run, save_model
+from train.run_settings import RunSettings
 from train.stage import Stage, check_stages
 from train.step import Teacher
 from train.teacher import LoadedTeacher
 from train.text import Corpus, load_corpus
 
-_FREE_TO_CHANGE = ("run", "head_plan", "mesh", "microbatches", "remat", "teacher_size", "ratio")
+_FREE_TO_CHANGE = (
+    "run",
+    "head_plan",
+    "mesh",
+    "running",
+    "microbatches",
+    "remat",
+    "teacher_size",
+    "ratio",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,7 @@ class TransferConfig:
     seed: of new parameters and of the order of the data.
     precision: of the computation.
     mesh: of devices, for stages that name none.
+    running: how the run is kept going.
     teacher_size: of Qwen3, such as "1.7b"; `plan` needs it where the teacher is not there yet.
     ratio: of delta-rule to softmax heads, which `plan` assumes where there is no head plan yet.
     """
@@ -53,6 +65,7 @@ class TransferConfig:
     seed: int = 0
     precision: Precision = "auto"
     mesh: MeshConfig = MeshConfig()
+    running: RunSettings = RunSettings()
     teacher_size: str | None = None
     ratio: str = "3:1"
 
@@ -83,7 +96,8 @@ def transfer(
     loaded = LoadedTeacher(teacher_folder, layout)
     open_run(folder, _record(config, plan, loaded.checksum))
     save_model(folder, student)
-    plan.save(folder / PLAN)
+    if distributed.is_first():
+        plan.save(folder / PLAN)
     copy_tokenizer(teacher_folder, folder)
     policy = training_policy(config.precision)
     job = Job(
@@ -96,6 +110,7 @@ def transfer(
         seed=config.seed,
         policy=policy,
         mesh=config.mesh,
+        running=config.running,
         say=say,
     )
     result = run(job)
@@ -111,10 +126,7 @@ def initial_student(
 ) -> dict:
     """The student before training: the teacher's weights, gains from calibration text."""
     data = config.stages[0].data
-    tokens = np.concatenate(corpus.documents(data.text))
-    length = min(data.length, len(tokens))
-    starts = np.linspace(0, len(tokens) - length, config.calibration_rows).astype(int)
-    rows_BT = np.stack([tokens[start : start + length] for start in starts])
+    rows_BT = calibration_tokens(data, corpus, config.calibration_rows, data.length)
     key = jax.random.key(config.seed)
     if teacher.layout is None:
         head_rms_LN = head_rms(teacher.config, teacher.params, jnp.asarray(rows_BT))

@@ -10,7 +10,7 @@ import pytest
 
 from hydrahead_jax.models import init_params
 from tests.train import small
-from train import loop
+from train import loop, stage_loop
 from train.data import make_batches
 from train.paths import flatten, split
 from train.run_folder import CHECKPOINTS, METRICS, save_model
@@ -66,7 +66,7 @@ def stop_after(monkeypatch, count: int) -> None:
         iterator.__class__ = Stopping
         return iterator
 
-    monkeypatch.setattr(loop, "make_batches", batches)
+    monkeypatch.setattr(stage_loop, "make_batches", batches)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -1,5 +1,6 @@
 """One run as one process or as many: how they find, hear, wait for and miss each other."""
 
+import contextlib
 import os
 
 import jax
@@ -43,9 +44,30 @@ def start(
         _monitor.start()
 
 
-def monitor() -> Monitor | None:
-    """What watches the other processes; None where there are none."""
-    return _monitor
+@contextlib.contextmanager
+def watched(gate: Gate, peer_timeout: float):
+    """Within, a signal closes the gate of all processes, and silence is as long as given."""
+    if _monitor is None:
+        yield
+        return
+    _monitor.gate, _monitor.peer_timeout = gate, peer_timeout
+    try:
+        yield
+    finally:
+        _monitor.gate, _monitor.peer_timeout = None, PEER_TIMEOUT
+        _monitor.progress(None, "after the steps", None)
+
+
+def progress(step: int, timeout: float | None) -> None:
+    """A step of the run begins; it may take `timeout` seconds, None for any time."""
+    if _monitor is not None:
+        _monitor.progress(step, "step", timeout)
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence, once for all processes."""
+    if is_first():
+        print(sentence, flush=True)
 
 
 def finish() -> None:

@@ -106,4 +106,3 @@ def _open_mpi(env: Mapping[str, str]) -> bool:
 def _tpu_slice(env: Mapping[str, str]) -> bool:
     hosts = env.get("TPU_WORKER_HOSTNAMES", "")
     return "," in hosts or int(env.get("MEGASCALE_NUM_SLICES", "1")) > 1
-

@@ -50,14 +50,14 @@ class Monitor:
         for target in (self._talk, self._decide):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
-    def progress(self, step: int, doing: str, timeout: float | None) -> None:
-        """A step or anything else of that kind begins, and may take `timeout` seconds."""
-        self._step, self._doing = step, doing
+    def progress(self, step: int | None, doing: str, timeout: float | None) -> None:
+        """Something begins, at `step` or the last one if None, and may take `timeout` seconds."""
+        self._step, self._doing = self._step if step is None else step, doing
         self.step_timeout, self._since = timeout, time.monotonic()
 
     def finish(self) -> None:
         """Returns when all processes have come so far; none is missed from then on."""
-        self.progress(self._step, FINISHED, None)
+        self.progress(None, FINISHED, None)
         self._wait_until_all(FINISHED)
         self._over.set()
 
@@ -188,7 +188,9 @@ class Monitor:
         if team.is_first():
             try:
                 team.put(f"{_NEWS}verdict", sentence)
-                time.sleep(_FAREWELL_BEATS * BEAT_SECONDS)  # the service lives in this process: let them read
+                time.sleep(
+                    _FAREWELL_BEATS * BEAT_SECONDS
+                )  # the service lives in this process: let them read
             except jax.errors.JaxRuntimeError:
                 self._left = sentence
         say_and_exit(sentence)
