@@ -1,7 +1,8 @@
 """What the stages minimise: pure functions of parameters, batch and the teacher's targets.
 
-A loss is split in two: `targets`, from the teacher, outside of differentiation, and `loss`.
-Metrics are (sum, count) pairs, so that averages over steps are exact.
+`targets` are the teacher's, outside of differentiation; `counts` are taken over the whole batch,
+so that the losses of its parts add up to its own. Metrics are (sum, count) pairs: averages over
+steps, parts of a batch and devices are exact.
 """
 
 from collections.abc import Callable
@@ -11,30 +12,36 @@ import jax
 import jax.numpy as jnp
 
 from hydrahead_jax.config import ModelConfig
-from hydrahead_jax.models import merge
+from hydrahead_jax.models import Decoder, merge, run_module
 from hydrahead_jax.models.stream import make_stream
-from train.data import Batch
+from hydrahead_jax.sharding import Layout
+from train.model_batch import ModelBatch
 from train.stage import Stage
-from train.vocabulary import forward_kl, token_scores
+from train.vocabulary import Unembedding, pair_scores, token_scores
 
-# Vocabulary entries whose logits exist at one time.
-VOCABULARY_AT_ONCE = 16384
+# Vocabulary entries whose logits exist at one time, for some of the tokens.
+VOCABULARY_AT_ONCE = 8192
 
+Counts = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Objective(NamedTuple):
     """Attributes:
-    targets: (config, params, batch) -> what the loss needs of the teacher; None without one.
-    loss: (stage, config, params, batch, targets) -> (loss, metrics).
+    targets: (stage, config, params, batch, layout) -> what the loss needs of the teacher; None
+      without one.
+    counts: (stage, batch) -> what the sums of a loss are divided by; `batch` is whole.
+    loss: (stage, config, params, batch, targets, counts, layout) -> (loss, metrics); `batch` may
+      be a part, the loss is then its share.
     """
 
-    targets: Callable[[ModelConfig, dict, Batch], Any] | None
-    loss: Callable[[Stage, ModelConfig, dict, Batch, Any], tuple[jax.Array, Metrics]]
+    targets: Callable[[Stage, ModelConfig, dict, ModelBatch, Layout | None], Any] | None
+    counts: Callable[[Stage, ModelBatch], Counts]
+    loss: Callable[..., tuple[jax.Array, Metrics]]
 
 
 class AlignTargets(NamedTuple):
-    """For each layer, what the teacher's mixer read and wrote."""
+    """For each layer, what the teacher's mixer read and wrote: what this stage holds most of."""
 
     mixer_in: list[jax.Array]
     mixer_out: list[jax.Array]
@@ -44,100 +51,144 @@ class DistillTargets(NamedTuple):
     """The teacher's logits, not yet multiplied out."""
 
     hidden_BTD: jax.Array
-    unembedding_DV: jax.Array
+    unembedding: Unembedding
 
 
-def next_token_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """What follows each token, and its weight: 0 on padding and on the last of a document."""
-    shift = lambda x_BT: jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))
-    segments_BT, next_segments_BT = batch.segment_ids_BT, shift(batch.segment_ids_BT)
-    same_BT = (segments_BT == next_segments_BT) & (segments_BT != 0)
-    return shift(batch.tokens_BT), jnp.where(same_BT, shift(batch.loss_weight_BT), 0.0)
+def _counts(stage: Stage, batch: ModelBatch) -> Counts:
+    return {
+        "tokens": jnp.maximum(jnp.sum(_real(batch)), 1.0),
+        "weights": jnp.maximum(jnp.sum(batch.target_weight_BT), 1e-9),
+    }
 
 
-def _next_token_loss(stage: Stage, config, params, batch: Batch, targets):
+def _next_token_loss(stage, config, params, batch, targets, counts, layout):
     model = merge(config, params)
-    hidden_BTD = _hidden(model, batch)
-    return _cross_entropy(stage, model, hidden_BTD, batch)
-
-
-def _cross_entropy(stage: Stage, model, hidden_BTD, batch: Batch):
-    targets_BT, weights_BT = next_token_targets(batch)
-    weights_X = weights_BT.ravel()
     scores = token_scores(
-        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
-        model.unembedding_DV(),
-        targets_BT.ravel(),
+        _run(stage, model, batch, layout).hidden_BTD,
+        unembedding(model),
+        batch.target_BT,
         at_once=VOCABULARY_AT_ONCE,
+        layout=layout,
     )
-    total, count = jnp.sum(scores.nll_X * weights_X), jnp.sum(weights_X)
-    metrics = {"loss": (total, count)}
+    total = jnp.sum(scores.nll_X * batch.target_weight_BT)
+    metrics = {"loss": (total, jnp.sum(batch.target_weight_BT))}
+    return total / counts["weights"], metrics | _next_token_metrics(stage, batch, scores)
+
+
+def _next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
+    """Of every predicted token alike, and of answers, which weigh more than text, by themselves."""
+    is_target_BT = batch.target_weight_BT > 0
+    metrics = {"student_nll": mean(scores.nll_X, is_target_BT)}
     if stage.data.needles is not None and stage.data.answer_weight > 0:
-        answer_X = weights_X > stage.data.text_weight
-        metrics["answer_accuracy"] = (jnp.sum(scores.hit_X & answer_X), jnp.sum(answer_X))
-        text_X = (weights_X > 0) & ~answer_X
-        metrics["text_loss"] = (jnp.sum(scores.nll_X * text_X), jnp.sum(text_X))
-    return total / jnp.maximum(count, 1e-9), metrics
+        is_answer_BT = batch.target_weight_BT > stage.data.text_weight
+        metrics["answer_accuracy"] = mean(scores.hit_X, is_answer_BT)
+        metrics["text_loss"] = mean(scores.nll_X, is_target_BT & ~is_answer_BT)
+    return metrics
 
 
-def _align_targets(config: ModelConfig, params: dict, batch: Batch) -> AlignTargets:
-    taps = merge(config, params)(
-        batch.tokens_BT, segment_ids_BT=batch.segment_ids_BT, training=True
-    ).taps
+def _align_targets(stage, config, params, batch, layout) -> AlignTargets:
+    taps = _run(stage, merge(config, params), batch, layout).taps
     return AlignTargets([t.mixer_in_BTD for t in taps], [t.mixer_out_BTD for t in taps])
 
 
-def _align_loss(stage: Stage, config, params, batch: Batch, targets: AlignTargets):
+def _align_loss(stage, config, params, batch, targets: AlignTargets, counts, layout):
     """Eq 15: each mixer is fed the teacher's input, so layers do not wait for one another."""
     model = merge(config, params)
-    stream = make_stream(batch.tokens_BT.shape, batch.segment_ids_BT, None, None, True)
-    real_BT = (batch.segment_ids_BT != 0).astype(jnp.float32)
-    count = jnp.sum(real_BT)
+    stream = make_stream(
+        batch.tokens_BT.shape,
+        batch.segment_ids_BT,
+        batch.positions_BT,
+        None,
+        True,
+        starts_BT=batch.starts_BT,
+        layout=layout,
+    )
+    real_BT = _real(batch)
     metrics = {}
     for index, block in enumerate(model.layers):
-        out_BTD = block.mixer(targets.mixer_in[index], stream, None, None).out_BTD
-        error_BTD = out_BTD.astype(jnp.float32) - targets.mixer_out[index].astype(jnp.float32)
-        error_BT = jnp.mean(error_BTD**2, axis=-1)
-        metrics[f"mse_layer_{index:02d}"] = (jnp.sum(error_BT * real_BT), count)
+        inputs = (targets.mixer_in[index], stream, None, None)
+        out_BTD = run_module(block.mixer, *inputs, layout=layout, remat=stage.remat).out_BTD
+        error = _squared_error(out_BTD, targets.mixer_out[index], real_BT)
+        metrics[f"mse_layer_{index:02d}"] = (error, jnp.sum(real_BT))
     total = sum(total for total, _ in metrics.values()) / len(metrics)
-    return total / jnp.maximum(count, 1.0), {"loss": (total, count), **metrics}
+    return total / counts["tokens"], {"loss": (total, jnp.sum(real_BT)), **metrics}
 
 
-def _distill_targets(config: ModelConfig, params: dict, batch: Batch) -> DistillTargets:
+@jax.checkpoint
+def _squared_error(out_BTD, target_BTD, real_BT):
+    """The backward makes the differences again, so that no layer keeps them in float32."""
+    wide = jnp.promote_types(out_BTD.dtype, jnp.float32)
+    error_BTD = out_BTD.astype(wide) - target_BTD.astype(wide)
+    return jnp.sum(jnp.mean(error_BTD**2, axis=-1) * real_BT)
+
+
+def _distill_targets(stage, config, params, batch, layout) -> DistillTargets:
     model = merge(config, params)
-    return DistillTargets(_hidden(model, batch), model.unembedding_DV())
+    return DistillTargets(_run(stage, model, batch, layout).hidden_BTD, unembedding(model))
 
 
-def _distill_loss(stage: Stage, config, params, batch: Batch, targets: DistillTargets):
+def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts, layout):
     """Eq 16: KL(teacher || student) on every real token, and ce_weight times cross entropy."""
     model = merge(config, params)
-    hidden_BTD = _hidden(model, batch)
-    rows = lambda x_BTD: x_BTD.reshape(-1, x_BTD.shape[-1])
-    kl_X = forward_kl(
-        rows(targets.hidden_BTD),
-        targets.unembedding_DV,
-        rows(hidden_BTD),
-        model.unembedding_DV(),
+    scores = pair_scores(
+        *targets,
+        _run(stage, model, batch, layout).hidden_BTD,
+        unembedding(model),
+        batch.target_BT,
         at_once=VOCABULARY_AT_ONCE,
+        layout=layout,
     )
-    real_X = (batch.segment_ids_BT != 0).astype(jnp.float32).ravel()
-    total, count = jnp.sum(kl_X * real_X), jnp.sum(real_X)
-    loss = total / jnp.maximum(count, 1.0)
+    is_target_BT = batch.target_weight_BT > 0
+    loss, metrics = _distilled(stage, batch, scores, counts)
+    return loss, metrics | {"teacher_nll": mean(scores.teacher_nll_X, is_target_BT)}
+
+
+def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):
+    """KL at temperature 1 and, where it counts, cross entropy, of scores that have both."""
+    real_BT = _real(batch)
+    kl, tokens = jnp.sum(scores.kl_X * real_BT), jnp.sum(real_BT)
+    metrics = {"loss": (kl, tokens), "kl": (kl, tokens)}
+    metrics |= _next_token_metrics(stage, batch, scores)
+    loss = kl / counts["tokens"]
     if stage.ce_weight == 0:
-        return loss, {"loss": (total, count)}
-    ce, metrics = _cross_entropy(stage, model, hidden_BTD, batch)
-    metrics = {"kl": (total, count), "ce": metrics.pop("loss"), **metrics}
-    loss = loss + stage.ce_weight * ce
-    return loss, {"loss": (loss, jnp.ones(())), **metrics}
+        return loss, metrics
+    ce = jnp.sum(scores.nll_X * batch.target_weight_BT)
+    metrics["ce"] = (ce, jnp.sum(batch.target_weight_BT))
+    loss = loss + stage.ce_weight * ce / counts["weights"]
+    return loss, metrics | {"loss": (loss * counts["tokens"], tokens)}
 
 
-def _hidden(model, batch: Batch):
-    output = model(batch.tokens_BT, segment_ids_BT=batch.segment_ids_BT, training=True)
-    return output.hidden_BTD
+def mean(values_BT, chosen_BT) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of the chosen values."""
+    chosen_BT = chosen_BT.astype(jnp.float32)
+    return jnp.sum(values_BT * chosen_BT), jnp.sum(chosen_BT)
+
+
+def unembedding(model: Decoder) -> Unembedding:
+    """The model's, as it is kept."""
+    if model.config.tied_embeddings:
+        return Unembedding(model.w_embed_VD[...], 0)
+    return Unembedding(model.w_unembed_DV[...], 1)
+
+
+def _real(batch: ModelBatch):
+    return (batch.segment_ids_BT != 0).astype(jnp.float32)
+
+
+def _run(stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None):
+    return model(
+        batch.tokens_BT,
+        segment_ids_BT=batch.segment_ids_BT,
+        positions_BT=batch.positions_BT,
+        starts_BT=batch.starts_BT,
+        training=True,
+        layout=layout,
+        remat=stage.remat,
+    )
 
 
 OBJECTIVES = {
-    "next_token": Objective(None, _next_token_loss),
-    "align": Objective(_align_targets, _align_loss),
-    "distill": Objective(_distill_targets, _distill_loss),
+    "next_token": Objective(None, _counts, _next_token_loss),
+    "align": Objective(_align_targets, _counts, _align_loss),
+    "distill": Objective(_distill_targets, _counts, _distill_loss),
 }

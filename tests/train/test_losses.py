@@ -1,7 +1,6 @@
 """Losses against plain numpy."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,10 @@ from tests.tolerances import OP, assert_close
 from tests.train import small
 from train import losses
 from train.data import Batch, DataConfig, NeedleData
-from train.losses import OBJECTIVES, next_token_targets
+from train.losses import OBJECTIVES
+from train.model_batch import make_model_batch, next_token_targets
 from train.optim import AdamW
 from train.stage import Stage
-from train.vocabulary import forward_kl, token_scores
-
-X, D, V = 7, 5, 23
 
 
 @pytest.fixture
@@ -38,17 +35,24 @@ def stage(loss: str, **more) -> Stage:
 
 
 def loss_of(stage: Stage, params: dict, batch: Batch, targets=None):
-    loss = OBJECTIVES[stage.loss].loss
-    return jax.jit(functools.partial(loss, stage, small.STUDENT))(params, batch, targets)
+    objective = OBJECTIVES[stage.loss]
+
+    def loss(params, batch, targets):
+        batch = make_model_batch(batch, None)
+        counts = objective.counts(stage, batch)
+        return objective.loss(stage, small.STUDENT, params, batch, targets, counts, None)
+
+    return jax.jit(loss)(params, batch, targets)
 
 
 def targets_of(name: str, teacher: dict, batch: Batch):
     targets = OBJECTIVES[name].targets
-    return targets and jax.jit(functools.partial(targets, small.TEACHER))(teacher, batch)
-
-
-def hidden(seed: int, *shape) -> jax.Array:
-    return 3 * jax.random.normal(jax.random.key(seed), shape)
+    if targets is None:
+        return None
+    made = lambda params, batch: targets(
+        stage(name), small.TEACHER, params, make_model_batch(batch, None), None
+    )
+    return jax.jit(made)(teacher, batch)
 
 
 def log_softmax(logits):
@@ -60,72 +64,6 @@ def log_softmax(logits):
 def naive_kl(teacher_XV, student_XV):
     teacher, student = log_softmax(teacher_XV), log_softmax(student_XV)
     return (np.exp(teacher) * (teacher - student)).sum(-1)
-
-
-@pytest.mark.parametrize("at_once", [V, V + 5, 12, 6, 1])
-def test_token_scores(at_once):
-    hidden_XD, w_DV = hidden(0, X, D), hidden(1, D, V)
-    targets_X = jnp.array([0, 22, 11, 12, 5, 6, 7])
-    targets_X = targets_X.at[3].set(jnp.argmax(hidden_XD[3] @ w_DV))
-    scores = token_scores(hidden_XD, w_DV, targets_X, at_once=at_once)
-    logits = np.asarray(hidden_XD, np.float64) @ np.asarray(w_DV, np.float64)
-    assert_close(scores.nll_X, -log_softmax(logits)[np.arange(X), targets_X], OP)
-    np.testing.assert_array_equal(scores.hit_X, logits.argmax(-1) == targets_X)
-    assert scores.hit_X[3]
-
-
-@pytest.mark.parametrize("at_once", [V, V + 5, 12, 6, 1])
-def test_forward_kl_and_its_gradient(at_once):
-    arrays = hidden(0, X, D), hidden(1, D, V), hidden(2, X, 4), hidden(3, 4, V)
-    kl_X = forward_kl(*arrays, at_once=at_once)
-    teacher_XV, student_XV = arrays[0] @ arrays[1], arrays[2] @ arrays[3]
-    weight_X = jnp.arange(1.0, X + 1)
-    assert_close(kl_X, naive_kl(teacher_XV, student_XV), OP)
-
-    def plain(student_XD, student_DV):
-        teacher = jax.nn.log_softmax(teacher_XV)
-        student = jax.nn.log_softmax(student_XD @ student_DV)
-        return jnp.sum(weight_X * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
-
-    def chunked(*student):
-        return jnp.sum(weight_X * forward_kl(*arrays[:2], *student, at_once=at_once))
-
-    actual = jax.grad(chunked, (0, 1))(*arrays[2:])
-    for a, b in zip(actual, jax.grad(plain, (0, 1))(*arrays[2:]), strict=True):
-        assert_close(a, b, OP)
-
-
-def test_kl_of_a_model_with_itself_is_zero():
-    arrays = hidden(0, X, D), hidden(1, D, V)
-    assert_close(forward_kl(*arrays, *arrays, at_once=6), np.zeros(X), OP)
-
-
-@pytest.mark.parametrize("gradient", [False, True])
-def test_no_array_of_tokens_by_vocabulary(gradient):
-    """Neither forward nor backward holds logits of the whole vocabulary."""
-
-    def loss(student_XD, student_DV):
-        kl_X = forward_kl(hidden(0, X, D), hidden(1, D, V), student_XD, student_DV, at_once=6)
-        scores = token_scores(student_XD, student_DV, jnp.arange(X), at_once=6)
-        return jnp.sum(kl_X) + jnp.sum(scores.nll_X)
-
-    function = jax.grad(loss, (0, 1)) if gradient else loss
-    jaxpr = jax.make_jaxpr(function)(hidden(2, X, 4), hidden(3, 4, V)).jaxpr
-    sizes = list(shapes(jaxpr))
-    assert (X, 6) in sizes
-    assert not [s for s in sizes if X in s and np.prod(s) >= X * V]
-
-
-def shapes(jaxpr):
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            yield variable.aval.shape
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                yield from shapes(inner)
 
 
 def test_next_token_targets(batch):
