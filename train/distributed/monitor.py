@@ -80,7 +80,7 @@ class Monitor:
             self._beat()
             if team.is_first():
                 team.put(f"{_NEWS}verdict", self._sentence_left(0, self._own()))
-            time.sleep(_FAREWELL_BEATS * BEAT_SECONDS)
+            time.sleep(self._farewell())
             verdict = team.folder(_NEWS).get("verdict", "")
         except jax.errors.JaxRuntimeError:
             return False  # the coordination service is gone
@@ -89,6 +89,10 @@ class Monitor:
     def wait_for_verdict(self) -> None:
         """Gives the search for a dead process time to end this one."""
         time.sleep(self.peer_timeout + _FAREWELL_BEATS * BEAT_SECONDS)
+
+    def _farewell(self) -> float:
+        """Time for the others to read; the service lives in the first process, which goes last."""
+        return (_FAREWELL_BEATS + 2 * team.is_first()) * BEAT_SECONDS
 
     def _own(self) -> Beat:
         return Beat(self._count, self._step, self._doing, team.host_name(), self._left)
@@ -188,9 +192,7 @@ class Monitor:
         if team.is_first():
             try:
                 team.put(f"{_NEWS}verdict", sentence)
-                time.sleep(
-                    _FAREWELL_BEATS * BEAT_SECONDS
-                )  # the service lives in this process: let them read
+                time.sleep(self._farewell())
             except jax.errors.JaxRuntimeError:
                 self._left = sentence
         say_and_exit(sentence)
@@ -199,6 +201,8 @@ class Monitor:
         """Speaks before jax's own client aborts, which it does as soon as process 0 is gone."""
 
         def handler(_):
+            if self._left is not None:
+                say_and_exit(None, 1)
             process = 0 if not team.is_first() else max(self._heard, key=self._silence)
             self._speaking.acquire(blocking=False)
             say_and_exit(self.sentence_dead(process, time.monotonic()))
