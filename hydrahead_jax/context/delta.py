@@ -1,40 +1,23 @@
 """The gated delta rule over rows that lie on several ranks.
 
 What a chunk of tokens does to the state is an affine map, S -> M S + A, and its output is
-O = O_0 + W S for the state S that enters it. One call of the rule gives all four: beside each value
-head with zero state it runs one with zero values whose state starts as the identity. The maps of
-all chunks before a rank's are put together in a prefix scan over the ranks.
-
-Sources: the state passing of arXiv 2412.06464's chunks, one level up; the scan is Hillis and
-Steele's (doi 10.1145/7902.7903).
+O_0 + W S for the state S that enters it. The rule acts on columns of values and state one by one,
+so one call gives all four: to the P columns with zero state come H more, with zero values and the
+identity as state. The maps of all chunks before a rank's own are put together in a prefix scan over
+the ranks (Hillis and Steele, doi 10.1145/7902.7903).
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from hydrahead_jax.context.order import Order
 from hydrahead_jax.context.ranks import along, chunks_of, of_rank, vary_over, whole
 from pallas_kernels import gated_delta
 from pallas_kernels.gated_delta.gates import reset_log_decay
-
-_PRECISE = jax.lax.Precision.HIGHEST
-
-
-class Map(NamedTuple):
-    """S -> M S + A, of the states of B rows and N heads."""
-
-    m_BNHX: jax.Array
-    a_BNHP: jax.Array
-
-    def __call__(self, state_BNHP):
-        return _product(self.m_BNHX, state_BNHP) + self.a_BNHP
-
-    def after(self, first: "Map") -> "Map":
-        return Map(_product(self.m_BNHX, first.m_BNHX), self(first.a_BNHP))
 
 
 def context_gated_delta(
@@ -54,96 +37,93 @@ def context_gated_delta(
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
     """`pallas_kernels.gated_delta` of whole rows. Runs inside `jax.shard_map`; differentiable.
 
-    Costs twice the arithmetic of the rule itself, 2 log2(R) exchanges of matrices H x (H + P) a
-    head, and the product W S.
+    Costs the rule with values of P + H in place of P (on TPU 1.5 times one with P = H = 128, at
+    most twice), the product W S, and log2(R) exchanges of H x (P + H) numbers a head. Sums are
+    float32, or float64 for float64 values. `jax.checkpoint` policies know what ranks receive as
+    "gated_delta_states".
 
     Args:
       q_BTKH: this rank's tokens, as are all arrays with a T.
       axis: the mesh axis that the tokens lie over.
       order: how they do.
       segment_ids_BT: as in `gated_delta`.
-      starts_BT: true at the first token of every document but the row's first. It cannot be seen
-        on one rank whether a document goes on there.
+      starts_BT: true at the first token of every document but the row's first: a rank cannot see
+        whether its first document began before.
       initial_state_BNHP: before the row's first token, the same on all ranks of `axis`.
 
     Returns:
       The output of this rank's tokens, and the state after the row's last token, float32 and the
       same on all ranks of `axis`. Other arguments and errors as of `gated_delta`.
     """
+    B, _, N, P = v_BTNP.shape
     dtype = jnp.promote_types(v_BTNP.dtype, jnp.float32)
-    reset = reset_log_decay(dtype)
-    log_decay_BTN = jnp.where(starts_BT[..., None], reset, log_decay_BTN.astype(dtype))
-    tokens = vary_over(
-        axis, q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN.astype(dtype), segment_ids_BT
-    )
-    chunks = [chunks_of(x, order) for x in tokens]
-    out_XBTNP, read_XBTNH, maps_X = _chunks(*chunks, implementation, interpret)
-    B, N, P = v_BTNP.shape[0], *v_BTNP.shape[2:]
     if initial_state_BNHP is None:
         initial_state_BNHP = jnp.zeros((B, N, q_BTKH.shape[-1], P), dtype)
-    entering_X, final_BNHP = _pass_states(maps_X, initial_state_BNHP.astype(dtype), axis)
-    seen_XBTNP = jnp.einsum(
-        "XBTNH,XBNHP->XBTNP", read_XBTNH.astype(dtype), jnp.stack(entering_X), precision=_PRECISE
-    )
-    return whole((out_XBTNP + seen_XBTNP).astype(v_BTNP.dtype)), final_BNHP
+    log_decay_BTN = jnp.where(starts_BT[..., None], reset_log_decay(dtype), log_decay_BTN)
+    tokens = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, segment_ids_BT)
+    chunks = [chunks_of(x, order) for x in vary_over(axis, *tokens)]
+    wide = functools.partial(_wide_rule, implementation=implementation, interpret=interpret)
+    out_XBTNP, map_XBNHP = wide(*chunks, dtype=dtype)
+    entering, final_BNHP = _pass_states(map_XBNHP, initial_state_BNHP.astype(dtype), axis)
+    seen_XBTNP = _product("XBTNH,XBNHP->XBTNP", out_XBTNP[..., P:], jnp.stack(entering))
+    out_XBTNP = (out_XBTNP[..., :P] + seen_XBTNP).astype(v_BTNP.dtype)
+    return whole(out_XBTNP), final_BNHP
 
 
-def _chunks(q, k, v_XBTNP, log_decay_XBTN, beta_XBTN, ids_XBT, implementation, interpret):
-    """O_0, W and the map of each of the X chunks of a rank, in one call of the rule."""
-    X, B, _, N, P = v_XBTNP.shape
+def _wide_rule(q, k, v_XBTNP, log_decay_XBTN, beta_XBTN, ids_XBT, *, dtype, **how):
+    """[O_0, W] and the map [A, M] of each chunk of a rank."""
+    X, B, T, N, P = v_XBTNP.shape
     H = q.shape[-1]
-    width = max(H, P)
     rows = lambda x: x.reshape(X * B, *x.shape[2:])
-    v_XBTNP = jnp.pad(v_XBTNP, [(0, 0)] * 4 + [(0, width - P)])
-    v_BTNXP = jnp.stack([rows(v_XBTNP), jnp.zeros_like(rows(v_XBTNP))], axis=3)
-    eye_HP = jnp.eye(H, width, dtype=log_decay_XBTN.dtype)
-    states_XHP = jnp.stack([jnp.zeros_like(eye_HP), eye_HP])
+    state_HP = jnp.concatenate([jnp.zeros((H, P), dtype), jnp.eye(H, dtype=dtype)], axis=1)
     out_BTNP, state_BNHP = gated_delta(
         rows(q),
         rows(k),
-        v_BTNXP.reshape(*v_BTNXP.shape[:2], 2 * N, width),
-        jnp.repeat(rows(log_decay_XBTN), 2, axis=2),
-        jnp.repeat(rows(beta_XBTN), 2, axis=2),
-        initial_state_BNHP=jnp.tile(states_XHP, (X * B, N, 1, 1)),
+        jnp.pad(rows(v_XBTNP), [(0, 0)] * 3 + [(0, H)]),
+        rows(log_decay_XBTN),
+        rows(beta_XBTN),
+        initial_state_BNHP=jnp.broadcast_to(state_HP, (X * B, N, H, P + H)),
         segment_ids_BT=rows(ids_XBT),
-        implementation=implementation,
-        interpret=interpret,
+        **how,
     )
-    out_XBTNXP = out_BTNP.reshape(X, B, -1, N, 2, width)
-    state_XBNXHP = state_BNHP.reshape(X, B, N, 2, H, width)
-    maps = [Map(x[:, :, 1, :, :H], x[:, :, 0, :, :P]) for x in state_XBNXHP]
-    return out_XBTNXP[..., 0, :P], out_XBTNXP[..., 1, :H], maps
+    return out_BTNP.reshape(X, B, T, N, P + H), state_BNHP.reshape(X, B, N, H, P + H)
 
 
-def _pass_states(maps_X: list[Map], state_BNHP, axis: str):
+def _pass_states(map_XBNHP, state_BNHP, axis: str):
     """The states that enter a rank's chunks, and the final one."""
     last = jax.lax.axis_size(axis) - 1
-    low, *high = maps_X
-    before, through = _scan(low, axis, 1)
-    entering = [before(state_BNHP)]
-    state_BNHP = of_rank(through(state_BNHP), axis, last)
-    if high:
-        before, through = _scan(high[0], axis, -1)
-        entering.append(before(state_BNHP))
-        state_BNHP = of_rank(through(state_BNHP), axis, 0)
+    entering = []
+    for map_BNHP, way, end in zip(map_XBNHP, (1, -1), (last, 0), strict=False):
+        before_BNHP = _all_before(map_BNHP, axis, way)
+        entering.append(_apply(before_BNHP, state_BNHP))
+        state_BNHP = of_rank(_apply(map_BNHP, entering[-1]), axis, end)
     return entering, state_BNHP
 
 
-def _scan(own: Map, axis: str, way: int) -> tuple[Map, Map]:
-    """The maps of all ranks before this one put together, and those with its own; before is below
-    (`way` 1) or above (-1).
-    """
+def _all_before(map_BNHP, axis: str, way: int):
+    """The maps of all ranks before put together; those are below (`way` 1) or above (-1)."""
     R, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     place = rank if way == 1 else R - 1 - rank
-    identity_HX = jnp.eye(own.m_BNHX.shape[-1], dtype=own.m_BNHX.dtype)
-    shifted = along(own, axis, way)
-    before = shifted._replace(m_BNHX=jnp.where(place == 0, identity_HX, shifted.m_BNHX))
+    H, width = map_BNHP.shape[2:]
+    identity_HP = jnp.eye(H, width, width - H, dtype=map_BNHP.dtype)
+    receive = lambda x, steps: checkpoint_name(along(x, axis, steps), "gated_delta_states")
+    before_BNHP = jnp.where(place == 0, identity_HP, receive(map_BNHP, way))
     for distance in (1 << n for n in range((R - 1).bit_length())):
-        longer = before.after(along(before, axis, way * distance))
-        choose = functools.partial(jnp.where, place >= distance)
-        before = jax.tree.map(choose, longer, before)
-    return before, own.after(before)
+        received_BNHP = receive(before_BNHP, way * distance)
+        longer_BNHP = _apply(before_BNHP, received_BNHP)
+        before_BNHP = jnp.where(place >= distance, longer_BNHP, before_BNHP)
+    return before_BNHP
 
 
-def _product(a_BNHX, b_BNXP):
-    return jnp.einsum("BNHX,BNXP->BNHP", a_BNHX, b_BNXP, precision=_PRECISE)
+def _apply(map_BNHP, x_BNHP):
+    """M x + A, of a state, or of another map: that is both put together."""
+    H, width = map_BNHP.shape[2:]
+    a_BNHP, m_BNHX = jnp.split(map_BNHP, [width - H], axis=3)
+    more = x_BNHP.shape[3] - a_BNHP.shape[3]
+    moved_BNHP = _product("BNHX,BNXP->BNHP", m_BNHX, x_BNHP)
+    return moved_BNHP + jnp.pad(a_BNHP, [(0, 0)] * 3 + [(0, more)])
+
+
+def _product(dims: str, a, b):
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    return jnp.einsum(dims, a.astype(dtype), b, precision=jax.lax.Precision.HIGHEST)

@@ -122,17 +122,18 @@ def _forward(how: How, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
 
     def part(queries, keys, causal=False):
         settings = how.kernel(queries, keys, causal=causal)
-        out_BTNH, lse_BTN = attention(queries.q_BTNH, *keys[:2], return_lse=True, **settings)
-        return (out_BTNH.astype(lse_BTN.dtype), lse_BTN), ()
+        return attention(queries.q_BTNH, *keys[:2], return_lse=True, **settings), ()
 
     def step(carry, distance):
         keys, so_far = carry
         following = around(keys, how.axis)
         found, _ = how.visible(part, (0.0, -jnp.inf), queries, keys, distance)
-        both = (jnp.stack(pair) for pair in zip(so_far, found, strict=True))
+        following, found = _together(following, found)
+        both = (jnp.stack([x, y.astype(x.dtype)]) for x, y in zip(so_far, found, strict=True))
         return (following, merge(*both)), None
 
-    start = (around(keys, how.axis), part(queries, keys, causal=True)[0])
+    out_BTNH, lse_BTN = part(queries, keys, causal=True)[0]
+    start = (around(keys, how.axis), (out_BTNH.astype(lse_BTN.dtype), lse_BTN))
     (_, (out_BTNH, lse_BTN)), _ = jax.lax.scan(step, start, how.distances())
     out_BTNH = checkpoint_name(out_BTNH.astype(q_BTNH.dtype), "attention_out")
     lse_BTN = checkpoint_name(lse_BTN, "attention_lse")
@@ -154,6 +155,7 @@ def _backward(how: How, saved, dout_BTNH):
         keys, sums = carry
         following, of_keys = around((keys, sums[1]), how.axis)
         found = how.visible(part, (0.0,), queries, keys, distance)
+        following, of_keys, found = _together(following, of_keys, found)
         sums = jax.tree.map(lambda total, x: total + x, (sums[0], of_keys), found)
         return (following, sums), None
 
@@ -165,3 +167,10 @@ def _backward(how: How, saved, dout_BTNH):
 
 
 _ring.defvjp(_forward, _backward)
+
+
+def _together(*trees):
+    """The trees of arrays; what uses any waits for all. A compiler then hides what comes from other
+    ranks behind the kernel, where its own estimate may find the few additions after it enough.
+    """
+    return jax.lax.optimization_barrier(trees)

@@ -3,6 +3,7 @@
 import functools
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Op
@@ -80,7 +81,8 @@ def gated_delta(
         find races. Inside `jax.shard_map` use True with `check_vma=False`.
 
     Returns:
-      The output in the dtype of v, and the float32 state after the last non-padding token.
+      The output in the dtype of v, and the float32 state after the last non-padding token, both
+      known to the policies of `jax.checkpoint` as "gated_delta_out".
 
     Raises:
       ValueError: N is not a multiple of K, or `implementation` is unknown.
@@ -92,7 +94,7 @@ def gated_delta(
     H = q_BTKH.shape[-1]
     if initial_state_BNHP is None:
         initial_state_BNHP = jnp.zeros((B, N, H, P), dtype)
-    return _gated_delta(
+    results = _gated_delta(
         q_BTKH,
         k_BTKH,
         v_BTNP,
@@ -104,6 +106,7 @@ def gated_delta(
         implementation=implementation,
         interpret=interpret,
     )
+    return checkpoint_name(results, "gated_delta_out")
 
 
 def gated_delta_step(

@@ -11,6 +11,7 @@ from pallas_kernels.varying import vary_alike
 
 HEAD = 128
 HEAD_DIMS = (64, HEAD)
+VALUE_DIMS = (64, HEAD, 192, 256)
 CHUNK = 64
 
 
@@ -20,7 +21,8 @@ def gated_delta_gpu(
     """See `api.gated_delta`. Products have bf16 operands, in two parts where one is too coarse.
 
     Nothing but the arguments is kept for the backward, which computes chunk inverses and states
-    again. Head dimensions of 64 are filled up with zeros and cost as much as 128.
+    again. Head dimensions of 64 are filled up with zeros and cost as much as 128; values of 192 and
+    256 are taken as two heads of 128.
 
     Raises:
       NotImplementedError: another device, jax, dtype or head dimension than the kernels are for.
@@ -29,16 +31,34 @@ def gated_delta_gpu(
     for name, x in dict(q=q_BTKH, k=k_BTKH, v=v_BTNP).items():
         if x.dtype != jnp.bfloat16:
             raise NotImplementedError(f"{name} is {x.dtype}; bfloat16 is accepted")
-    for name, size in (("q and k", q_BTKH.shape[-1]), ("v", v_BTNP.shape[-1])):
-        if size not in HEAD_DIMS:
+    sizes = ("q and k", q_BTKH.shape[-1], HEAD_DIMS), ("v", v_BTNP.shape[-1], VALUE_DIMS)
+    for name, size, accepted in sizes:
+        if size not in accepted:
             raise NotImplementedError(
-                f"the head dimension of {name} is {size}; {HEAD_DIMS} are accepted"
+                f"the head dimension of {name} is {size}; {accepted} are accepted"
             )
-    T, (H, P) = q_BTKH.shape[1], state_BNHP.shape[2:]
-    sequences = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN)
+    T, (N, H, P) = q_BTKH.shape[1], state_BNHP.shape[1:]
+    values = _heads_of_128(v_BTNP, log_decay_BTN, beta_BTN, state_BNHP)
+    *sequences, state_BNHP = (q_BTKH, k_BTKH, *values)
     sequences = vary_alike(*map(_filled_up, sequences), _filled_up_state(state_BNHP))
     out_BTNP, state_BNPH = _rule(scale, interpreter(interpret), *sequences)
-    return out_BTNP[:, :T, :, :P], jnp.swapaxes(state_BNPH, 2, 3)[:, :, :H, :P]
+    out_BTNP = out_BTNP.reshape(*out_BTNP.shape[:2], N, -1)
+    state_BNHP = jnp.swapaxes(state_BNPH.reshape(len(state_BNPH), N, -1, HEAD), 2, 3)
+    return out_BTNP[:, :T, :, :P], state_BNHP[:, :, :H, :P]
+
+
+def _heads_of_128(v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
+    """Wide values as several heads with the same gates: columns of the state do not meet."""
+    parts = -(-v_BTNP.shape[3] // HEAD)
+    if parts == 1:
+        return v_BTNP, log_decay_BTN, beta_BTN, state_BNHP
+    fill = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, parts * HEAD - x.shape[3])])
+    B, T, N, _ = v_BTNP.shape
+    v_BTNP = fill(v_BTNP).reshape(B, T, N * parts, HEAD)
+    state_BNHXP = fill(state_BNHP).reshape(*state_BNHP.shape[:3], parts, HEAD)
+    state_BNHP = jnp.swapaxes(state_BNHXP, 2, 3).reshape(B, N * parts, -1, HEAD)
+    gates = (jnp.repeat(x, parts, axis=2) for x in (log_decay_BTN, beta_BTN))
+    return v_BTNP, *gates, state_BNHP
 
 
 def _filled_up(x):
