@@ -20,9 +20,11 @@ def tokenizer() -> Tokenizer:
 
 
 def texts(count: int = 60, seed: int = 0) -> list[str]:
-    """Different texts of 5 to about 500 characters."""
+    """Different texts of 4 to about 120 characters, most of them short."""
     rng = np.random.default_rng(seed)
-    return [f"{seed} {i} " + "def f(x, é):\n" * int(rng.integers(40)) for i in range(count)]
+    return [
+        f"{seed} {i} " + f"def f{seed}(x, é):\n" * int(10 * rng.random() ** 2) for i in range(count)
+    ]
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:
@@ -40,7 +42,7 @@ def prepared(folder: Path, documents: list[str], **options) -> PreparedFolder:
     """Those documents, prepared in `folder`."""
     folder.mkdir()
     source = write_jsonl(folder / "text.jsonl", documents)
-    options = {"workers": 1, "shard_tokens": 2000, "say": lambda sentence: None} | options
+    options = {"workers": 1, "shard_tokens": 600, "say": lambda sentence: None} | options
     prepare((source,), write_tokenizer(folder / "tokenizer"), folder / "out", **options)
     return PreparedFolder(folder / "out")
 
