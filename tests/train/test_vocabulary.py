@@ -1,11 +1,14 @@
 """Losses over the vocabulary against numpy in float64, in tiles and on a mesh."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hydrahead_jax.sharding import MeshConfig, make_layout
 from tests.tolerances import OP, assert_close
 from train.vocabulary import (
     Kept,
@@ -206,3 +209,15 @@ def test_bfloat16():
     d_logits_XV = np.exp(log_q) - np.exp(log_p)
     assert_close(grads[0], d_logits_XV @ np.asarray(student[1], np.float64).T, 0.01)
     assert_close(grads[1], np.asarray(student[0], np.float64).T @ d_logits_XV, 0.01)
+
+
+def test_on_a_mesh():
+    """Tokens, the embedding and the vocabulary shared out, or the vocabulary whole where the axis
+    does not divide it: equal to one device to rounding."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.vocabulary_on_a_mesh"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "all equal\n", done.stderr[-2000:]
