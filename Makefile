@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
 .PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile \
-  selection-benchmark clean
+  selection-benchmark data-benchmark clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -71,6 +71,10 @@ kernels-hostile: $(LATEST_VENV)/installed
 selection-benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.selection --json selection_2_cpu_cores.json $(BENCHMARK)
 	$(VENV)/bin/python -m benchmarks.allocation
+
+# How fast text is prepared, planned and packed.
+data-benchmark: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.data
 
 clean:
 	rm -rf $(VENV) $(LATEST_VENV) runs

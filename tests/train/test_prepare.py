@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,13 +19,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hydrahead_jax.errors import UserError
 from tests.train import prepared_text
 from train.__main__ import main
+from train.data import make_batches
 from train.prepare import readers
 from train.prepare.command import prepare
 from train.prepare.shards import WORK
 from train.prepare.sources import find_files, make_parts
 from train.prepared.folder import MANIFEST, PreparedFolder
 from train.run_folder import read_json
-from train.tokenizer import save_tokenizer, train_tokenizer
+from train.text import Corpus
+from train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHARD_TOKENS = 600
@@ -215,6 +218,23 @@ def test_command(tmp_path, tokenizer, capsys):
     assert "is finished; nothing to do" in capsys.readouterr().out
     assert main([*command, "--text-field", "id"]) == 1
     assert "text_field is 'text' there and 'id' here" in capsys.readouterr().err
+
+
+def test_the_page_on_data(tmp_path, monkeypatch):
+    """Its commands run, and its config reads what they make."""
+    page = (ROOT / "docs" / "data.md").read_text()
+    commands = re.findall(r"^python -m train (prepare .*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    monkeypatch.chdir(ROOT)
+    for command in commands:
+        words = [f"{tmp_path}/{w}" if w.startswith("data/") else w for w in command.split()]
+        assert main([*words, "--workers", "1"]) == 0
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), names)
+    corpus = Corpus(load_tokenizer(ROOT / "configs" / "assets" / "tiny_teacher" / "tokenizer.json"))
+    batch = next(make_batches(names["data"], corpus, 0))
+    assert batch.tokens_BT.shape == (8, 512) and batch.segment_ids_BT.max() >= 1
 
 
 def test_another_job_in_the_folder(tmp_path, tokenizer):

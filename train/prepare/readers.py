@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from hydrahead_jax.errors import UserError
 from train.prepare.sources import Kind, Part
 
-LONGEST_TEXT = 2**24
+LONGEST_TEXT = 2**23
 LONGEST_RECORD = 2**27
 _AT_A_TIME = 64
 
