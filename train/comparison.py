@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from hydrahead_jax.cache import cache_bytes
 from hydrahead_jax.config import ModelConfig
@@ -24,9 +23,10 @@ from hydrahead_jax.selection import (
 )
 from hydrahead_jax.selection.probe_file import save_probes
 from train.config_file import to_plain
-from train.corpus import stdlib_documents
+from train.corpus import Split
 from train.parallel import Task, run_parallel
 from train.run_folder import METRICS, PLAN, PROBES, write_json
+from train.text import Corpus, TextSource, load_corpus
 from train.transfer import TransferConfig, transfer
 
 
@@ -67,17 +67,16 @@ class Teacher:
 
     config: ModelConfig
     params: dict
-    tokenizer: Tokenizer
+    corpus: Corpus
 
     @classmethod
     def load(cls, folder: str) -> "Teacher":
         config, params = load_hf(Path(folder), dtype=np.float32)
-        return cls(config, params, Tokenizer.from_file(str(Path(folder) / "tokenizer.json")))
+        return cls(config, params, load_corpus(Path(folder) / "tokenizer.json", config))
 
-    def text(self, split: str) -> np.ndarray:
+    def text(self, split: Split) -> np.ndarray:
         """Tokens of the standard library's own sources."""
-        encoded = self.tokenizer.encode_batch(stdlib_documents(split))
-        return np.concatenate([np.array(e.ids, np.int32) for e in encoded])
+        return self.corpus.haystack(TextSource(), split).tokens
 
 
 def compare(config: ComparisonConfig) -> dict:
@@ -128,7 +127,7 @@ def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalS
     haystack = teacher.text("held_out")
     heads = [getattr(mixer, "fa_heads", range(config.query_heads)) for mixer in config.mixers]
     return {
-        **evaluate(config, params, teacher.tokenizer, haystack, settings),
+        **evaluate(config, params, teacher.corpus.tokenizer, haystack, settings),
         "fa_heads": sum(len(h) for h in heads),
         "kv_heads": sum(len({config.kv_head(n) for n in h}) for h in heads),
         "cache_bytes_at_32k": cache_bytes(config, 32768),
@@ -165,13 +164,13 @@ def _score(teacher: Teacher, config: ComparisonConfig, out: Path) -> HeadScores:
         selection = select(
             teacher.config,
             teacher.params,
-            teacher.tokenizer,
+            teacher.corpus.tokenizer,
             teacher.text("train"),
             config.selection,
             store=out / "pairs",
         )
         selection.scores.save_csv(path)
-        save_probes(out / PROBES, selection.probes, selection.pairs, teacher.tokenizer)
+        save_probes(out / PROBES, selection.probes, selection.pairs, teacher.corpus.tokenizer)
         return selection.account
 
     of = {"teacher": config.teacher, "selection": to_plain(config.selection)}
