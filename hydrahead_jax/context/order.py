@@ -34,8 +34,6 @@ def from_order(x_BT, ranks: int, order: Order, axis: int = 1):
 
 def check_length(length: int, ranks: int, order: Order) -> None:
     """Refuses rows that do not divide into equal chunks."""
-    if order not in ("contiguous", "zigzag"):
-        raise ValueError(f"order={order!r} is none of 'contiguous', 'zigzag'")
     chunks = ranks if order == "contiguous" else 2 * ranks
     if length % chunks:
         raise ValueError(
