@@ -136,6 +136,16 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(whole, params)
 
+    def constrain_stacked(self, params):
+        """Parameters of several layers in one array each, shared out like those of one."""
+
+        def shared(path, leaf):
+            spec = self.param_spec(str(path[-1].key), leaf.shape[1:])
+            sharding = NamedSharding(self.mesh, PartitionSpec(None, *spec))
+            return jax.lax.with_sharding_constraint(leaf, sharding)
+
+        return jax.tree_util.tree_map_with_path(shared, params)
+
     def local_rows(self, batch: int) -> tuple[int, ...]:
         """Rows of a batch that this process supplies; several processes may supply the same."""
         parts = NamedSharding(self.mesh, PartitionSpec(_ROWS)).addressable_devices_indices_map(

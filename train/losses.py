@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from hydrahead_jax.config import ModelConfig
-from hydrahead_jax.models import Decoder, merge, run_module
+from hydrahead_jax.models import Decoder, Taps, merge, run_modules
 from hydrahead_jax.models.stream import make_stream
 from hydrahead_jax.sharding import Layout
 from train.model_batch import ModelBatch
 from train.stage import Stage
-from train.vocabulary import Unembedding, pair_scores, token_scores
+from train.vocabulary import Unembedding, kept_scores, pair_scores, token_scores
 
 # Vocabulary entries whose logits exist at one time, for some of the tokens.
 VOCABULARY_AT_ONCE = 8192
@@ -87,8 +87,12 @@ def _next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
 
 
 def _align_targets(stage, config, params, batch, layout) -> AlignTargets:
-    taps = _run(stage, merge(config, params), batch, layout).taps
-    return AlignTargets([t.mixer_in_BTD for t in taps], [t.mixer_out_BTD for t in taps])
+    taps = _run(stage, merge(config, params), batch, layout, _mixer_ends).taps
+    return AlignTargets(*map(list, zip(*taps, strict=True)))
+
+
+def _mixer_ends(taps: Taps):
+    return taps.mixer_in_BTD, taps.mixer_out_BTD
 
 
 def _align_loss(stage, config, params, batch, targets: AlignTargets, counts, layout):
@@ -104,14 +108,28 @@ def _align_loss(stage, config, params, batch, targets: AlignTargets, counts, lay
         layout=layout,
     )
     real_BT = _real(batch)
-    metrics = {}
-    for index, block in enumerate(model.layers):
-        inputs = (targets.mixer_in[index], stream, None, None)
-        out_BTD = run_module(block.mixer, *inputs, layout=layout, remat=stage.remat).out_BTD
-        error = _squared_error(out_BTD, targets.mixer_out[index], real_BT)
-        metrics[f"mse_layer_{index:02d}"] = (error, jnp.sum(real_BT))
+    _, errors = run_modules(
+        _mixer_error,
+        [block.mixer for block in model.layers],
+        None,
+        list(zip(*targets, strict=True)),
+        (stream, real_BT),
+        layout=layout,
+        remat=stage.remat,
+        scan=stage.scan_layers,
+    )
+    metrics = {
+        f"mse_layer_{index:02d}": (error, jnp.sum(real_BT)) for index, error in enumerate(errors)
+    }
     total = sum(total for total, _ in metrics.values()) / len(metrics)
     return total / counts["tokens"], {"loss": (total, jnp.sum(real_BT)), **metrics}
+
+
+def _mixer_error(mixer, _, ends, shared):
+    stream, real_BT = shared
+    mixer_in_BTD, target_BTD = ends
+    out_BTD = mixer(mixer_in_BTD, stream, None, None).out_BTD
+    return None, _squared_error(out_BTD, target_BTD, real_BT)
 
 
 @jax.checkpoint
@@ -141,6 +159,20 @@ def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts,
     is_target_BT = batch.target_weight_BT > 0
     loss, metrics = _distilled(stage, batch, scores, counts)
     return loss, metrics | {"teacher_nll": mean(scores.teacher_nll_X, is_target_BT)}
+
+
+def _cached_distill_loss(stage, config, params, batch, targets, counts, layout):
+    """The same KL over the tokens that were kept and all others as one; a lower bound of it."""
+    model = merge(config, params)
+    scores = kept_scores(
+        batch.teacher.normalised(),
+        _run(stage, model, batch, layout).hidden_BTD,
+        unembedding(model),
+        batch.target_BT,
+        at_once=VOCABULARY_AT_ONCE,
+        layout=layout,
+    )
+    return _distilled(stage, batch, scores, counts)
 
 
 def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):
@@ -175,7 +207,11 @@ def _real(batch: ModelBatch):
     return (batch.segment_ids_BT != 0).astype(jnp.float32)
 
 
-def _run(stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None):
+def _nothing(taps: Taps) -> None:
+    return None
+
+
+def _run(stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None, tap=_nothing):
     return model(
         batch.tokens_BT,
         segment_ids_BT=batch.segment_ids_BT,
@@ -184,7 +220,14 @@ def _run(stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None)
         training=True,
         layout=layout,
         remat=stage.remat,
+        scan=stage.scan_layers,
+        tap=tap,
     )
+
+
+def objective_of(stage: Stage) -> Objective:
+    """What a stage minimises."""
+    return _CACHED_DISTILL if stage.teacher_cache is not None else OBJECTIVES[stage.loss]
 
 
 OBJECTIVES = {
@@ -192,3 +235,4 @@ OBJECTIVES = {
     "align": Objective(_align_targets, _counts, _align_loss),
     "distill": Objective(_distill_targets, _counts, _distill_loss),
 }
+_CACHED_DISTILL = Objective(None, _counts, _cached_distill_loss)

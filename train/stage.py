@@ -3,11 +3,14 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
+
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import Remat
 from hydrahead_jax.sharding import MeshConfig
 from train.data import DataConfig, check_data
 from train.optim import Optimizer
+from train.teacher_cache.settings import TeacherCache
 
 EVERYTHING = ".*"
 MIXERS = r"layers/\d+/mixer/.*"
@@ -23,11 +26,13 @@ class Stage:
     optim: optimizer and schedule, started anew.
     trainable: regular expression that matches the paths of the trained parameters.
     ce_weight: of next-token cross entropy beside the distillation loss.
+    teacher_cache: read in place of running the teacher; for "distill".
     mesh: of devices; None is the run's.
     microbatches: parts of a batch whose gradients are added up, one after the other; the step is
       the same, in less memory.
     remat: what the backward finds of each layer's forward: "none", all of it; "kernels", what the
       kernels keep; "full", the layer's input alone.
+    scan_layers: layers of equal make that follow one another are compiled once, as a loop.
     log_every: steps between lines of metrics.jsonl.
     checkpoint_every: steps between checkpoints; the last step always has one.
     """
@@ -39,9 +44,11 @@ class Stage:
     optim: Optimizer
     trainable: str = EVERYTHING
     ce_weight: float = 0.0
+    teacher_cache: TeacherCache | None = None
     mesh: MeshConfig | None = None
     microbatches: int = 1
     remat: Remat = "none"
+    scan_layers: bool = False
     log_every: int = 10
     checkpoint_every: int = 100
 
@@ -60,4 +67,15 @@ def check_stages(stages: tuple[Stage, ...], max_length: int) -> None:
                 f"{where}: rows of {stage.data.length} tokens are longer than the {max_length} "
                 f"that the model allows; shorten data.length"
             )
+        cache = stage.teacher_cache
+        if cache is not None and (stage.loss != "distill" or cache.tokens < 1):
+            raise UserError(
+                f"{where}: a teacher_cache needs loss='distill' and keeps 1 token or more"
+            )
         check_data(stage.data, where)
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """Of the order of a stage's data, from the seed of the run."""
+    words = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
+    return int(words[0]) & 0x7FFFFFFF

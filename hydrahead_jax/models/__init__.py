@@ -1,6 +1,7 @@
 """The decoder: one for the teacher and for every hybrid."""
 
 from hydrahead_jax.models.decoder import Block, Decoder, Output, Taps
+from hydrahead_jax.models.layers import Remat, run_modules
 from hydrahead_jax.models.params import (
     abstract_params,
     init_params,
@@ -8,7 +9,6 @@ from hydrahead_jax.models.params import (
     merge,
     merge_block,
 )
-from hydrahead_jax.models.remat import Remat, run_module
 
 __all__ = [
     "Block",
@@ -21,5 +21,5 @@ __all__ = [
     "layer_config",
     "merge",
     "merge_block",
-    "run_module",
+    "run_modules",
 ]

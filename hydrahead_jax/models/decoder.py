@@ -1,6 +1,8 @@
 """A Qwen3 decoder whose layers may each have another mixer."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers import HeadEdit, Stream, make_mixer
 from hydrahead_jax.mixers.init import fan_in, ones
 from hydrahead_jax.models.embedding import embed_on
-from hydrahead_jax.models.remat import Remat, run_module
+from hydrahead_jax.models.layers import Remat, run_modules
 from hydrahead_jax.models.stream import extend_cache, make_stream
 from hydrahead_jax.ops.norms import rms_norm
 from hydrahead_jax.sharding import Layout
@@ -31,7 +33,7 @@ class Output(NamedTuple):
 
     hidden_BTD: jax.Array
     cache: Cache | None
-    taps: list[Taps]
+    taps: list
 
 
 class MLP(nnx.Module):
@@ -75,6 +77,21 @@ class Block(nnx.Module):
         return x_BTD, cache, taps
 
 
+def _everything(taps: Taps) -> Taps:
+    return taps
+
+
+@functools.cache
+def _layer_call(tap: Callable[[Taps], Any]) -> Callable:
+    """One object for each `tap`, so that layers of equal make are traced once."""
+
+    def call(block: Block, x_BTD, inputs, stream: Stream):
+        x_BTD, cache, taps = block(x_BTD, stream, *inputs)
+        return x_BTD, (cache, tap(taps))
+
+    return call
+
+
 class Decoder(nnx.Module):
     """Holds parameters only; everything that changes is an argument and a result."""
 
@@ -98,6 +115,8 @@ class Decoder(nnx.Module):
         starts_BT=None,
         layout: Layout | None = None,
         remat: Remat = "none",
+        scan: bool = False,
+        tap: Callable[[Taps], Any] = _everything,
     ) -> Output:
         """Runs T tokens, after those in the cache if there is one.
 
@@ -113,7 +132,9 @@ class Decoder(nnx.Module):
           starts_BT: first tokens of all documents but a row's first; needed with a layout.
           layout: devices that share the rows, tokens and heads, in place of a cache. Tokens stand
             in its order, so positions must be given.
-          remat: what the backward finds of each layer's forward; see `models.remat`.
+          remat: what the backward finds of each layer's forward; see `run_modules`.
+          scan: layers of equal make that follow one another are compiled once; without a cache.
+          tap: what `Output.taps` keeps of each layer's; all of it, if not said.
         """
         stream = make_stream(
             tokens_BT.shape,
@@ -125,19 +146,14 @@ class Decoder(nnx.Module):
             layout=layout,
         )
         x_BTD = self.embed(tokens_BT, layout)
-        layer_caches, taps = [], []
-        for index, block in enumerate(self.layers):
-            with jax.named_scope(f"layer_{index}"):
-                layer_cache = cache.layers[index] if cache is not None else None
-                edit = (edits or {}).get(index)
-                x_BTD, layer_cache, layer_taps = run_module(
-                    block, x_BTD, stream, layer_cache, edit, layout=layout, remat=remat
-                )
-            layer_caches.append(layer_cache)
-            taps.append(layer_taps)
+        layers = range(len(self.layers))
+        inputs = [(cache and cache.layers[i], (edits or {}).get(i)) for i in layers]
+        run = functools.partial(run_modules, layout=layout, remat=remat, scan=scan)
+        x_BTD, results = run(_layer_call(tap), self.layers, x_BTD, inputs, stream)
+        layer_caches, taps = zip(*results, strict=True)
         if cache is not None:
-            cache = extend_cache(cache, layer_caches, stream)
-        return Output(self.final_norm(x_BTD), cache, taps)
+            cache = extend_cache(cache, list(layer_caches), stream)
+        return Output(self.final_norm(x_BTD), cache, list(taps))
 
     def embed(self, tokens_BT, layout: Layout | None = None):
         if layout is not None:

@@ -1,0 +1,106 @@
+"""Modules run one after the other, with less to keep, to gather and to compile."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.sharding import Layout
+
+Remat = Literal["none", "kernels", "full"]
+
+_KEPT_BY_KERNELS = (
+    "attention_out",
+    "attention_lse",
+    "gated_delta_out",
+    "gated_delta_states",
+    "gated_delta_inverses",
+)
+_POLICIES = {
+    "kernels": jax.checkpoint_policies.save_only_these_names(*_KEPT_BY_KERNELS),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def run_modules(
+    call: Callable,
+    modules: Sequence[nnx.Module],
+    carry: Any,
+    inputs: Sequence[Any],
+    shared: Any,
+    *,
+    layout: Layout | None,
+    remat: Remat,
+    scan: bool,
+) -> tuple[Any, list]:
+    """For each module, `carry, result = call(module, carry, input, shared)`.
+
+    Args:
+      call: of pytrees of arrays.
+      modules: with parameters only.
+      carry: of the first module.
+      inputs: one for each module.
+      shared: what all modules read.
+      layout: parameters are made whole along the embedding for the time of a call.
+      remat: what the backward finds of a call: "none", everything; "kernels", what the kernels
+        keep; "full", its arguments alone.
+      scan: modules of equal make that follow one another are a loop, which compiles once; their
+        parameters are stacked for it.
+
+    Returns:
+      The last carry, and the result of each module.
+    """
+    results = []
+    if layout is None and remat == "none" and not scan:
+        for index, (module, value) in enumerate(zip(modules, inputs, strict=True)):
+            with jax.named_scope(f"layer_{index}"):
+                carry, result = call(module, carry, value, shared)
+            results.append(result)
+        return carry, results
+    run = functools.partial(_run, call, layout, remat)
+    made = [nnx.split(module, nnx.Param) for module in modules]
+    make = lambda index: (made[index][0], _shapes(made[index][1]))
+    for (graphdef, _), group in itertools.groupby(range(len(modules)), key=make):
+        group = list(group)
+        params = [nnx.to_pure_dict(made[index][1]) for index in group]
+        values = [inputs[index] for index in group]
+        if scan and len(group) > 1:
+            carry, stacked = _scan(run, graphdef, layout, params, carry, values, shared)
+            results += [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(group))]
+            continue
+        for own, value in zip(params, values, strict=True):
+            carry, result = run(graphdef, own, carry, value, shared)
+            results.append(result)
+    return carry, results
+
+
+def _scan(run, graphdef, layout: Layout | None, params: list, carry, values: list, shared):
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    if layout is not None:
+        stacked = layout.constrain_stacked(stacked)
+    values = jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
+
+    def body(carry, own):
+        return run(graphdef, own[0], carry, own[1], shared)
+
+    return jax.lax.scan(body, carry, (stacked, values))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(call, layout: Layout | None, remat: Remat, graphdef, params: dict, *arguments):
+    def gathered_call(params, *arguments):
+        if layout is not None:
+            params = layout.gather(params)
+        return call(nnx.merge(graphdef, params), *arguments)
+
+    if remat == "none":
+        return gathered_call(params, *arguments)
+    return jax.checkpoint(gathered_call, policy=_POLICIES[remat])(params, *arguments)
+
+
+def _shapes(params) -> tuple:
+    return tuple((x.shape, x.dtype) for x in jax.tree.leaves(params))
