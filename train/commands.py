@@ -123,6 +123,34 @@ def transfer(
     distributed.finish()
 
 
+def cache_teacher(
+    config: ConfigFile,
+    assignments: Assignments = (),
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Write the teacher's most probable tokens for the stages that read them from a folder.
+
+    Args:
+        config: Python file whose config() returns a TransferConfig; a stage has a teacher_cache.
+        assignments: Changes to the config, such as stages.distill.steps=100.
+        coordinator: host:port of the first of several processes, the same on all of them; "auto"
+            on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
+        processes: How many there are.
+        process: The index of this one, from 0.
+    """
+    from train import distributed
+
+    distributed.start(coordinator, processes, process)
+    from train.config_file import load_config
+    from train.teacher_cache.command import cache_teacher as command
+    from train.transfer import TransferConfig
+
+    command(load_config(config, TransferConfig, assignments), say=distributed.say)
+    distributed.finish()
+
+
 def evaluate(
     run: Folder,
     assignments: Assignments = (),
@@ -188,6 +216,16 @@ def _say(sentence: str) -> None:
 
 
 COMMANDS = {
-    command.__name__: command
-    for command in (prepare, pretrain, select, transfer, evaluate, export, demo, evidence)
+    command.__name__.replace("_", "-"): command
+    for command in (
+        prepare,
+        pretrain,
+        select,
+        cache_teacher,
+        transfer,
+        evaluate,
+        export,
+        demo,
+        evidence,
+    )
 }

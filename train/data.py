@@ -15,6 +15,7 @@ from train.prepared.folder import PreparedText
 from train.prepared.packing import Packing
 from train.prepared.rows import RowBatches, calibration_stretches, open_folders
 from train.text import Corpus, TextSource
+from train.vocabulary import Kept
 
 _NEEDLE_DOCUMENTS = 2**31
 _ROWS_PACKED_AT_ONCE = 16
@@ -53,11 +54,13 @@ class Batch:
       tokens_BT: int32.
       segment_ids_BT: document of each token within its row, from 1; 0 is padding.
       loss_weight_BT: weight of predicting this token; 0 on padding.
+      teacher: its most probable tokens [B, T, K], where a stage reads them from a cache.
     """
 
     tokens_BT: jax.Array
     segment_ids_BT: jax.Array
     loss_weight_BT: jax.Array
+    teacher: Kept | None = None
 
 
 class Batches(Protocol):

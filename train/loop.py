@@ -16,7 +16,7 @@ from hydrahead_jax.sharding import Layout, MeshConfig, make_layout
 from train import distributed
 from train.checkpoint import CheckpointStore, Saved
 from train.disk import check_space, tree_bytes
-from train.losses import OBJECTIVES
+from train.losses import objective_of
 from train.metrics import MetricsLog, check_wandb
 from train.paths import unflatten
 from train.run_folder import CHECKPOINTS, FINISHED, METRICS, write_json
@@ -38,6 +38,7 @@ class Job:
       model: that is trained.
       initial: makes the parameters that the first stage starts with.
       teacher: makes the teacher; None where no stage needs one.
+      release: called in place of `teacher` when no stage that is left needs one.
       teacher_config: of that teacher.
       corpus: all text.
       seed: of the order of the data.
@@ -57,6 +58,7 @@ class Job:
     mesh: MeshConfig = MeshConfig()
     running: RunSettings = RunSettings()
     teacher: Callable[[], Teacher] | None = None
+    release: Callable[[], object] | None = None
     say: Callable[[str], None] = print
 
     @property
@@ -123,6 +125,8 @@ def _run(job: Job, store: CheckpointStore, gate: distributed.Gate) -> Result:
         index, first = index + 1, step
     needs_teacher = [_needs_teacher(stage) for stage in job.stages]
     teacher = job.teacher() if any(needs_teacher[index:]) else None
+    if teacher is None and job.release is not None:
+        job.release()
     log = MetricsLog(job.folder, METRICS, step, job.running.wandb)
     try:
         for number, stage in enumerate(job.stages[index:], index):
@@ -199,7 +203,7 @@ def _check_disk(job: Job) -> None:
 
 
 def _needs_teacher(stage: Stage) -> bool:
-    return OBJECTIVES[stage.loss].targets is not None
+    return objective_of(stage).targets is not None
 
 
 def _params(state, frozen: dict) -> dict:

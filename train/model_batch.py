@@ -10,6 +10,7 @@ from hydrahead_jax.ops.masks import segment_positions
 from hydrahead_jax.sharding import Layout
 from pallas_kernels.gated_delta.segments import state_runs
 from train.data import Batch
+from train.vocabulary import Kept
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +23,7 @@ class ModelBatch:
     starts_BT: first tokens of all documents but a row's first.
     target_BT: the token that follows.
     target_weight_BT: of predicting it; 0 on padding and on the last token of a document.
+    teacher: its most probable tokens, where they are read from a cache.
     """
 
     tokens_BT: jax.Array
@@ -30,6 +32,7 @@ class ModelBatch:
     starts_BT: jax.Array
     target_BT: jax.Array
     target_weight_BT: jax.Array
+    teacher: Kept | None = None
 
 
 def next_token_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -53,6 +56,7 @@ def make_model_batch(batch: Batch, layout: Layout | None) -> ModelBatch:
         starts_BT=jnp.diff(state_runs(segment_ids_BT), axis=1, prepend=0) > 0,
         target_BT=target_BT,
         target_weight_BT=target_weight_BT,
+        teacher=batch.teacher,
     )
     if layout is None:
         return made

@@ -66,6 +66,8 @@ class Skipped:
         path = folder / f"{self._stage}_{step}_process_{distributed.index()}.npz"
         folder.mkdir(exist_ok=True)
         if self.total <= _MOST_KEPT:
-            arrays = {name: np.asarray(value) for name, value in vars(batch).items()}
+            arrays = {
+                name: np.asarray(value) for name, value in vars(batch).items() if name != "teacher"
+            }
             np.savez(path, rows=np.array(rows), **arrays)
         return path

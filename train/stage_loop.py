@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jmp
-import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.sharding import Layout
@@ -21,8 +20,9 @@ from train.optim import learning_rate
 from train.prefetch import Prefetch
 from train.run_settings import RunSettings
 from train.skipped import Skipped
-from train.stage import Stage
+from train.stage import Stage, stage_seed
 from train.step import Teacher, TrainState, make_train_step
+from train.teacher_cache.batches import CachedBatches
 from train.text import Corpus
 from train.throughput import Throughput, real_tokens
 
@@ -129,8 +129,10 @@ class StageLoop:
         return tuple(range(batch)) if self.layout is None else self.layout.local_rows(batch)
 
     def _batches(self, position: dict | None):
-        seed = _stage_seed(self.seed, self.stage.name)
+        seed = stage_seed(self.seed, self.stage.name)
         batches = make_batches(self.stage.data, self.corpus, seed, self.rows())
+        if self.stage.teacher_cache is not None:
+            batches = CachedBatches(batches, self.stage, self.rows())
         if position is not None:
             batches.set_state(position)
         return batches
@@ -195,8 +197,3 @@ class _Reader:
         self._log.write(self._loop.first + done, self._loop.stage.name, values)
         self._window.clear()
         return means.get("loss")
-
-
-def _stage_seed(seed: int, name: str) -> int:
-    words = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
-    return int(words[0]) & 0x7FFFFFFF

@@ -15,12 +15,13 @@ from hydrahead_jax.models import abstract_params
 from hydrahead_jax.precision import compute_params
 from hydrahead_jax.sharding import Layout
 from train.data import abstract_batch
-from train.losses import OBJECTIVES
+from train.losses import objective_of
 from train.microbatches import in_parts, sum_over
 from train.model_batch import make_model_batch
 from train.optim import make_optimizer
 from train.paths import flatten, split, unflatten
 from train.stage import Stage
+from train.teacher_cache.batches import abstract_kept
 
 
 @jax.tree_util.register_dataclass
@@ -68,10 +69,12 @@ def abstract_arguments(
 ) -> tuple:
     """Shapes, dtypes and shardings of the arguments of a step; nothing is allocated."""
     teacher = None
-    if OBJECTIVES[stage.loss].targets is not None:
+    if objective_of(stage).targets is not None:
         make = lambda: compute_params(policy, abstract_zeros(teacher_config))
         teacher = placed(jax.eval_shape(make), layout)
     batch = abstract_batch(stage.data)
+    if stage.teacher_cache is not None:
+        batch = dataclasses.replace(batch, teacher=abstract_kept(stage))
     if layout is not None:
         rows = layout.sharding("BT")
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
@@ -103,7 +106,7 @@ def make_train_step(
     trainable parameters. Where a gradient is not finite the state stays as it was, and the metric
     "skipped" says so.
     """
-    objective = OBJECTIVES[stage.loss]
+    objective = objective_of(stage)
     optimizer = make_optimizer(stage.optim, stage.steps)
 
     def gradients(trainable, frozen, teacher_params, batch, counts):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hydrahead_jax.config import HydraChoices, ModelConfig
 from hydrahead_jax.head_plan import HeadPlan
@@ -24,6 +23,7 @@ from train.run_settings import RunSettings
 from train.stage import Stage, check_stages
 from train.step import Teacher
 from train.teacher import LoadedTeacher
+from train.teacher_cache.batches import check_cache
 from train.text import Corpus, load_corpus
 
 _FREE_TO_CHANGE = (
@@ -94,6 +94,9 @@ def transfer(
         make_batches(stage.data, corpus, config.seed)
     layout = make_layout(config.stages[0].mesh or config.mesh)
     loaded = LoadedTeacher(teacher_folder, layout)
+    for stage in config.stages:
+        if stage.teacher_cache is not None:
+            check_cache(stage, config.seed, teacher_config, loaded.checksum, corpus)
     open_run(folder, _record(config, plan, loaded.checksum))
     save_model(folder, student)
     if distributed.is_first():
@@ -106,6 +109,7 @@ def transfer(
         model=student,
         initial=lambda: initial_student(config, corpus, loaded, student),
         teacher=lambda: Teacher(teacher_config, compute_params(policy, loaded.take())),
+        release=loaded.take,
         corpus=corpus,
         seed=config.seed,
         policy=policy,

@@ -16,7 +16,7 @@ from train.vocabulary.unembedding import Unembedding
 class Kept(NamedTuple):
     """Attributes:
     ids_XK: the K most probable tokens, int32; no token twice.
-    log_p_XK: their log probabilities.
+    log_p_XK: their log probabilities, in any precision.
     tail_X: probability of all other tokens.
     """
 
@@ -25,10 +25,11 @@ class Kept(NamedTuple):
     tail_X: jax.Array
 
     def normalised(self) -> "Kept":
-        """Rounded log probabilities, shifted so that they and the tail sum to 1."""
-        total_X = jax.nn.logsumexp(self.log_p_XK, axis=-1)
-        shift_X = jnp.log1p(-self.tail_X) - total_X
-        return self._replace(log_p_XK=self.log_p_XK + shift_X[..., None])
+        """In float32 or better, and shifted so that they and the tail sum to 1."""
+        wide = jnp.promote_types(self.log_p_XK.dtype, jnp.float32)
+        log_p_XK = self.log_p_XK.astype(wide)
+        shift_X = jnp.log1p(-self.tail_X) - jax.nn.logsumexp(log_p_XK, axis=-1)
+        return self._replace(log_p_XK=log_p_XK + shift_X[..., None])
 
 
 class KeptScores(NamedTuple):
