@@ -15,6 +15,8 @@ from pallas_kernels.hardware_free import hlo
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf"[\])}}] ({'|'.join(KINDS)})(?:-start)?\(([^)]*)\)")
 _SHAPE = re.compile(r"\b(pred|[a-z]{1,2}(\d+)\w*)\[([\d,]*)\]")
+_SHAPES = re.compile(r"\((?:[^()]|\([^()]*\))*\)|[^ ]*")  # a tuple's, with tiles in brackets
+_OPERAND = re.compile(r"%([\w.-]+)(?:#(\d+))?")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
@@ -117,14 +119,19 @@ def _called(right: str) -> list[str]:
 def _read(collective, right: str, body: dict, runs: int, everyone: int, sliced: bool):
     """`sliced` says that a device keeps only its share of an all-reduce."""
     kind, operands = collective.groups()
-    names = re.findall(r"%([\w.-]+)", operands)
-    size = sum(_bytes(body[name].partition("(")[0]) for name in names if name in body)
+    size = sum(_operand_bytes(body, *operand) for operand in _OPERAND.findall(operands))
     devices = 2 if kind == "collective-permute" else _group(right, everyone)
     if kind == "all-reduce" and sliced:
         kind = "reduce-scatter"
     share = (devices - 1) / devices
     factor = {"all-gather": devices - 1, "all-reduce": 2 * share, "collective-permute": 1}
     return Collective(kind, devices, runs, runs * size * factor.get(kind, share))
+
+
+def _operand_bytes(body: dict[str, str], name: str, index: str) -> float:
+    """Of %name, or of one element of a tuple, %name#index."""
+    shapes = [found[0] for found in _SHAPE.finditer(_SHAPES.match(body.get(name, ""))[0])]
+    return _bytes(shapes[int(index)] if index else " ".join(shapes))
 
 
 def _bytes(shape: str) -> float:

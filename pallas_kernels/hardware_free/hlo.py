@@ -9,7 +9,7 @@ _OPCODE = re.compile(r"[\])}] ([\w-]+)\((?:%?([\w.-]+)\))?")
 _CALLED = re.compile(r"\b(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 WHILE = re.compile(r" while\(%?([\w.-]+)\), condition=%?([\w.-]+), body=%?([\w.-]+)")
-_COMPARE = re.compile(r" compare\(%?([\w.-]+), %?([\w.-]+)\), direction=(\w+)")
+_COMPARE = re.compile(r" compare\(%?([\w.-]+)(?:#(\d+))?, %?([\w.-]+)\), direction=(\w+)")
 _CONSTANT = re.compile(r" constant\((-?\d+)\)")
 _ELEMENT = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
 _VMEM = re.compile(
@@ -76,15 +76,20 @@ def _count(computations: Computations, name: str, times: int | float, counts, tr
 def loop_trips(
     computations: Computations, name: str, state: str, condition: str, body: str
 ) -> int | None:
-    """Trips of a while loop that counts up by one to a constant; None of any other."""
+    """Trips of a while loop that counts up by one to a constant; None of any other.
+
+    An element of a tuple is an instruction of its own, or written as %tuple#0.
+    """
     tests = list(filter(None, map(_COMPARE.search, computations[condition].values())))
-    if len(tests) != 1 or tests[0][3] != "LT":
+    if len(tests) != 1 or tests[0][4] != "LT":
         return None
-    left, right = (computations[condition][operand] for operand in tests[0].groups()[:2])
-    limit, element = _CONSTANT.search(right), _ELEMENT.search(left)
-    if not limit or not element:
+    left, index, right, _ = tests[0].groups()
+    limit = _CONSTANT.search(computations[condition][right])
+    if index is None and (element := _ELEMENT.search(computations[condition][left])):
+        index = element[1]
+    if not limit or index is None:
         return None
-    start = _element(computations[name], state, int(element[1]))
+    start = _element(computations[name], state, int(index))
     return int(limit[1]) - _constant(computations[name], start)
 
 

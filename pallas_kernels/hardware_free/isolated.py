@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 _MAIN = """
-import sys
+import os, sys
 folder, sys.path = sys.argv[1], sys.argv[2:]
 from pallas_kernels.hardware_free.isolated import answer
 answer(folder)
+os._exit(0)  # also where a thread still compiles
 """
 
 

@@ -1,0 +1,132 @@
+"""What the transfers of Qwen3 have in common; their meshes are accepted by `python -m train plan`.
+
+0.3, 1.0 and 1.0 billion tokens. Learning rates, batch sizes and steps are those of HALO
+(arXiv 2601.22156), which the method extends.
+"""
+
+import dataclasses
+
+from hydrahead_jax.sharding import MeshConfig
+from train.data import DataConfig
+from train.optim import AdamW
+from train.prepared.folder import PreparedText
+from train.stage import MIXERS, Stage
+from train.transfer import TransferConfig
+
+LONG = 512 * 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a stage is laid out; fields as in `Stage`."""
+
+    mesh: MeshConfig
+    microbatches: int = 1
+    remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Attributes:
+    target: as `python -m train plan` names it.
+    align, distill, finetune: how each stage is laid out there.
+    """
+
+    target: str
+    align: Fit
+    distill: Fit
+    finetune: Fit
+
+
+# Batches of 32 and 96 rows of 512 tokens are small for a pod: beyond 32 devices each row is cut.
+MACHINES = {
+    "0.6b": Machine(
+        target="v6e:4x4",
+        align=Fit(mesh=MeshConfig(fsdp=16)),
+        distill=Fit(mesh=MeshConfig(fsdp=16)),
+        finetune=Fit(mesh=MeshConfig(fsdp=16), microbatches=8, remat="kernels"),
+    ),
+    "1.7b": Machine(
+        target="v5p:4x4x4",
+        align=Fit(mesh=MeshConfig(fsdp=32, context=2)),
+        distill=Fit(mesh=MeshConfig(fsdp=32, context=2)),
+        finetune=Fit(mesh=MeshConfig(fsdp=64), microbatches=2, remat="kernels"),
+    ),
+    "4b": Machine(
+        target="v5p:4x4x4",
+        align=Fit(mesh=MeshConfig(fsdp=32, context=2)),
+        distill=Fit(mesh=MeshConfig(fsdp=32, context=2)),
+        finetune=Fit(mesh=MeshConfig(fsdp=64), microbatches=2, remat="kernels"),
+    ),
+    "8b": Machine(
+        target="v5p:8x8x8",
+        align=Fit(mesh=MeshConfig(fsdp=32, context=16)),
+        distill=Fit(mesh=MeshConfig(fsdp=32, context=16)),
+        finetune=Fit(mesh=MeshConfig(fsdp=128, context=4), remat="kernels"),
+    ),
+}
+
+
+def transfer(
+    size: str, ratio: str, machine: Machine | None = None, *, length: int = 16_384, name: str = ""
+) -> TransferConfig:
+    """The three stages for a Qwen3 of some size.
+
+    Args:
+      size: of the teacher, such as "1.7b".
+      ratio: of delta-rule to softmax heads.
+      machine: by default the one of that size above.
+      length: of the last stage's rows; their number is such that a batch has as many tokens.
+      name: added to that of the run.
+    """
+    machine = machine or MACHINES[size]
+    run = f"qwen3_{size.replace('.', 'p')}_{ratio.replace(':', 'to')}"
+    return TransferConfig(
+        run=f"runs/{run}{name}",
+        teacher=f"models/qwen3-{size}",
+        head_plan=f"runs/{run}_select/head_plan.json",
+        teacher_size=size,
+        ratio=ratio,
+        stages=(
+            Stage(
+                name="align",
+                loss="align",
+                trainable=MIXERS,
+                steps=20_000,
+                data=_rows(32, 512),
+                optim=AdamW(learning_rate=1e-3, end_fraction=0.01),
+                **_common(machine.align),
+            ),
+            Stage(
+                name="distill",
+                loss="distill",
+                steps=20_000,
+                data=_rows(96, 512),
+                optim=AdamW(learning_rate=1e-4, end_fraction=0.1),
+                **_common(machine.distill),
+            ),
+            Stage(
+                name="finetune",
+                loss="next_token",
+                steps=500,
+                data=_rows(128 * 16_384 // length, length),
+                optim=AdamW(learning_rate=1e-5, schedule="constant"),
+                **_common(machine.finetune),
+            ),
+        ),
+    )
+
+
+def _rows(batch: int, length: int) -> DataConfig:
+    text = PreparedText(folder="data/fineweb-edu-prepared")
+    return DataConfig(length=length, batch=batch, prepared=(text,))
+
+
+def _common(fit: Fit) -> dict:
+    return {
+        "mesh": fit.mesh,
+        "microbatches": fit.microbatches,
+        "remat": fit.remat,
+        "log_every": 20,
+        "checkpoint_every": 500,
+    }

@@ -1,0 +1,160 @@
+"""A stage's real step, compiled by the real compiler in a process of its own.
+
+Up to the point where memory and collectives are settled: code is not waited for.
+"""
+
+import dataclasses
+import math
+import re
+import time
+
+import jax
+import numpy as np
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.precision import training_policy
+from hydrahead_jax.sharding import MeshConfig
+from pallas_kernels.hardware_free.assigned import Assigned, compile_until_assigned
+from pallas_kernels.hardware_free.collectives import traffic
+from train.plan.target import Target
+from train.stage import Stage
+
+_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_NEEDED = re.compile(r"(?:memory required for [\w ]+\(|Used )([\d.]+)([KMGT])")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One stage on one target; `precision` is that of the computation."""
+
+    stage: Stage
+    student: ModelConfig
+    teacher: ModelConfig
+    mesh: MeshConfig
+    precision: str
+    target: Target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Bytes on one device of what a step is called with, from shapes and shardings."""
+
+    trained: int
+    frozen: int
+    optimizer: int
+    teacher: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler says of a step, on one device.
+
+    Attributes:
+      devices: that the mesh takes.
+      arguments: by shapes; together they are what a step starts with.
+      padding: bytes that arguments take beyond their shapes.
+      results: bytes of results that take no argument's place.
+      temporaries: bytes at their peak; None where the program is too large and the compiler does
+        not say how much it needs.
+      sent: bytes by kind of collective.
+      uncounted_loops: loops in which collectives may run more often than counted.
+      refusal: the compiler's words where the program does not fit the memory, else "".
+    """
+
+    devices: int
+    arguments: Arguments
+    padding: int
+    results: int
+    temporaries: int | None
+    sent: dict[str, float]
+    uncounted_loops: int
+    trace_s: float
+    compile_s: float
+    refusal: str = ""
+
+
+def compile_stage(task: Task) -> Compiled:
+    """Compiles for devices that are not there; to be called in the target's environment."""
+    from train.step import abstract_arguments, make_train_step
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    layout = _layout(task)
+    policy = training_policy("bfloat16" if task.precision == "auto" else task.precision)
+    teacher = None if task.stage.loss == "next_token" else task.teacher
+    what = (task.stage, task.student, teacher, policy, layout)
+    began = time.monotonic()
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+        arguments = abstract_arguments(*what)
+        lowered = make_train_step(*what).lower(*arguments)
+        traced = time.monotonic()
+        known = {
+            "devices": layout.mesh.size,
+            "arguments": _by_shape(arguments),
+            "trace_s": traced - began,
+        }
+        try:
+            assigned = compile_until_assigned(lowered)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _too_large(str(error), time.monotonic() - traced, known)
+    return _read(assigned, time.monotonic() - traced, known)
+
+
+def _layout(task: Task):
+    """Also of one device, which is not the one at hand."""
+    from hydrahead_jax.sharding import make_layout
+
+    return make_layout(task.mesh, task.target.devices())
+
+
+def _read(assigned: Assigned, seconds: float, known: dict) -> Compiled:
+    sent = traffic(assigned.text)
+    return Compiled(
+        **known,
+        padding=assigned.memory.arguments - _total(known["arguments"]),
+        results=assigned.memory.results,
+        temporaries=assigned.memory.temporaries,
+        sent=sent.sent(),
+        uncounted_loops=sent.uncounted_loops,
+        compile_s=seconds,
+    )
+
+
+def _too_large(words: str, seconds: float, known: dict) -> Compiled:
+    found = _NEEDED.search(words)
+    return Compiled(
+        **known,
+        padding=0,
+        results=0,
+        temporaries=int(float(found[1]) * _SIZES[found[2]]) if found else None,
+        sent={},
+        uncounted_loops=0,
+        compile_s=seconds,
+        refusal=words.partition("\n")[0],
+    )
+
+
+def _by_shape(arguments: tuple) -> Arguments:
+    state, frozen, teacher, batch = arguments
+    return Arguments(
+        trained=_bytes(state.trainable),
+        frozen=_bytes(frozen),
+        optimizer=_bytes(state.opt_state),
+        teacher=_bytes(teacher),
+        batch=_bytes(batch),
+    )
+
+
+def _bytes(tree) -> int:
+    """On one device."""
+    parts = [
+        math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(tree)
+    ]
+    return sum(parts)
+
+
+def _total(arguments: Arguments) -> int:
+    return sum(dataclasses.asdict(arguments).values())

@@ -1,0 +1,67 @@
+"""Teacher and student of a config, as they are, or as they will be."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from hydrahead_jax.config import ModelConfig, qwen3
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.interop import read_config
+from hydrahead_jax.selection import allocate, budget
+from train.transfer import TransferConfig
+
+
+class Models(NamedTuple):
+    """assumptions: sentences on what is not known yet."""
+
+    student: ModelConfig
+    teacher: ModelConfig
+    assumptions: tuple[str, ...]
+
+
+def models_of(config: TransferConfig) -> Models:
+    """From the teacher's folder and the head plan where they are there, else by assumption.
+
+    Raises:
+      UserError: there is neither a teacher's folder nor a size, or they do not fit together.
+    """
+    teacher, about_teacher = _teacher(config)
+    plan, about_plan = _plan(config, teacher)
+    student = plan.student(teacher, config.choices)
+    return Models(student, teacher, tuple(filter(None, (about_teacher, about_plan))))
+
+
+def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
+    if Path(config.teacher, "config.json").is_file():
+        return read_config(Path(config.teacher)), ""
+    if config.teacher_size is None:
+        raise UserError(
+            f"there is no teacher in {config.teacher}; to plan without it, say its size: "
+            f"teacher_size=1.7b"
+        )
+    try:
+        return qwen3(config.teacher_size), f"the teacher is Qwen3 {config.teacher_size}"
+    except ValueError as error:
+        raise UserError(f"teacher_size: {error}") from error
+
+
+def _plan(config: TransferConfig, teacher: ModelConfig) -> tuple[HeadPlan, str]:
+    if Path(config.head_plan).is_file():
+        return HeadPlan.load(Path(config.head_plan)), ""
+    heads = budget(teacher, config.ratio)
+    multiple = math.lcm(*(max(1, mesh.tensor) for mesh in _meshes(config)))
+    if multiple == 1:
+        plan = allocate(None, teacher, "global-random", fa_heads=heads)
+        how = "drawn over all layers, between {} and {} in a layer"
+    else:
+        plan = allocate(None, teacher, "layer-random", fa_heads=heads, tensor_multiple=multiple)
+        how = f"{{}} to {{}} in a layer, multiples of tensor={multiple}"
+    counts = [len(layer) for layer in plan.fa_heads]
+    where = how.format(min(counts), max(counts))
+    total = teacher.layers * teacher.query_heads
+    return plan, f"there is no head plan yet: {plan.count} of {total} heads stay softmax, {where}"
+
+
+def _meshes(config: TransferConfig):
+    return [stage.mesh or config.mesh for stage in config.stages]
