@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
 .PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile \
-  selection-benchmark data-benchmark clean
+  selection-benchmark chaos data-benchmark clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -71,6 +71,10 @@ kernels-hostile: $(LATEST_VENV)/installed
 selection-benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.selection --json selection_2_cpu_cores.json $(BENCHMARK)
 	$(VENV)/bin/python -m benchmarks.allocation
+
+# Kills a short run at random moments, in one process and in two, and compares the parameters.
+chaos: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.chaos $(CHAOS)
 
 # How fast text is prepared, planned and packed.
 data-benchmark: $(VENV)/installed

@@ -5,9 +5,10 @@ import os
 
 import jax
 
+from train.distributed.abort import EXIT_CODE as EXIT_CODE
+from train.distributed.abort import say_and_exit
 from train.distributed.cluster import connect, find_cluster
-from train.distributed.monitor import EXIT_CODE as EXIT_CODE
-from train.distributed.monitor import Monitor, say_and_exit
+from train.distributed.monitor import Monitor
 from train.distributed.stopping import Gate as Gate
 from train.distributed.stopping import Stopped as Stopped
 from train.distributed.team import PeerLost as PeerLost

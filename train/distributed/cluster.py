@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 
 from hydrahead_jax.errors import UserError
+from train.distributed.abort import speak_on_abort
 
 AUTO = "auto"
-_JOIN_SECONDS = 600
+_JOIN_SECONDS = 300
 # jax ends a process by an abort when one is silent for so long; ours speaks long before.
 _ABORT_SECONDS = 600
 _SHUTDOWN_SECONDS = 60
@@ -59,6 +60,7 @@ def connect(cluster: Cluster) -> None:
       UserError: they cannot be found.
     """
     jax.config.update("jax_enable_preemption_service", False)  # train.stopping handles signals
+    speak_on_abort(lambda: _not_found(f"not all of them came within {_JOIN_SECONDS} s"))
     try:
         jax.distributed.initialize(
             *cluster,
@@ -67,11 +69,14 @@ def connect(cluster: Cluster) -> None:
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the processes of this run could not find each other: {reason}; check that all of "
-            f"them were started and that --coordinator HOST:PORT can be reached from each"
-        ) from error
+        raise UserError(_not_found(str(error).splitlines()[0])) from error
+
+
+def _not_found(reason: str) -> str:
+    return (
+        f"the processes of this run could not find each other: {reason}; check that all of them "
+        f"were started and that each can reach the address of --coordinator"
+    )
 
 
 def _checked(coordinator, processes, process, names: str) -> Cluster | None:

@@ -4,20 +4,16 @@ Each process beats through the coordination service. The first one watches for s
 the others; each of them watches the first one, and how long its own step takes.
 """
 
-import ctypes
-import os
-import signal
-import sys
 import threading
 import time
 
 import jax
 
 from train.distributed import team
+from train.distributed.abort import say_and_exit, speak_on_abort
 from train.distributed.stopping import Gate
 from train.distributed.team import Beat
 
-EXIT_CODE = 75  # "try again later": the run continues when it is started again
 BEAT_SECONDS = 1.0
 _FAREWELL_BEATS = 4
 FINISHED = "finished"
@@ -46,7 +42,7 @@ class Monitor:
         self._speaking = threading.Lock()
 
     def start(self) -> None:
-        self._on_abort()
+        speak_on_abort(self._sentence_at_abort)
         for target in (self._talk, self._decide):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
@@ -197,28 +193,19 @@ class Monitor:
                 self._left = sentence
         say_and_exit(sentence)
 
-    def _on_abort(self) -> None:
-        """Speaks before jax's own client aborts, which it does as soon as process 0 is gone."""
-
-        def handler(_):
-            if self._left is not None:
-                say_and_exit(None, 1)
-            process = 0 if not team.is_first() else max(self._heard, key=self._silence)
-            self._speaking.acquire(blocking=False)
-            say_and_exit(self.sentence_dead(process, time.monotonic()))
-
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-        libc = ctypes.CDLL(None)
-        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+    def _sentence_at_abort(self) -> str | None:
+        if self._left is not None:
+            return None
+        self._speaking.acquire(blocking=False)
+        now, suspect = time.monotonic(), 0
+        if team.is_first():
+            suspect = max(self._heard, key=self._silence, default=0)
+            is_dead = suspect != 0 and now - self._heard[suspect][1] > self.peer_timeout / 2
+        else:
+            is_dead = not team.coordinator_answers()
+        if is_dead:
+            return self.sentence_dead(suspect, now)
+        return "this process was ended by an abort, whose reason is above"
 
     def _silence(self, process: int) -> float:
         return -self._heard[process][1]
-
-
-def say_and_exit(sentence: str | None, code: int = EXIT_CODE) -> None:
-    """Ends the process at once: peers are gone, so that leaving in good order would hang."""
-    if sentence is not None:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)

@@ -63,6 +63,16 @@ def client():
     return jax_distributed.global_state.client
 
 
+def coordinator_answers() -> bool:
+    """Whether the machine of process 0 still takes connections for the coordination service."""
+    host, _, port = jax_distributed.global_state.coordinator_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def publish(beat: Beat) -> None:
     put(f"{_BEATS}{index()}", list(beat))
 

@@ -1,0 +1,204 @@
+"""`python -m tests.chaos`: kills a short run at random moments, and compares what comes out.
+
+A transfer of three stages in one process is killed 20 times, and a pair of processes 6 times, one
+of the two at random; each is then started again with the same command. The parameters at the end
+must be bitwise those of runs that were left alone.
+"""
+
+import argparse
+import json
+import random
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tests.train import pair, small
+from tests.train.processes import Member, finish, kill, launch, wait
+from train.paths import flatten
+from train.run_folder import METRICS, write_json
+from train.saved_model import load_run
+from train.versions import versions
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300  # seconds
+
+
+class Trial(NamedTuple):
+    """One kind of run.
+
+    Attributes:
+      name: of it.
+      begin: starts it in a folder of that name, in all its processes.
+      steps: in all.
+      interval: steps between checkpoints.
+      kills: how many.
+      stride: most steps that are waited for before a kill.
+    """
+
+    name: str
+    begin: Callable[[str], list[Member]]
+    steps: int
+    interval: int
+    kills: int
+    stride: int
+
+
+def one_process(folder: Path, kills: int) -> Trial:
+    """A transfer of three stages."""
+    steps, interval = 15 * kills, 20
+    config = small.write_config(folder, steps=steps, checkpoint_every=interval)
+
+    def begin(run: str) -> list[Member]:
+        arguments = ["-m", "train", "transfer", config, f"run={folder / run}"]
+        return launch(arguments, folder / "logs", processes=1, devices=1)
+
+    return Trial("one process, three stages", begin, 3 * steps, interval, kills, 60)
+
+
+def two_processes(folder: Path, kills: int) -> Trial:
+    """One stage, parameters shared out over two processes of four devices each."""
+    steps = 10 * kills
+
+    def begin(run: str) -> list[Member]:
+        made = folder / run
+        small.write_texts(made / "text")
+        arguments = ["-m", "tests.train.pair", str(made), str(steps), "fsdp=8"]
+        return launch(arguments, folder / "logs", processes=2, devices=4)
+
+    return Trial("two processes, fsdp=8", begin, steps, pair.CHECKPOINT_EVERY, kills, 12)
+
+
+def last_step(run: Path) -> int:
+    path = run / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("\n") else 0
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < end, "the run does not get on"
+        time.sleep(0.005)
+
+
+def kill_once(members: list[Member], run: Path, reached: int, stride: int, rng) -> dict:
+    """Kills one of the members at a random moment, in one of four cases while the run starts, but
+    not before the processes have found each other.
+
+    Returns:
+      Which one, and the step that the run had logged.
+    """
+    victim = rng.randrange(len(members))
+    try:
+        while_starting = rng.random() < 0.25
+        if while_starting:
+            wait_until(lambda: len(members) == 1 or all(m.output() for m in members))
+            time.sleep(rng.uniform(0, 4))
+        else:
+            target = reached + rng.randint(1, stride)
+            wait_until(lambda: last_step(run) >= target)
+            time.sleep(rng.uniform(0, 0.1))
+        members[victim].process.send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        codes = wait(members, PATIENCE)
+        assert codes[victim] == -signal.SIGKILL, members[victim].output()
+    finally:
+        kill(members)
+    found = {"process": victim, "while_starting": while_starting, "step": last_step(run)}
+    others = [code for index, code in enumerate(codes) if index != victim]
+    if others:
+        assert all(code != 0 for code in others), members[1 - victim].output()
+        named = f"error: process {victim} " in members[1 - victim].output()
+        found |= {"others_after_s": round(time.monotonic() - began, 1), "named": named}
+        found["exit_codes"] = others
+    return found
+
+
+def measure(trial: Trial, folder: Path, rng: random.Random) -> dict:
+    """Kills, resumes and compares; shows the table as it grows."""
+    finish(trial.begin("whole"), PATIENCE)
+    run = folder / "killed" if (folder / "whole" / METRICS).is_file() else folder / "killed/run"
+    whole = run.parent / "whole" if run.name == "killed" else folder / "whole/run"
+    rows, resumed = [], 0
+    while True:
+        is_last = len(rows) == trial.kills
+        members = trial.begin("killed")
+        if not is_last:
+            row = kill_once(members, run, resumed, trial.stride, rng)
+        outputs = finish(members, PATIENCE) if is_last else [m.output() for m in members]
+        found = re.search(r"resuming .* at step (\d+) of", outputs[0])
+        if rows and (found or is_last or not row["while_starting"]):
+            settle(rows, int(found[1]) if found else 0, trial.interval)
+        if is_last:
+            break
+        resumed = int(found[1]) if found else resumed
+        rows.append(row)
+        print(f"{trial.name}: kill {len(rows)} of {trial.kills} at step {row['step']}", flush=True)
+    equal = same_parameters(run, whole)
+    return {"trial": trial.name, "steps": trial.steps, "interval": trial.interval} | {
+        "kills": rows,
+        "most_steps_lost": max(row["lost"] for row in rows),
+        "bitwise_equal": equal,
+    }
+
+
+def settle(rows: list[dict], step: int, interval: int) -> None:
+    """Fills in what the kills since the last resumed start have cost."""
+    for row in rows:
+        if "resumed_at" not in row:
+            row |= {"resumed_at": step, "lost": max(0, row["step"] - step)}
+            assert row["lost"] <= 2 * interval, row
+
+
+def same_parameters(run: Path, other: Path) -> bool:
+    parameters, expected = (flatten(load_run(folder)[1]) for folder in (run, other))
+    return parameters.keys() == expected.keys() and all(
+        np.array_equal(np.asarray(leaf), np.asarray(expected[path]))
+        for path, leaf in parameters.items()
+    )
+
+
+def show(result: dict) -> None:
+    table = Table(title=result["trial"])
+    columns = ("kill", "process", "step reached", "resumed at", "steps lost", "named by the other")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for number, row in enumerate(result["kills"], 1):
+        cells = (number, row["process"], row["step"], row["resumed_at"], row["lost"])
+        table.add_row(*map(str, cells), str(row.get("named", "")))
+    Console().print(table)
+    verdict = "bitwise equal" if result["bitwise_equal"] else "DIFFERENT"
+    print(f"{result['trial']}: at most {result['most_steps_lost']} steps lost, end {verdict}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="of the run in one process")
+    parser.add_argument("--pair-kills", type=int, default=6, help="of the run in two processes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/chaos.json")
+    options = parser.parse_args()
+    rng, results = random.Random(options.seed), []
+    for make, kills in ((one_process, options.kills), (two_processes, options.pair_kills)):
+        if kills == 0:
+            continue
+        folder = Path(tempfile.mkdtemp(prefix="chaos_"))
+        results.append(measure(make(folder, kills), folder, rng))
+        show(results[-1])
+        shutil.rmtree(folder)
+    write_json(options.json, {"seed": options.seed, "trials": results, "versions": versions()})
+    if not all(result["bitwise_equal"] for result in results):
+        raise SystemExit("the parameters differ")
+
+
+if __name__ == "__main__":
+    main()
