@@ -66,6 +66,19 @@ MACHINES = {
     ),
 }
 
+ONE_H200 = Machine(
+    target="h200",
+    align=Fit(mesh=MeshConfig()),
+    distill=Fit(mesh=MeshConfig(), microbatches=6, remat="kernels"),
+    finetune=Fit(mesh=MeshConfig(), microbatches=128, remat="kernels"),
+)
+LONG_CONTEXT = Machine(
+    target="v5p:8x8x8",
+    align=Fit(mesh=MeshConfig(fsdp=32, context=16)),
+    distill=Fit(mesh=MeshConfig(fsdp=32, context=16)),
+    finetune=Fit(mesh=MeshConfig(fsdp=4, context=128), remat="kernels"),
+)
+
 
 def transfer(
     size: str, ratio: str, machine: Machine | None = None, *, length: int = 16_384, name: str = ""
@@ -127,6 +140,7 @@ def _common(fit: Fit) -> dict:
         "mesh": fit.mesh,
         "microbatches": fit.microbatches,
         "remat": fit.remat,
+        "scan_layers": True,
         "log_every": 20,
         "checkpoint_every": 500,
     }

@@ -34,8 +34,8 @@ def lines(plan: StagePlan) -> list[tuple[str, str]]:
     found += [("devices", str(plan.devices)), *_memory_lines(plan)]
     found += [
         ("verdict", verdict(plan)),
-        ("model FLOP, all devices", _scaled(plan.flops)),
-        ("FLOP at least, all devices", _scaled(plan.flops_at_least)),
+        ("model FLOP, all devices", scaled(plan.flops)),
+        ("FLOP at least, all devices", scaled(plan.flops_at_least)),
     ]
     if plan.step_s is not None:
         found += _time_lines(plan)
@@ -74,7 +74,7 @@ def _time_lines(plan: StagePlan) -> list[tuple[str, str]]:
     return [
         *found,
         ("step at least", f"{seconds_text(plan.step_s)} ({bound})"),
-        ("tokens a day at most", _scaled(plan.tokens_a_day)),
+        ("tokens a day at most", scaled(plan.tokens_a_day)),
         ("hours at least", f"{plan.hours:.2f}"),
     ]
 
@@ -83,7 +83,8 @@ def seconds_text(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
 
 
-def _scaled(value: float) -> str:
+def scaled(value: float) -> str:
+    """With a letter for thousands of millions, as 3.4 P."""
     for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
             return f"{value / size:.3g} {letter}"

@@ -1,0 +1,17 @@
+"""Qwen3-4B to a 3:1 hybrid, with the paper's default token budget.
+
+Command:  python -m train transfer configs/qwen3_4b_3to1.py
+Needs:    Qwen/Qwen3-4B in models/qwen3-4b; data/fineweb-edu-prepared from `python -m train
+          prepare`; runs/qwen3_4b_3to1_select/head_plan.json from `python -m train select`
+Hardware: v5p:4x4x4; not run yet. At the planner's floor: HOURS.
+Expected: no published figure for this size and ratio.
+"""
+
+from configs import halo
+from train.transfer import TransferConfig
+
+MACHINE = halo.MACHINES["4b"]
+
+
+def config() -> TransferConfig:
+    return halo.transfer("4b", "3:1", MACHINE)
