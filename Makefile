@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
 .PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile \
-  selection-benchmark chaos data-benchmark clean
+  selection-benchmark chaos data-benchmark planning clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -66,6 +66,11 @@ $(LATEST_VENV)/installed: pyproject.toml
 kernels-hostile: $(LATEST_VENV)/installed
 	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.error_table $(HOSTILE)
 	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.attention.error_table $(HOSTILE)
+
+# What the shipped configs take on their machines, into docs/planning.md; neither TPU nor GPU needed.
+# make planning PLANS="qwen3_8b_3to1 --again" makes the rows of one config anew.
+planning: $(LATEST_VENV)/hardware_free
+	$(LATEST_VENV)/bin/python -m benchmarks.planning $(PLANS)
 
 # What head scores cost beside forwards and the definition, and what KV-aware plans save.
 selection-benchmark: $(VENV)/installed

@@ -151,6 +151,27 @@ def cache_teacher(
     distributed.finish()
 
 
+def plan(
+    config: ConfigFile,
+    assignments: Assignments = (),
+    target: str = "v5p:4x4x4",
+    json: Path | None = None,
+) -> None:
+    """Compile all stages for machines that are not there: memory, FLOP, traffic and least time.
+
+    Args:
+        config: Python file whose config() returns a TransferConfig.
+        assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32.
+        target: A slice such as v5p:8x8x8 (v4, v5e, v5p, v6e, tpu7x), or h200, h200:8.
+        json: File for all figures.
+    """
+    from train.config_file import load_config
+    from train.plan.command import plan as command
+    from train.transfer import TransferConfig
+
+    command(load_config(config, TransferConfig, assignments), target, json, say=_say)
+
+
 def evaluate(
     run: Folder,
     assignments: Assignments = (),
@@ -223,6 +244,7 @@ COMMANDS = {
         select,
         cache_teacher,
         transfer,
+        plan,
         evaluate,
         export,
         demo,
