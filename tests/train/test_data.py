@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,8 +32,7 @@ def take(iterator, count: int) -> list:
 
 def assert_equal(batches, others) -> None:
     for batch, other in zip(batches, others, strict=True):
-        for field in dataclasses.fields(batch):
-            a, b = getattr(batch, field.name), getattr(other, field.name)
+        for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(a, b)
             assert a.dtype == b.dtype
 

@@ -17,6 +17,7 @@ from train.text import Corpus, TextSource
 from train.tokenizer import train_tokenizer, vocabulary_checksum
 
 LENGTH, BATCH = 64, 6
+ARRAYS = ("tokens_BT", "segment_ids_BT", "loss_weight_BT")
 PROCESSES = {1: [range(6)], 2: [(0, 1, 4), (2, 3, 5)], 3: [(0, 1), (2, 3), (4, 5)]}
 
 
@@ -47,8 +48,7 @@ def take(batches, count: int) -> list:
 def joined(parts: list, rows: list) -> dict[str, np.ndarray]:
     """The global batch from what each process has of it."""
     order = np.argsort(np.concatenate([list(r) for r in rows]))
-    names = [field.name for field in dataclasses.fields(parts[0])]
-    return {n: np.concatenate([getattr(part, n) for part in parts])[order] for n in names}
+    return {n: np.concatenate([getattr(part, n) for part in parts])[order] for n in ARRAYS}
 
 
 def assert_same(batches: list[dict], others: list[dict]) -> None:
