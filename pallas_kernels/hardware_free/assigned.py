@@ -5,6 +5,7 @@ fusion of a large program takes many minutes, and they settle its memory and its
 """
 
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -57,11 +58,13 @@ def compile_until_assigned(lowered) -> Assigned:
     if failures:
         raise failures[0]
     (program,), (buffers,) = (list(folder.glob(f"*{name}")) for name in (_PROGRAM, _BUFFERS))
-    return Assigned(program.read_text(), read_buffers(buffers.read_text()))
+    assigned = Assigned(program.read_text(), read_buffers(buffers.read_text()))
+    shutil.rmtree(folder, ignore_errors=True)
+    return assigned
 
 
 def read_buffers(text: str) -> Memory:
-    """The device's main memory, from a dump of the buffer assignment; no constants, as XLA counts."""
+    """The device's main memory, from a dump of its assignment; as XLA, no constants."""
     sizes = {"arguments": 0, "results": 0, "temporaries": 0}
     for size, about in _ALLOCATION.findall(text):
         if _NOT_COUNTED.search(about):
