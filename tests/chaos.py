@@ -90,9 +90,14 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def kill_once(members: list[Member], run: Path, reached: int, stride: int, rng) -> dict:
+def last_write(run: Path) -> int:
+    path = run / METRICS
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def kill_once(members: list[Member], run: Path, written: int, stride: int, rng) -> dict:
     """Kills one of the members at a random moment, in one of four cases while the run starts, but
-    not before the processes have found each other.
+    not before the processes have found each other. `written` is when the run was last.
 
     Returns:
       Which one, and the step that the run had logged.
@@ -104,7 +109,8 @@ def kill_once(members: list[Member], run: Path, reached: int, stride: int, rng) 
             wait_until(lambda: len(members) == 1 or all(m.output() for m in members))
             time.sleep(rng.uniform(0, 4))
         else:
-            target = reached + rng.randint(1, stride)
+            wait_until(lambda: last_write(run) > written)  # lines beyond the checkpoint are gone
+            target = last_step(run) + rng.randint(1, stride)
             wait_until(lambda: last_step(run) >= target)
             time.sleep(rng.uniform(0, 0.1))
         members[victim].process.send_signal(signal.SIGKILL)
@@ -128,19 +134,18 @@ def measure(trial: Trial, folder: Path, rng: random.Random) -> dict:
     finish(trial.begin("whole"), PATIENCE)
     run = folder / "killed" if (folder / "whole" / METRICS).is_file() else folder / "killed/run"
     whole = run.parent / "whole" if run.name == "killed" else folder / "whole/run"
-    rows, resumed = [], 0
+    rows = []
     while True:
-        is_last = len(rows) == trial.kills
+        is_last, written = len(rows) == trial.kills, last_write(run)
         members = trial.begin("killed")
         if not is_last:
-            row = kill_once(members, run, resumed, trial.stride, rng)
+            row = kill_once(members, run, written, trial.stride, rng)
         outputs = finish(members, PATIENCE) if is_last else [m.output() for m in members]
         found = re.search(r"resuming .* at step (\d+) of", outputs[0])
         if rows and (found or is_last or not row["while_starting"]):
             settle(rows, int(found[1]) if found else 0, trial.interval)
         if is_last:
             break
-        resumed = int(found[1]) if found else resumed
         rows.append(row)
         print(f"{trial.name}: kill {len(rows)} of {trial.kills} at step {row['step']}", flush=True)
     equal = same_parameters(run, whole)

@@ -14,6 +14,9 @@ from train import commands
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
+_CRASHED = 70  # not 1, which is a mistake that starting again does not mend
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code; a user's mistake is one sentence on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -47,7 +50,7 @@ def ended_by(error: Exception) -> int:
     distributed.wait_for_verdict()
     if distributed.count() > 1:
         traceback.print_exception(error)
-        distributed.fail(f"{type(error).__name__}: {error}")
+        distributed.fail(f"{type(error).__name__}: {error}", _CRASHED)
     raise error
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: parameters, optimizer state and the position in the data. orbax lives here only."""
 
+import contextlib
 import json
 import shutil
 import zlib
@@ -175,6 +176,12 @@ class CheckpointStore:
         except Exception as error:
             raise self._failed(error) from error
         self.last = self._saving
+
+    def settled(self) -> int | None:
+        """`last`, once what is being written has ended, well or not."""
+        with contextlib.suppress(WriteFailed):
+            self.wait()
+        return self.last
 
     def close(self) -> None:
         self._background.shutdown()

@@ -1,5 +1,6 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on the terminal."""
 
+import contextlib
 import importlib.util
 import json
 import time
@@ -58,8 +59,10 @@ class MetricsLog:
     def close(self) -> None:
         if self._file is None:
             return
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # every line was written out when it was made
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 

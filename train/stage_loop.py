@@ -187,7 +187,9 @@ class _Reader:
             if ends_window or step.done % stage.checkpoint_every == 0 or step.done == stage.steps:
                 loss = self._write(step.done)
         except OSError as error:
-            raise write_failed("metrics", self._loop.folder, error, self._store.last) from error
+            raise write_failed(
+                "metrics", self._loop.folder, error, self._store.settled()
+            ) from error
         self._progress.advance(step.done, loss)
 
     def _write(self, done: int) -> float | None:
