@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
 .PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile \
-  selection-benchmark chaos data-benchmark planning clean
+  selection-benchmark chaos data-benchmark planning loss-memory clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -84,6 +84,10 @@ chaos: $(VENV)/installed
 # How fast text is prepared, planned and packed.
 data-benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.data
+
+# What the distillation loss over a vocabulary of 151,936 takes of a TPU's memory.
+loss-memory: $(LATEST_VENV)/hardware_free
+	$(LATEST_VENV)/bin/python -m benchmarks.loss_memory
 
 clean:
 	rm -rf $(VENV) $(LATEST_VENV) runs

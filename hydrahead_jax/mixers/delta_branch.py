@@ -18,6 +18,7 @@ from hydrahead_jax.mixers.init import (
 )
 from hydrahead_jax.mixers.parallel import gated_delta_on, short_conv_on
 from hydrahead_jax.mixers.qkv import QKV
+from hydrahead_jax.mixers.statistics import over_tokens
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.ops.gates import log_decay, write_strength
 from hydrahead_jax.ops.norms import l2_norm
@@ -55,7 +56,7 @@ class DeltaBranch(nnx.Module):
     def __call__(
         self, qkv: QKV, x_BTD, q_BTNH, k_BTNH, v_BTNH, stream: Stream, cache: RecurrentCache | None
     ):
-        """Heads before the gate [B, T, N, H], and the cache after the last token."""
+        """Heads before the gate [B, T, N, H], the cache after the last token, and statistics."""
         (q_BTNH, k_BTNH, v_BTNH), tails = self._convolve((q_BTNH, k_BTNH, v_BTNH), stream, cache)
         turn = lambda x: rope(x, stream.positions_BT, theta=self.rope_theta)
         q_BTNH = l2_norm(turn(qkv.norm_q(q_BTNH)))
@@ -64,12 +65,16 @@ class DeltaBranch(nnx.Module):
         log_decay_BTN = log_decay(project(self.w_a_DN), self.a_log_N[...], self.dt_bias_N[...])
         beta_BTN = write_strength(project(self.w_b_DN), neg_eigval=self.choices.neg_eigval)
         inputs = (q_BTNH, k_BTNH, v_BTNH, log_decay_BTN, beta_BTN)
+        statistics = {
+            "alpha": over_tokens(stream, jnp.exp(log_decay_BTN)),
+            "beta": over_tokens(stream, beta_BTN),
+        }
         if stream.layout is not None:
             out_BTNH = gated_delta_on(stream.layout, inputs, stream)
-            return checkpoint_name(out_BTNH, "gated_delta_out"), None
+            return checkpoint_name(out_BTNH, "gated_delta_out"), None, statistics
         if cache is None:
             out_BTNH, _ = gated_delta(*inputs, segment_ids_BT=stream.segment_ids_BT)
-            return checkpoint_name(out_BTNH, "gated_delta_out"), None
+            return checkpoint_name(out_BTNH, "gated_delta_out"), None, statistics
         if x_BTD.shape[1] == 1:
             out_BTNH, state_BNHP = _decode(inputs, stream.segment_ids_BT, cache.state_BNHP)
         else:
@@ -78,7 +83,7 @@ class DeltaBranch(nnx.Module):
                 initial_state_BNHP=cache.state_BNHP,
                 segment_ids_BT=stream.segment_ids_BT,
             )
-        return out_BTNH, RecurrentCache(state_BNHP, *tails)
+        return out_BTNH, RecurrentCache(state_BNHP, *tails), statistics
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
         """This branch's share of projections over all heads: whole KV heads, repeated."""

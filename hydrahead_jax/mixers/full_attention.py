@@ -32,7 +32,7 @@ class FullAttentionMixer(nnx.Module):
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
         out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.output_weight_NHD())
-        return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, None) if cache else None)
+        return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, None) if cache else None, {})
 
     def output_weight_NHD(self):
         return self.w_o_NHD[...]

@@ -10,6 +10,7 @@ from hydrahead_jax.mixers.hydra_heads import hydra_heads
 from hydrahead_jax.mixers.init import zeros
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.softmax_branch import SoftmaxBranch
+from hydrahead_jax.mixers.statistics import branch_statistics
 from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
 from hydrahead_jax.ops.fusion import branch_weights, scale_normalise
 from hydrahead_jax.ops.gates import output_gate
@@ -42,15 +43,20 @@ class HydraMixer(nnx.Module):
         edit: HeadEdit | None = None,
     ) -> MixerOutput:
         shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
-        parts, kv, recurrent = [], None, None
+        parts, kv, recurrent, statistics = [], None, None, {}
         if self.fa is not None:
             qkv, inputs = self._project(self.fa, x_BTD, shared)
             out_BTNH, kv = self.fa(qkv, *inputs, stream, cache and cache.kv)
-            parts.append(self._fuse(self.fa, 0, x_BTD, out_BTNH))
+            gate_BTNH = self._gate(self.fa, x_BTD)
+            parts.append(self._fuse(self.fa, 0, x_BTD, out_BTNH, gate_BTNH))
+            statistics |= branch_statistics(stream, "fa", out_BTNH, gate_BTNH)
         if self.gdn is not None:
             qkv, inputs = self._project(self.gdn, x_BTD, shared)
-            out_BTNH, recurrent = self.gdn(qkv, x_BTD, *inputs, stream, cache and cache.recurrent)
-            parts.append(self._fuse(self.gdn, 1, x_BTD, out_BTNH))
+            inputs = (qkv, x_BTD, *inputs)
+            out_BTNH, recurrent, own = self.gdn(*inputs, stream, cache and cache.recurrent)
+            gate_BTNH = self._gate(self.gdn, x_BTD)
+            parts.append(self._fuse(self.gdn, 1, x_BTD, out_BTNH, gate_BTNH))
+            statistics |= own | branch_statistics(stream, "gdn", out_BTNH, gate_BTNH)
         heads_BTNH = jnp.concatenate(parts, axis=2)[:, :, jnp.array(self.heads.order)]
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
@@ -60,7 +66,8 @@ class HydraMixer(nnx.Module):
             jnp.einsum("BTNH,NHD->BTD", part, branch.w_o_NHD[...])
             for part, branch in zip(parts, self._branches(), strict=True)
         )
-        return MixerOutput(out_BTD, heads_BTNH, LayerCache(kv, recurrent) if cache else None)
+        cache = LayerCache(kv, recurrent) if cache else None
+        return MixerOutput(out_BTD, heads_BTNH, cache, statistics)
 
     def output_weight_NHD(self):
         weights = [branch.w_o_NHD[...] for branch in self._branches()]
@@ -74,7 +81,8 @@ class HydraMixer(nnx.Module):
         qkv, inputs = self._project(self.fa, x_BTD, shared)
         out_BTNH, _ = self.fa(qkv, *inputs, stream, cache and cache.kv)
         at = jnp.array([self.heads.fa.index(n) for n in query_heads])
-        return self._fuse(self.fa, 0, x_BTD, out_BTNH)[:, :, at]
+        gate_BTNH = self._gate(self.fa, x_BTD)
+        return self._fuse(self.fa, 0, x_BTD, out_BTNH, gate_BTNH)[:, :, at]
 
     def _branches(self):
         return [branch for branch in (self.fa, self.gdn) if branch is not None]
@@ -85,8 +93,10 @@ class HydraMixer(nnx.Module):
             return branch.qkv, branch.qkv(x_BTD)
         return self.qkv, branch.pick(*shared)
 
-    def _fuse(self, branch, index: int, x_BTD, out_BTNH):
-        gate_BTNH = output_gate(jnp.einsum("BTD,DNH->BTNH", x_BTD, branch.w_gate_DNH[...]))
+    def _gate(self, branch, x_BTD):
+        return output_gate(jnp.einsum("BTD,DNH->BTNH", x_BTD, branch.w_gate_DNH[...]))
+
+    def _fuse(self, branch, index: int, x_BTD, out_BTNH, gate_BTNH):
         if self.fusion == "none":
             return out_BTNH * gate_BTNH
         fused_BTNH = scale_normalise(

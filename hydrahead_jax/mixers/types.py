@@ -54,8 +54,10 @@ class HeadEdit:
 
 
 class MixerOutput(NamedTuple):
-    """heads_BTNH is the input of the output projection, in the teacher's head order."""
+    """heads_BTNH is the input of the output projection, in the teacher's head order; statistics are
+    (sum, count) pairs by name, for monitoring."""
 
     out_BTD: jax.Array
     heads_BTNH: jax.Array
     cache: LayerCache | None
+    statistics: dict[str, tuple[jax.Array, jax.Array]]

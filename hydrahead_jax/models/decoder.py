@@ -20,12 +20,13 @@ from hydrahead_jax.sharding import Layout
 
 
 class Taps(NamedTuple):
-    """What one layer saw and said; unused taps cost nothing under jit."""
+    """What one layer saw, said and measured; unused taps cost nothing under jit."""
 
     residual_BTD: jax.Array
     mixer_in_BTD: jax.Array
     heads_BTNH: jax.Array
     mixer_out_BTD: jax.Array
+    statistics: dict
 
 
 class Output(NamedTuple):
@@ -69,8 +70,8 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, stream: Stream, cache, edit: HeadEdit | None):
         normed_BTD = self.mixer_input(x_BTD)
-        out_BTD, heads_BTNH, cache = self.mixer(normed_BTD, stream, cache, edit)
-        taps = Taps(x_BTD, normed_BTD, heads_BTNH, out_BTD)
+        out_BTD, heads_BTNH, cache, statistics = self.mixer(normed_BTD, stream, cache, edit)
+        taps = Taps(x_BTD, normed_BTD, heads_BTNH, out_BTD, statistics)
         x_BTD = self.add_mlp(x_BTD + out_BTD)
         if stream.layout is not None:
             x_BTD = stream.layout.constrain(x_BTD, "BTD")

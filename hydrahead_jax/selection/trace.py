@@ -160,14 +160,14 @@ def _layer_of_prefix(params, x_BTD, stream: Stream, segment_ids_BT, *, config: M
     block = merge_block(config, params)
     dtype = block.mlp.w_up_DF.dtype
     empty = init_cache(config, *segment_ids_BT.shape, dtype).layers[0]
-    out_BTD, _, cache = block.mixer(mixer_input(block, x_BTD), stream, empty)
+    out_BTD, _, cache, _ = block.mixer(mixer_input(block, x_BTD), stream, empty)
     return add_mlp(block, x_BTD + out_BTD), cache
 
 
 def _layer_of_both(params, x_BTD, y_BTD, stream: Stream, cache, *, config: ModelConfig):
     block = merge_block(config, params)
-    out_BTD, heads_BTNH, _ = block.mixer(mixer_input(block, x_BTD), stream, cache)
-    other_BTD, other_BTNH, _ = block.mixer(mixer_input(block, y_BTD), stream, cache)
+    out_BTD, heads_BTNH, *_ = block.mixer(mixer_input(block, x_BTD), stream, cache)
+    other_BTD, other_BTNH, *_ = block.mixer(mixer_input(block, y_BTD), stream, cache)
     x_BTD, y_BTD = add_mlp(block, x_BTD + out_BTD), add_mlp(block, y_BTD + other_BTD)
     change_BTNH = other_BTNH.astype(jnp.float32) - heads_BTNH.astype(jnp.float32)
     return x_BTD, y_BTD, out_BTD.astype(jnp.float32), change_BTNH

@@ -173,3 +173,46 @@ def test_padding_does_not_matter(name, batch, models):
     assert_close(value(dataclasses.replace(batch, tokens_BT=tokens)), value(batch), OP)
     tokens[0, 0] += 1
     assert abs(value(dataclasses.replace(batch, tokens_BT=tokens)) - value(batch)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", [stage("next_token"), stage("distill", ce_weight=0.5)])
+def test_parts_of_a_batch_add_up(kind, batch, models):
+    """Rows have different numbers of tokens; losses, and metrics, are those of the whole."""
+    teacher, student = models
+    objective = OBJECTIVES[kind.loss]
+
+    def loss(batch, counts):
+        targets = None
+        if objective.targets is not None:
+            targets = objective.targets(kind, small.TEACHER, teacher, batch, None)
+        return objective.loss(kind, small.STUDENT, student, batch, targets, counts, None)
+
+    whole = make_model_batch(jax.tree.map(jnp.asarray, batch), None)
+    counts = objective.counts(kind, whole)
+    expected, metrics = jax.jit(loss)(whole, counts)
+    part = jax.jit(loss)
+    parts = [part(jax.tree.map(lambda x, i=i: x[i : i + 1], whole), counts) for i in range(2)]
+    assert_close(sum(value for value, _ in parts), expected, OP)
+    added = jax.tree.map(jnp.add, *(found for _, found in parts))
+    for name in ("loss", "student_nll", "alpha", "fa_gate"):
+        assert_close(added[name][0] / added[name][1], metrics[name][0] / metrics[name][1], OP)
+
+
+def test_what_heads_do(batch, models):
+    """Gates are 1 where their weights are 0; the ratio of both kinds of heads in a layer."""
+    _, metrics = loss_of(stage("next_token"), models[1], batch)
+    value = lambda name: metrics[name][0] / metrics[name][1]
+    assert value("fa_gate") == value("gdn_gate") == 1
+    assert 0 < value("alpha") < 1 and 0 < value("beta") < 1
+    block = merge(small.STUDENT, models[1]).layers[1]
+    segments_BT = jnp.asarray(batch.segment_ids_BT)
+    stream = make_stream(segments_BT.shape, segments_BT, None, None, True)
+    taps = merge(small.STUDENT, models[1])(
+        jnp.asarray(batch.tokens_BT), segment_ids_BT=segments_BT, training=True
+    ).taps
+    x_BTD, real = taps[1].mixer_in_BTD, batch.segment_ids_BT > 0
+    fa_BTNH, _ = block.mixer.fa(block.mixer.fa.qkv, *block.mixer.fa.qkv(x_BTD), stream, None)
+    qkv = block.mixer.gdn.qkv
+    gdn_BTNH, *_ = block.mixer.gdn(qkv, x_BTD, *qkv(x_BTD), stream, None)
+    rms = lambda x: np.sqrt(np.mean(np.asarray(x, np.float64)[real] ** 2))
+    assert_close(value("rms_ratio_layer_01"), rms(gdn_BTNH) / rms(fa_BTNH), OP)

@@ -19,7 +19,8 @@ from hydrahead_jax.precision import compute_params, training_policy
 from hydrahead_jax.sharding import Layout, make_layout
 from train import distributed
 from train.data import Batch, make_batches
-from train.losses import VOCABULARY_AT_ONCE, unembedding
+from train.loss_parts import unembedding
+from train.losses import VOCABULARY_AT_ONCE
 from train.mesh_checks import check_mesh
 from train.model_batch import make_model_batch
 from train.progress import Stages

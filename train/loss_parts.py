@@ -1,0 +1,101 @@
+"""What the losses of all stages have in common."""
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.models import Decoder, Taps
+from hydrahead_jax.sharding import Layout
+from train.model_batch import ModelBatch
+from train.stage import Stage
+from train.vocabulary import Unembedding
+
+Counts = dict[str, jax.Array]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def whole_counts(stage: Stage, batch: ModelBatch) -> Counts:
+    """What the sums of a loss are divided by; `batch` is whole."""
+    return {
+        "tokens": jnp.maximum(jnp.sum(real_tokens(batch)), 1.0),
+        "weights": jnp.maximum(jnp.sum(batch.target_weight_BT), 1e-9),
+    }
+
+
+def real_tokens(batch: ModelBatch):
+    """1 for each token that is not padding, 0 for padding."""
+    return (batch.segment_ids_BT != 0).astype(jnp.float32)
+
+
+def mean(values_BT, chosen_BT) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of the chosen values."""
+    chosen_BT = chosen_BT.astype(jnp.float32)
+    return jnp.sum(values_BT * chosen_BT), jnp.sum(chosen_BT)
+
+
+def unembedding(model: Decoder) -> Unembedding:
+    """The model's, as it is kept."""
+    if model.config.tied_embeddings:
+        return Unembedding(model.w_embed_VD[...], 0)
+    return Unembedding(model.w_unembed_DV[...], 1)
+
+
+def keep_nothing(taps: Taps) -> None:
+    """Of the taps of a layer."""
+    return None
+
+
+def keep_statistics(taps: Taps) -> dict:
+    """Of the taps of a layer, what its heads did."""
+    return taps.statistics
+
+
+def run_model(
+    stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None, tap=keep_nothing
+):
+    """The model's output for a batch; `tap` says what is kept of each layer."""
+    return model(
+        batch.tokens_BT,
+        segment_ids_BT=batch.segment_ids_BT,
+        positions_BT=batch.positions_BT,
+        starts_BT=batch.starts_BT,
+        training=True,
+        layout=layout,
+        remat=stage.remat,
+        scan=stage.scan_layers,
+        tap=tap,
+    )
+
+
+def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
+    """Of every predicted token alike, and of answers, which weigh more than text, by themselves."""
+    is_target_BT = batch.target_weight_BT > 0
+    metrics = {"student_nll": mean(scores.nll_X, is_target_BT)}
+    if stage.data.needles is not None and stage.data.answer_weight > 0:
+        is_answer_BT = batch.target_weight_BT > stage.data.text_weight
+        metrics["answer_accuracy"] = mean(scores.hit_X, is_answer_BT)
+        metrics["text_loss"] = mean(scores.nll_X, is_target_BT & ~is_answer_BT)
+    return metrics
+
+
+def head_metrics(statistics: list[dict]) -> Metrics:
+    """Mean gates, alpha and beta over all heads; for each layer that has both kinds of heads, the
+    RMS of the delta-rule heads over that of the softmax heads, before gate and norm.
+
+    Args:
+      statistics: of each layer's mixer.
+    """
+    metrics = {}
+    for name in ("fa_gate", "gdn_gate", "alpha", "beta"):
+        found = [layer[name] for layer in statistics if name in layer]
+        if found:
+            metrics[name] = jax.tree.map(lambda *x: sum(x), *found)
+    ratios = {}
+    for index, layer in enumerate(statistics):
+        if "fa_mean_square" in layer and "gdn_mean_square" in layer:
+            (fa, fa_count), (gdn, gdn_count) = layer["fa_mean_square"], layer["gdn_mean_square"]
+            squares = gdn / jnp.maximum(gdn_count, 1.0), fa / jnp.maximum(fa_count, 1.0)
+            ratio = jnp.sqrt(squares[0] / jnp.maximum(squares[1], 1e-30))
+            ratios[f"rms_ratio_layer_{index:02d}"] = (ratio * fa_count, fa_count)
+    if ratios:
+        metrics["rms_ratio"] = jax.tree.map(lambda *x: sum(x), *ratios.values())
+    return metrics | ratios
