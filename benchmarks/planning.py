@@ -66,13 +66,12 @@ def make_rows(name: str, again: bool) -> None:
     models, count = models_of(config), device_count(target)
     for stage in config.stages:
         asked = json.loads(json.dumps(to_plain(dataclasses.replace(config, stages=(stage,)))))
-        rows = read()
         key = f"{name} {stage.name} {target.name}"
-        if key in rows and rows[key]["asked"] == asked and not again:
+        if read().get(key, {}).get("asked") == asked and not again:
             continue
         found = plan_stage(config, stage, target, count, models, print)
         print(f"{key}: {verdict(found)} {found.refusal or found.advice or ''}", flush=True)
-        rows[key] = {
+        row = {
             "config": name,
             "target": target.name,
             "assumptions": list(models.assumptions),
@@ -80,7 +79,7 @@ def make_rows(name: str, again: bool) -> None:
             "asked": asked,
             "plan": dataclasses.asdict(found),
         }
-        FIGURES.write_text(json.dumps(rows, indent=1) + "\n")
+        FIGURES.write_text(json.dumps(read() | {key: row}, indent=1) + "\n")
 
 
 def read() -> dict[str, dict]:

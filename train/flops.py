@@ -91,7 +91,7 @@ def step_flops(stage: Stage, config: ModelConfig, teacher_config: ModelConfig | 
     for kind, model, extra in _student(stage, config):
         parts[kind] = parts.get(kind, 0.0) + tokens * model
         more += tokens * extra
-    if stage.loss != "next_token" and teacher_config is not None:
+    if stage.loss != "next_token" and stage.teacher_cache is None and teacher_config is not None:
         parts["teacher"] = tokens * _teacher(stage, teacher_config)
     model = sum(parts.values())
     return StepFlops(model, model + more, parts)

@@ -53,8 +53,13 @@ class Stage:
     checkpoint_every: int = 100
 
 
-def check_stages(stages: tuple[Stage, ...], max_length: int) -> None:
-    """Raises UserError where a stage cannot be run on a model of that longest sequence."""
+def check_stages(stages: tuple[Stage, ...], max_length: int, *, hybrid: bool = False) -> None:
+    """Raises UserError where a stage cannot be run.
+
+    Args:
+      max_length: the longest sequence of the model, or of the teacher of a hybrid.
+      hybrid: without a teacher, rows may be longer: long context is what hybrids are for.
+    """
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
         raise UserError(f"stages need different names, and there must be one; got {names}")
@@ -62,7 +67,8 @@ def check_stages(stages: tuple[Stage, ...], max_length: int) -> None:
         where = f"stage {stage.name!r}"
         if stage.steps < 1 or stage.log_every < 1 or stage.checkpoint_every < 1:
             raise UserError(f"{where}: steps, log_every and checkpoint_every must be 1 or more")
-        if stage.data.length > max_length:
+        may_be_longer = hybrid and stage.loss == "next_token"
+        if stage.data.length > max_length and not may_be_longer:
             raise UserError(
                 f"{where}: rows of {stage.data.length} tokens are longer than the {max_length} "
                 f"that the model allows; shorten data.length"

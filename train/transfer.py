@@ -85,7 +85,7 @@ def transfer(
     teacher_folder, folder = Path(config.teacher), Path(config.run)
     teacher_config = read_config(teacher_folder)
     student = plan.student(teacher_config, config.choices)
-    check_stages(config.stages, teacher_config.max_length)
+    check_stages(config.stages, teacher_config.max_length, hybrid=True)
     for stage in config.stages:
         mesh = stage.mesh or config.mesh
         check_mesh(stage, mesh, len(jax.devices()), student, teacher_config)

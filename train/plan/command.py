@@ -43,7 +43,7 @@ def plan(
     """
     place = parse_target(target)
     models = models_of(config)
-    check_stages(config.stages, max(models.teacher.max_length, 1))
+    check_stages(config.stages, models.teacher.max_length, hybrid=True)
     count = device_count(place)
     for sentence in models.assumptions:
         say(f"assumed: {sentence}")

@@ -8,7 +8,7 @@ from hydrahead_jax.config import ModelConfig, qwen3
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import read_config
-from hydrahead_jax.selection import allocate, budget
+from hydrahead_jax.selection import budget
 from train.transfer import TransferConfig
 
 
@@ -49,19 +49,32 @@ def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
 def _plan(config: TransferConfig, teacher: ModelConfig) -> tuple[HeadPlan, str]:
     if Path(config.head_plan).is_file():
         return HeadPlan.load(Path(config.head_plan)), ""
-    heads = budget(teacher, config.ratio)
-    multiple = math.lcm(*(max(1, mesh.tensor) for mesh in _meshes(config)))
-    if multiple == 1:
-        plan = allocate(None, teacher, "global-random", fa_heads=heads)
-        how = "drawn over all layers, between {} and {} in a layer"
-    else:
-        plan = allocate(None, teacher, "layer-random", fa_heads=heads, tensor_multiple=multiple)
-        how = f"{{}} to {{}} in a layer, multiples of tensor={multiple}"
-    counts = [len(layer) for layer in plan.fa_heads]
-    where = how.format(min(counts), max(counts))
+    meshes = [stage.mesh or config.mesh for stage in config.stages]
+    multiple = math.lcm(*(max(1, mesh.tensor) for mesh in meshes))
+    plan = assumed_plan(teacher, budget(teacher, config.ratio), multiple)
+    counts = list(dict.fromkeys(len(heads) for heads in plan.fa_heads))
     total = teacher.layers * teacher.query_heads
-    return plan, f"there is no head plan yet: {plan.count} of {total} heads stay softmax, {where}"
+    return plan, (
+        f"there is no head plan yet: {plan.count} of {total} heads stay softmax, "
+        f"{' and '.join(map(str, counts))} of a layer in turns"
+    )
 
 
-def _meshes(config: TransferConfig):
-    return [stage.mesh or config.mesh for stage in config.stages]
+def assumed_plan(teacher: ModelConfig, heads: int, multiple: int) -> HeadPlan:
+    """A plan of about `heads` softmax heads in which neighbouring layers differ, as in real ones.
+
+    It has two kinds of layers only, because each kind takes the compiler as long.
+
+    Args:
+      multiple: divides the softmax heads of every layer, and so the delta-rule heads.
+    """
+    mean = max(multiple, round(heads / teacher.layers / multiple) * multiple)
+    apart = min(multiple * max(1, mean // (4 * multiple)), mean - multiple)
+    spread = lambda count: tuple(i * teacher.query_heads // count for i in range(count))
+    kinds = (spread(mean - apart), spread(mean + apart))
+    return HeadPlan(
+        fa_heads=tuple(kinds[layer % 2] for layer in range(teacher.layers)),
+        query_heads=teacher.query_heads,
+        kv_heads=teacher.kv_heads,
+        strategy="assumed",
+    )

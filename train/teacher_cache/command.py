@@ -60,7 +60,7 @@ def cache_teacher(config: TransferConfig, say: Callable[[str], None] = print) ->
         )
     teacher_folder = Path(config.teacher)
     teacher_config = read_config(teacher_folder)
-    check_stages(config.stages, teacher_config.max_length)
+    check_stages(config.stages, teacher_config.max_length, hybrid=True)
     mesh = stages[0].mesh or config.mesh
     for stage in stages:
         check_mesh(stage, mesh, len(jax.devices()), teacher_config, teacher_config)
