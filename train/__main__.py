@@ -20,6 +20,8 @@ _CRASHED = 70  # not 1, which is a mistake that starting again does not mend
 def main(arguments: list[str] | None = None) -> int:
     """The exit code; a user's mistake is one sentence on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    # orbax logs pages there about an error that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands.COMMANDS,

@@ -47,7 +47,7 @@ class CheckpointStore:
         self._manager = self._open()
         self._background = ThreadPoolExecutor(1)
         self._sealing: Future | None = None
-        self._saving = 0
+        self._saving, self._has_failed = 0, False
         self.last: int | None = None
 
     def _open(self) -> ocp.CheckpointManager:
@@ -83,6 +83,7 @@ class CheckpointStore:
             write_json(folder / _SEAL, _checksums(folder))
 
     def _failed(self, error: Exception) -> WriteFailed:
+        self._has_failed = True
         what = f"the checkpoint of step {self._saving}"
         return write_failed(what, self._folder.parent, error, self.last)
 
@@ -185,7 +186,11 @@ class CheckpointStore:
 
     def close(self) -> None:
         self._background.shutdown()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception:
+            if not self._has_failed:  # else it is the error that was raised already
+                raise
 
 
 def _numbered(tree) -> dict[str, jax.Array]:

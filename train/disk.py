@@ -1,5 +1,6 @@
 """Room for checkpoints, and what to say when there is none."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,9 @@ def write_failed(what: str, folder: Path, error: Exception, last: int | None) ->
       error: that was raised.
       last: step of the newest whole checkpoint.
     """
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
+    inner = re.search(r"([^:\]]+) \[os_error_code=", str(error))  # of tensorstore
+    reason = getattr(error, "strerror", None) or (inner[1].strip() if inner else None)
+    reason = reason or (str(error).splitlines() or [repr(error)])[0]
     kept = "no checkpoint had been written" if last is None else f"that of step {last} is whole"
     return WriteFailed(
         f"could not write {what} in {folder}: {reason}; {kept}; make the folder writable or free "
