@@ -21,15 +21,12 @@ from train.vocabulary import (
 )
 
 X, D, E, V = 7, 5, 4, 23
-SIZES = [(V + 5, 2048), (12, 3)]
 
 
-@pytest.fixture(params=SIZES, ids=str)
-def at_once(request, monkeypatch) -> int:
-    """Entries of the vocabulary at one time; tokens at one time are set as well."""
-    entries, tokens = request.param
-    monkeypatch.setattr(tiles, "TOKENS_AT_ONCE", tokens)
-    return entries
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """The last tile is filled up."""
+    monkeypatch.setattr(tiles, "TOKENS_AT_ONCE", 3)
 
 
 def random(seed: int, *shape) -> jax.Array:
@@ -65,11 +62,11 @@ def check_gradients(loss, d_logits_XV):
     return scores
 
 
-def test_token_scores(at_once):
+def test_token_scores():
     targets_X = TARGETS.at[3].set(int(LOG_Q[3].argmax()))
 
     def loss(hidden_XD, weight_DV):
-        scores = token_scores(hidden_XD, made(weight_DV), targets_X, at_once=at_once)
+        scores = token_scores(hidden_XD, made(weight_DV), targets_X, at_once=12)
         return jnp.sum(WEIGHT * scores.nll_X), scores
 
     d_logits_XV = WEIGHT[:, None] * (np.exp(LOG_Q) - np.eye(V)[targets_X])
@@ -79,9 +76,10 @@ def test_token_scores(at_once):
     assert scores.hit_X[3]
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_pair_scores(at_once, axis):
-    """With the unembedding either way round."""
+@pytest.mark.parametrize(("axis", "at_once", "tokens"), [(0, 12, 3), (1, V + 5, 2048)])
+def test_pair_scores(axis, at_once, tokens, monkeypatch):
+    """With the unembedding either way round, in many tiles or in one."""
+    monkeypatch.setattr(tiles, "TOKENS_AT_ONCE", tokens)
 
     def loss(hidden_XD, weight_DV):
         teacher = (TEACHER[0], made(TEACHER[1], axis))
@@ -129,19 +127,17 @@ def shapes(jaxpr):
                 yield from shapes(inner)
 
 
-def top(weight_DV, count: int, at_once: int) -> Kept:
-    make = lambda hidden_XD, weight_DV: top_tokens(
-        hidden_XD, made(weight_DV), count, at_once=at_once
-    )
+def top(weight_DV, count: int) -> Kept:
+    make = lambda hidden_XD, weight_DV: top_tokens(hidden_XD, made(weight_DV), count, at_once=12)
     return jax.jit(make)(TEACHER[0], weight_DV)
 
 
-def test_top_tokens(at_once):
+def test_top_tokens():
     """Two tokens are equally probable at the limit of what is kept, and one of them is."""
     weight_DV = TEACHER[1].at[:, 20].set(TEACHER[1][:, 3])
     log_p = log_softmax(TEACHER[0], weight_DV)
-    for count in (1, 4, V):
-        kept = top(weight_DV, count, at_once)
+    for count in (4, V):
+        kept = top(weight_DV, count)
         assert_close(kept.log_p_XK, -np.sort(-log_p)[:, :count], OP)
         assert_close(kept.log_p_XK, np.take_along_axis(log_p, np.asarray(kept.ids_XK), 1), OP)
         assert all(len(set(row)) == count for row in np.asarray(kept.ids_XK).tolist())
@@ -157,14 +153,14 @@ def test_a_small_tail_is_not_lost_to_rounding():
     np.testing.assert_allclose(kept.tail_X, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 5, V])
-def test_kept_scores(at_once, count):
+@pytest.mark.parametrize("count", [5, V])
+def test_kept_scores(count):
     """At most the whole KL, and exactly it where every token is kept."""
-    kept = top(TEACHER[1], count, at_once).normalised()
+    kept = top(TEACHER[1], count).normalised()
     ids = np.asarray(kept.ids_XK)
 
     def loss(hidden_XD, weight_DV):
-        scores = kept_scores(kept, hidden_XD, made(weight_DV), TARGETS, at_once=at_once)
+        scores = kept_scores(kept, hidden_XD, made(weight_DV), TARGETS, at_once=12)
         return jnp.sum(WEIGHT * (scores.kl_X + 0.5 * scores.nll_X)), scores
 
     p, q = np.exp(LOG_P), np.exp(LOG_Q)
