@@ -123,17 +123,22 @@ def _read(assigned: Assigned, seconds: float, known: dict) -> Compiled:
 
 
 def _too_large(words: str, seconds: float, known: dict) -> Compiled:
-    found = _NEEDED.search(words)
     return Compiled(
         **known,
         padding=0,
         results=0,
-        temporaries=int(float(found[1]) * _SIZES[found[2]]) if found else None,
+        temporaries=needed_bytes(words),
         sent={},
         uncounted_loops=0,
         compile_s=seconds,
         refusal=words.partition("\n")[0],
     )
+
+
+def needed_bytes(words: str) -> int | None:
+    """What the compiler says that a program needs; None where it does not."""
+    found = _NEEDED.search(words)
+    return int(float(found[1]) * _SIZES[found[2]]) if found else None
 
 
 def _by_shape(arguments: tuple) -> Arguments:

@@ -162,8 +162,8 @@ def _times(stage: Stage, target: Target, flops: StepFlops, compiled: Compiled) -
     touched = state * 2 + known.frozen + known.teacher + known.batch + 2 * compiled.temporaries
     floors = {
         "compute_s": chip.compute_s(flops.at_least / compiled.devices),
-        "memory_s": chip.memory_s(touched),
-        "network_s": chip.network_s(sum(compiled.sent.values())),
+        "memory_s": chip.memory_s(float(touched)),
+        "network_s": chip.network_s(sum(compiled.sent.values(), 0.0)),
     }
     step_s = max(floors.values())
     tokens = stage.data.batch * stage.data.length

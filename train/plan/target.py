@@ -42,6 +42,10 @@ class Target:
         return topology.tpu_devices(self.name)
 
 
+def _tpu_compiler() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
 def parse_target(text: str) -> Target:
     """The target of that name.
 
@@ -56,6 +60,6 @@ def parse_target(text: str) -> Target:
         return Target(text)
     if not _TPU.fullmatch(text):
         raise UserError(f"unknown target {text!r}; targets are such as {EXAMPLES}")
-    if importlib.util.find_spec("libtpu") is None:
+    if not _tpu_compiler():
         raise UserError("planning for TPU needs libtpu: pip install 'hydrahead_jax[hardware-free]'")
     return Target(text)
