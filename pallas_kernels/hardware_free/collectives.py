@@ -8,6 +8,7 @@ spreads a gather over several fusions between which other work runs; those share
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from pallas_kernels.hardware_free import hlo
@@ -24,6 +25,7 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _MESH_AXIS = re.compile(r"('[^']+')(?:=(\d+)|:\(\d+\)(\d+))?")
 _DEVICES = re.compile(r"\bnum_partitions=(\d+)|\breplica_count=(\d+)")
 _CALLED = re.compile(r"\b(?:to_apply|calls|\w+_computations?|async_\w+)=(?:\{([^}]*)\}|%([\w.-]+))")
+_FINISHES = re.compile(r"[\])}] [\w-]+-(?:done|update)\(")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -76,8 +78,8 @@ def traffic(text: str) -> Traffic:
     found: dict[tuple, Collective] = {}
     for name, body in computations.items():
         for instruction, right in body.items():
-            collective = _COLLECTIVE.search(right)
-            if not collective or not runs[name]:
+            collective = _COLLECTIVE.search(_brief(right)) if runs[name] else None
+            if not collective:
                 continue
             one = _read(collective, right, body, runs[name], everyone, "reduce-scatter" in name)
             channel = _CHANNEL.search(right)
@@ -90,29 +92,38 @@ def traffic(text: str) -> Traffic:
 def _runs(computations: hlo.Computations, entry: str) -> tuple[Counter[str], int]:
     """How often each computation runs, and how many loops' trips are not known."""
     runs: Counter[str] = Counter()
-    uncounted = set()
+    calls = {name: list(_calls(computations, name)) for name in computations}
 
     def visit(name: str, times: int) -> None:
         runs[name] += times
-        for instruction, right in computations[name].items():
-            if loop := hlo.WHILE.search(right):
-                known = _KNOWN_TRIPS.search(right)
-                trips = int(known[1]) if known else None
-                trips = trips or hlo.loop_trips(computations, name, *loop.groups())
-                if trips is None:
-                    uncounted.add((name, instruction))
-                visit(loop[3], times * (1 if trips is None else trips))
-            elif not re.search(r"\} ?[\w-]+-(?:done|update)\(", right):
-                for called in filter(computations.__contains__, _called(right)):
-                    visit(called, times)
+        for called, trips in calls[name]:
+            visit(called, times * (1 if trips is None else trips))
 
     visit(entry, 1)
-    return runs, len(uncounted)
+    uncounted = [trips for name in calls if runs[name] for _, trips in calls[name]].count(None)
+    return runs, uncounted
+
+
+def _calls(computations: hlo.Computations, name: str) -> Iterator[tuple[str, int | None]]:
+    """(computation, how often) that a computation runs; None is a loop of unknown length."""
+    for right in computations[name].values():
+        if loop := hlo.WHILE.search(right):
+            known = _KNOWN_TRIPS.search(right)
+            trips = int(known[1]) if known else None
+            yield loop[3], trips or hlo.loop_trips(computations, name, *loop.groups())
+        elif not _FINISHES.search(_brief(right)):
+            for called in filter(computations.__contains__, _called(right)):
+                yield called, 1
+
+
+def _brief(right: str) -> str:
+    """An instruction without the compiler's notes, which are long."""
+    return right.partition(", backend_config=")[0].partition(", metadata=")[0]
 
 
 def _called(right: str) -> list[str]:
     """Computations that an instruction names."""
-    names = [many or one for many, one in _CALLED.findall(right)]
+    names = [many or one for many, one in _CALLED.findall(_brief(right))]
     return [name.strip().lstrip("%") for part in names for name in part.split(",")]
 
 
