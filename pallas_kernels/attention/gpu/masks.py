@@ -13,6 +13,9 @@ from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.hopper import blocks
 
 
+EVERYTHING = 1 << 30  # keys; sums with rows keep the layout that a bound of its own would lack
+
+
 class Places(NamedTuple):
     """Where queries and keys stand: arrays outside of a kernel, references to them inside.
 
@@ -79,12 +82,11 @@ def masked(
 
 def _visible_columns(visibility: Visibility, row, ahead, keys_left, keys_on_rows: bool):
     """The least and the greatest column that each row sees; None where there is no bound."""
+    reach = ahead if visibility.causal else jnp.int32(EVERYTHING)
     if keys_on_rows:
-        least = row - ahead if visibility.causal else None
         most = None if visibility.window is None else row - ahead + (visibility.window - 1)
-        return least, most
-    last = jnp.zeros_like(row) + (keys_left - 1)
-    most = jnp.minimum(row + ahead, last) if visibility.causal else last
+        return row - reach, most
+    most = jnp.minimum(row + reach, jnp.zeros_like(row) + (keys_left - 1))
     least = None if visibility.window is None else row + ahead - (visibility.window - 1)
     return least, most
 
