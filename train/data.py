@@ -10,15 +10,13 @@ import jax
 import numpy as np
 
 from hydrahead_jax.errors import UserError
-from train.needle_data import NeedleData, check_needles, needle_maker
+from train.needle_data import NeedleData, check_needles
+from train.packed_text import packed_text
 from train.prepared.folder import PreparedText
 from train.prepared.packing import Packing
 from train.prepared.rows import RowBatches, calibration_stretches, open_folders
 from train.text import Corpus, TextSource
 from train.vocabulary import Kept
-
-_NEEDLE_DOCUMENTS = 2**31
-_ROWS_PACKED_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +119,15 @@ def make_batches(
     rows = tuple(range(data.batch)) if rows is None else rows
     if data.prepared:
         return _PreparedBatches(data, corpus, seed, rows)
-    packed = _packed_text(data, corpus, seed)
+    packed = packed_text(
+        corpus.documents(data.text),
+        corpus.tokenizer,
+        seed,
+        length=data.length,
+        needles=data.needles,
+        text_weight=data.text_weight,
+        answer_weight=data.answer_weight,
+    )
     return _TextBatches(iter(packed.batch(data.batch)), np.array(rows))
 
 
@@ -187,47 +193,3 @@ class _PreparedBatches:
         rows = next(self._rows)
         weight_BT = (rows.segment_ids_BT > 0) * self._weight
         return Batch(rows.tokens_BT, rows.segment_ids_BT, weight_BT)
-
-
-def _packed_text(data: DataConfig, corpus: Corpus, seed: int) -> grain.IterDataset:
-    documents = corpus.documents(data.text)
-    sources, shares = [], []
-    needles = data.needles
-    if needles is None or needles.share < 1:
-        pieces = _cut(documents, data.length)
-        sources.append(
-            grain.MapDataset.source(pieces)
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .map(lambda tokens: _element(tokens, data.text_weight))
-        )
-        shares.append(1.0 if needles is None else 1 - needles.share)
-    if needles is not None:
-        make = needle_maker(needles, documents, corpus.tokenizer, seed)
-        element = lambda index: _needle_element(*make(index), data)
-        sources.append(grain.MapDataset.range(_NEEDLE_DOCUMENTS).map(element))
-        shares.append(needles.share)
-    mixed = grain.MapDataset.mix(sources, shares) if len(sources) > 1 else sources[0]
-    pieces = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return grain.experimental.FirstFitPackIterDataset(
-        pieces,
-        length_struct={"tokens": data.length, "weight": data.length},
-        num_packing_bins=_ROWS_PACKED_AT_ONCE,
-        seed=seed,
-    )
-
-
-def _cut(documents: list[np.ndarray], length: int) -> list[np.ndarray]:
-    """Pieces of `length` tokens and the rest of each document; no piece of one token."""
-    pieces = [d[start : start + length] for d in documents for start in range(0, len(d), length)]
-    return [piece for piece in pieces if len(piece) > 1]
-
-
-def _element(tokens: np.ndarray, text_weight: float) -> dict:
-    return {"tokens": tokens, "weight": np.full(len(tokens), text_weight, np.float32)}
-
-
-def _needle_element(tokens: np.ndarray, answer: np.ndarray, data: DataConfig) -> dict:
-    element = _element(tokens, data.text_weight)
-    return element | {"weight": element["weight"] + answer.astype(np.float32) * data.answer_weight}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
-from train import distributed
+from train import distributed, json_file
 from train.config_file import convert, differences, to_plain
+from train.json_file import read_json
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -84,23 +85,8 @@ def _check_shared(folder: Path) -> None:
 
 def write_json(path: Path, value) -> None:
     """All of the file or nothing, even if the process is killed; the first process writes."""
-    if not distributed.is_first():
-        return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
-
-
-def read_json(path: Path):
-    """What `write_json` wrote.
-
-    Raises:
-      UserError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    if distributed.is_first():
+        json_file.write_json(path, value)
 
 
 def save_model(folder: Path, config: ModelConfig) -> None:

@@ -229,7 +229,7 @@ def damage(folder, what: str) -> str:
     if what == "shard":
         shard = folder.path / manifest["shards"][0]["name"]
         shard.write_bytes(shard.read_bytes()[:-1])
-        return "is missing or damaged; prepare the folder again"
+        return "is missing or damaged; delete the folder"
     changes = {"empty": {"documents": 0}, "format": {"format": 0}}[what]
     (folder.path / MANIFEST).write_text(json.dumps(manifest | changes))
     return {"empty": "holds no documents", "format": "has another format"}[what]

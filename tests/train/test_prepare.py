@@ -20,12 +20,12 @@ from hydrahead_jax.errors import UserError
 from tests.train import prepared_text
 from train.__main__ import main
 from train.data import make_batches
+from train.json_file import read_json
 from train.prepare import readers
 from train.prepare.command import prepare
-from train.prepare.shards import WORK
+from train.prepare.job import WORK
 from train.prepare.sources import find_files, make_parts
 from train.prepared.folder import MANIFEST, PreparedFolder
-from train.run_folder import read_json
 from train.text import Corpus
 from train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -167,7 +167,7 @@ def test_stopped_inside_a_part(stop_after, tmp_path, tokenizer, monkeypatch):
 
     read_part = readers.read_part
     monkeypatch.setattr("train.prepare.shards.read_part", stop)
-    monkeypatch.setattr("train.prepare.shards._DOCUMENTS_AT_ONCE", 10)
+    monkeypatch.setattr("train.prepare.tokenise._DOCUMENTS_AT_ONCE", 10)
     with pytest.raises(UserError, match="stopped"):
         run(source, tokenizer, tmp_path / "out")
     monkeypatch.setattr("train.prepare.shards.read_part", read_part)
@@ -218,6 +218,10 @@ def test_command(tmp_path, tokenizer, capsys):
     assert "is finished; nothing to do" in capsys.readouterr().out
     assert main([*command, "--text-field", "id"]) == 1
     assert "text_field is 'text' there and 'id' here" in capsys.readouterr().err
+    [shard] = (tmp_path / "out").glob("*.arrayrecord")
+    shard.write_bytes(b"")
+    assert main(command) == 1
+    assert "missing or damaged; delete the folder" in capsys.readouterr().err
 
 
 def test_the_page_on_data(tmp_path, monkeypatch):

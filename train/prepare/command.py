@@ -12,11 +12,12 @@ import numpy as np
 
 from hydrahead_jax.errors import UserError
 from train.config_file import differences
-from train.prepare.shards import WORK, Job, finished_shards, lengths_file, part_record
+from train.json_file import read_json, write_json
+from train.prepare.job import WORK, Job, lengths_file, part_record
+from train.prepare.shards import finished_shards
 from train.prepare.sources import Part, SourceFile, find_files, make_parts
 from train.prepare.workers import run_parts
-from train.prepared.folder import FORMAT, LENGTHS, MANIFEST
-from train.run_folder import read_json, write_json
+from train.prepared.folder import FORMAT, LENGTHS, MANIFEST, PreparedFolder
 from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
 from train.versions import versions
 
@@ -79,8 +80,9 @@ def prepare(
     asked = _asked(job, files)
     try:
         if _open(out, asked):
+            manifest = PreparedFolder(out).manifest
             say(f"{out} is finished; nothing to do")
-            return read_json(out / MANIFEST)
+            return manifest
         run_parts(job, _left(job, parts), min(workers, len(parts)), say)
         tokens = {"vocabulary": vocabulary_checksum(loaded), "size": vocabulary}
         manifest = _finish(job, asked, len(parts), tokens)

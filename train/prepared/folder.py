@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from hydrahead_jax.errors import UserError
-from train.run_folder import read_json
+from train.json_file import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -64,7 +64,9 @@ class PreparedFolder:
         for shard in self._shards:
             file = path / shard["name"]
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                raise UserError(f"{file} is missing or damaged; prepare the folder again")
+                raise UserError(
+                    f"{file} is missing or damaged; delete the folder and prepare it again"
+                )
         self._ends = np.cumsum([shard["records"] for shard in self._shards])
         self._dtype = np.dtype(self.manifest["dtype"])
         self._reader = functools.lru_cache(_most_open_files())(self._open)

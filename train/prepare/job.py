@@ -1,0 +1,67 @@
+"""What is prepared, and where in the folder its parts lie."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+Fate = Literal["written", "empty", "other_split", "unusable"]
+
+WORK = "work"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is the same for every part.
+
+    Attributes:
+      out: folder of the shards.
+      tokenizer: its tokenizer.json.
+      end_of_text: token after every document.
+      dtype: of the tokens, such as "<u2".
+      text_field: of JSON objects, or column of Parquet files.
+      shard_tokens: a shard ends with the document that reaches them.
+      held_out: share of the documents, chosen by a hash of their text.
+      split: which of the two sides is written.
+      skip_bad: whether unusable records are left out; they end the work otherwise.
+    """
+
+    out: Path
+    tokenizer: Path
+    end_of_text: int
+    dtype: str
+    text_field: str
+    shard_tokens: int
+    held_out: float
+    split: Literal["train", "held_out"]
+    skip_bad: bool
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the documents of a part, so far."""
+
+    written: int = 0
+    empty: int = 0
+    other_split: int = 0
+    unusable: int = 0
+
+    @property
+    def read(self) -> int:
+        return self.written + self.empty + self.other_split + self.unusable
+
+    def add(self, fate: Fate) -> None:
+        setattr(self, fate, getattr(self, fate) + 1)
+
+
+def shard_name(part: int, shard: int) -> str:
+    return f"shard-{part:05d}-{shard:03d}.arrayrecord"
+
+
+def part_record(out: Path, part: int) -> Path:
+    """Written when a part is done."""
+    return out / WORK / f"part-{part:05d}.json"
+
+
+def lengths_file(out: Path, shard: str) -> Path:
+    """Tokens of each document of a shard."""
+    return out / WORK / f"{shard}.npy"
