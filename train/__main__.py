@@ -37,12 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
 def ended_by(error: Exception) -> int:
     """The exit code for an error; with several processes it is said once."""
     from train import distributed  # needs jax, which would slow --help down
+    from train.disk import WriteFailed
 
     if isinstance(error, distributed.Stopped):
         if distributed.is_first():
             print(error, flush=True)
         distributed.finish()
         return 0
+    if isinstance(error, WriteFailed):
+        distributed.wait_for_verdict()  # with a dead peer nothing can be saved either
     if isinstance(error, UserError):
         distributed.fail(str(error))
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,8 +17,9 @@ from hydrahead_jax.sharding import MeshConfig
 from tests.train import pair, small
 from tests.train.processes import Member, finish, launch, wait
 from train.checkpoint import CheckpointStore
-from train.distributed import EXIT_CODE
+from train.distributed import EXIT_CODE, Gate, PeerLost, barrier, monitor, team
 from train.distributed.cluster import Cluster, find_cluster
+from train.distributed.team import Beat
 from train.loop import restore
 from train.paths import flatten, unflatten
 from train.run_folder import CHECKPOINTS, METRICS
@@ -168,3 +170,83 @@ def test_flags_come_before_the_environment(flags, expected):
 def test_a_cluster_that_does_not_fit_together_is_refused(flags, environment, message):
     with pytest.raises(UserError, match=message):
         find_cluster(*flags, environment)
+
+
+def beat(count: int, step: int, host: str, left: str | None = None) -> Beat:
+    return Beat(count, step, "step", host, left)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (
+            {0: beat(5, 7, "a"), 1: beat(5, 6, "b")},
+            {0: beat(8, 7, "a"), 1: beat(8, 6, "b")},
+            r"step 7 took longer than 9 s: process 1 \(host b, last step 6\) is late; start all",
+        ),
+        (
+            {0: beat(5, 7, "a"), 1: beat(5, 7, "b")},
+            {0: beat(8, 7, "a"), 1: beat(5, 7, "b")},
+            r"step 7 took longer than 9 s: process 1 \(host b, last step 7\) beats no more",
+        ),
+        (
+            {0: beat(5, 7, "a"), 1: beat(5, 7, "b")},
+            {0: beat(8, 7, "a"), 1: beat(8, 7, "b")},
+            "step 7 took longer than 9 s on all processes, none is behind",
+        ),
+    ],
+)
+def test_a_step_that_takes_too_long_names_who_is_behind(before, after, sentence, monkeypatch):
+    answers = iter((before, after))
+    monkeypatch.setattr(team, "beats", lambda: next(answers))
+    monkeypatch.setattr(monitor, "BEAT_SECONDS", 0.01)
+    watching = monitor.Monitor(peer_timeout=60)
+    watching.progress(7, "step", 9.0)
+    assert watching.judge(time.monotonic()) is None
+    assert re.match(sentence, watching.judge(time.monotonic() + 9.1))
+
+
+def test_silence_and_farewells_are_noticed_and_compiling_may_take_any_time():
+    watching = monitor.Monitor(peer_timeout=60)
+    now = time.monotonic()
+    watching.progress(7, "step", None)
+    assert watching.judge(now + 10_000) is None
+    watching.heard = {1: (beat(3, 6, "b"), now)}
+    assert watching.judge(now + 59) is None
+    assert re.match(
+        r"process 1 \(host b, last step 6\) is dead: nothing heard of it for 61 s; start all",
+        watching.judge(now + 61),
+    )
+    watching.heard = {1: (beat(3, 6, "b", left="the disk is full"), now)}
+    assert watching.judge(now) == "process 1 (host b, last step 6) ended: the disk is full"
+
+
+def test_the_gate_opens_until_the_step_that_all_processes_agree_on(monkeypatch):
+    """This process has begun step 4 when another that has begun 6 asks to stop."""
+    published = {}
+    monkeypatch.setattr(team, "count", lambda: 2)
+    monkeypatch.setattr(team, "put", lambda key, value: published.update({key[-1]: value}))
+    monkeypatch.setattr(team, "folder", lambda prefix: published)
+    gate = Gate()
+    assert gate.opens_for(4)
+    gate.close()
+    assert published == {"0": 4}
+    published["1"] = 6
+    gate.close()
+    assert [gate.opens_for(step) for step in (5, 6, 7)] == [True, True, False]
+
+
+def test_a_barrier_names_who_is_missing(monkeypatch):
+    class Client:
+        def wait_at_barrier(self, key, milliseconds):
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    answers = {"hydrahead/beats/": {"2": [9, 40, "step", "c", None]}}
+    monkeypatch.setattr(team, "count", lambda: 3)
+    monkeypatch.setattr(team, "client", Client)
+    monkeypatch.setattr(team, "put", lambda key, value: None)
+    monkeypatch.setattr(team, "folder", lambda prefix: answers.get(prefix, {"0": True, "1": True}))
+    with pytest.raises(
+        PeerLost, match=r"barrier 'save': after 5 s .* process 2 \(host c, last step 40\); start"
+    ):
+        barrier("save", 5)

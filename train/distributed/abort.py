@@ -24,9 +24,13 @@ def speak_on_abort(sentence: Callable[[], str | None]) -> None:
     libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 
+def say(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+
+
 def say_and_exit(sentence: str | None, code: int = EXIT_CODE) -> None:
     """Ends the process at once: peers are gone, so that leaving in good order would hang."""
     if sentence is not None:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        say(sentence)
     sys.stdout.flush()
     os._exit(code)

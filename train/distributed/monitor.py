@@ -4,13 +4,14 @@ Each process beats through the coordination service. The first one watches for s
 the others; each of them watches the first one, and how long its own step takes.
 """
 
+import contextlib
 import threading
 import time
 
 import jax
 
 from train.distributed import team
-from train.distributed.abort import say_and_exit, speak_on_abort
+from train.distributed.abort import say, say_and_exit, speak_on_abort
 from train.distributed.stopping import Gate
 from train.distributed.team import Beat
 
@@ -28,14 +29,15 @@ class Monitor:
       peer_timeout: seconds of silence after which a process counts as dead.
       step_timeout: seconds that a step may take, None while a step compiles.
       gate: lets steps begin; None where no steps run.
+      heard: the last new beat of each process, and when it came.
     """
 
     def __init__(self, peer_timeout: float):
         self.peer_timeout = peer_timeout
         self.step_timeout: float | None = None
         self.gate: Gate | None = None
+        self.heard: dict[int, tuple[Beat, float]] = {}
         self._step, self._doing, self._since = 0, "starting", time.monotonic()
-        self._heard: dict[int, tuple[Beat, float]] = {}
         self._last_talk = time.monotonic()
         self._count, self._left = 0, None
         self._over = threading.Event()
@@ -112,8 +114,8 @@ class Monitor:
             if "first" in news:
                 known[0] = Beat(*news["first"])
             for process, beat in known.items():
-                if process not in self._heard or self._heard[process][0].count != beat.count:
-                    self._heard[process] = (beat, now)
+                if process not in self.heard or self.heard[process][0].count != beat.count:
+                    self.heard[process] = (beat, now)
             if "verdict" in news and self._left is None:
                 self._end(news["verdict"])
             if self.gate is not None:
@@ -132,17 +134,17 @@ class Monitor:
 
     def _decide(self) -> None:
         while not self._over.wait(BEAT_SECONDS / 2):
-            sentence = self._judge(time.monotonic())
+            sentence = self.judge(time.monotonic())
             if sentence is not None:
                 self._end(sentence)
 
-    def _judge(self, now: float) -> str | None:
+    def judge(self, now: float) -> str | None:
         """The sentence to end with, if it has come to that."""
         if self._left is not None:
             return None
         if not team.is_first() and now - self._last_talk > self.peer_timeout:
             return self.sentence_dead(0, now)
-        for process, (beat, when) in list(self._heard.items()):
+        for process, (beat, when) in list(self.heard.items()):
             if beat.left is not None and process != team.index():
                 return self._sentence_left(process, beat)
             if now - when > self.peer_timeout and process != team.index():
@@ -155,7 +157,7 @@ class Monitor:
         return f"{team.describe(process, beat)} ended: {beat.left}"
 
     def sentence_dead(self, process: int, now: float) -> str:
-        beat, when = self._heard.get(process, (None, self._last_talk))
+        beat, when = self.heard.get(process, (None, self._last_talk))
         return (
             f"{team.describe(process, beat)} is dead: nothing heard of it for {now - when:.0f} s; "
             f"{_AGAIN}"
@@ -185,13 +187,12 @@ class Monitor:
         """One sentence, however many threads find out."""
         if self._over.is_set() or not self._speaking.acquire(blocking=False):
             return
+        say(sentence)
         if team.is_first():
-            try:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
                 team.put(f"{_NEWS}verdict", sentence)
-                time.sleep(self._farewell())
-            except jax.errors.JaxRuntimeError:
-                self._left = sentence
-        say_and_exit(sentence)
+            time.sleep(self._farewell())
+        say_and_exit(None)
 
     def _sentence_at_abort(self) -> str | None:
         if self._left is not None:
@@ -199,8 +200,8 @@ class Monitor:
         self._speaking.acquire(blocking=False)
         now, suspect = time.monotonic(), 0
         if team.is_first():
-            suspect = max(self._heard, key=self._silence, default=0)
-            is_dead = suspect != 0 and now - self._heard[suspect][1] > self.peer_timeout / 2
+            suspect = max(self.heard, key=self._silence, default=0)
+            is_dead = suspect != 0 and now - self.heard[suspect][1] > self.peer_timeout / 2
         else:
             is_dead = not team.coordinator_answers()
         if is_dead:
@@ -208,4 +209,4 @@ class Monitor:
         return "this process was ended by an abort, whose reason is above"
 
     def _silence(self, process: int) -> float:
-        return -self._heard[process][1]
+        return -self.heard[process][1]
