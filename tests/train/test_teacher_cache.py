@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import init_params, merge
@@ -17,7 +18,7 @@ from train.model_batch import make_model_batch
 from train.stage import stage_seed
 from train.teacher_cache import command
 from train.teacher_cache.batches import CachedBatches, check_cache
-from train.teacher_cache.folder import CacheFolder
+from train.teacher_cache.folder import Block, CacheFolder, Part, part_name, write_block
 from train.teacher_cache.record import RowFormat
 from train.teacher_cache.settings import TeacherCache
 from train.teacher_cache.writers import rows_of_writers
@@ -202,6 +203,29 @@ def test_rows_to_bytes_and_back(vocab):
     assert checksum == 2**32 - 5
     for a, b in zip(kept, (ids_TK, log_p_TK, tail_T), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_rows_that_two_processes_wrote(tmp_path):
+    """Are read in any order, whoever wrote them; a block whose file is short is not there."""
+    (tmp_path / "blocks").mkdir()
+    found = {"data": {"length": 5}, "tokens": 3, "teacher": {"vocab": 300}}
+    for first in (0, 2):
+        parts = []
+        for process, rows in enumerate([(0, 2), (1, 3)]):
+            name = part_name(first, process)
+            writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+            for step in range(first, first + 2):
+                for row in rows:
+                    writer.write(f"step {step} row {row}".encode())
+            writer.close()
+            parts.append(Part(name=name, rows=rows, bytes=(tmp_path / name).stat().st_size))
+        write_block(tmp_path, Block(first=first, steps=2, parts=tuple(parts), state=None))
+    folder = CacheFolder(tmp_path, found)
+    assert folder.steps == 4
+    assert folder.read(3, (3, 0, 1)) == [b"step 3 row 3", b"step 3 row 0", b"step 3 row 1"]
+    with (tmp_path / part_name(2, 1)).open("ab") as file:
+        file.truncate(10)
+    assert CacheFolder(tmp_path, found).steps == 2
 
 
 def test_one_process_writes_every_row():
