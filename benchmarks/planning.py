@@ -53,17 +53,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("configs", nargs="*", help="names; all that are shipped if none is given")
     parser.add_argument("--again", action="store_true", help="also rows that are there already")
+    parser.add_argument("--alike", action="store_true", help="assume equal layers: minutes faster")
     options = parser.parse_args()
     for name in options.configs or shipped():
-        make_rows(name, options.again)
+        make_rows(name, again=options.again, alike=options.alike)
     write_page(read())
 
 
-def make_rows(name: str, again: bool) -> None:
+def make_rows(name: str, *, again: bool, alike: bool) -> None:
     """The rows of a config, each written as soon as it is known."""
     module = importlib.import_module(f"configs.{name}")
     config, target = module.config(), parse_target(module.MACHINE.target)
-    models, count = models_of(config), device_count(target)
+    models, count = models_of(config, alike=alike), device_count(target)
     for stage in config.stages:
         asked = json.loads(json.dumps(to_plain(dataclasses.replace(config, stages=(stage,)))))
         key = f"{name} {stage.name} {target.name}"
@@ -93,7 +94,8 @@ def write_page(rows: dict[str, dict]) -> None:
         mine = [row for row in rows.values() if row["config"] == name]
         if mine:
             title = f"### configs/{name}.py on {mine[0]['target']}"
-            about = "\n".join(f"- assumed: {text}" for text in mine[0]["assumptions"])
+            assumed = dict.fromkeys(text for row in mine for text in row["assumptions"])
+            about = "\n".join(f"- assumed: {text}" for text in assumed)
             made = "\n".join(f"- {made}" for made in dict.fromkeys(row["made"] for row in mine))
             plans = [read_plan(row["plan"]) for row in mine]
             notes = [f"- {p.stage}: {p.refusal or p.advice}" for p in plans if not p.fits]

@@ -156,6 +156,7 @@ def plan(
     assignments: Assignments = (),
     target: str = "v5p:4x4x4",
     json: Path | None = None,
+    alike: bool = False,
 ) -> None:
     """Compile all stages for machines that are not there: memory, FLOP, traffic and least time.
 
@@ -164,12 +165,13 @@ def plan(
         assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32.
         target: A slice such as v5p:8x8x8 (v4, v5e, v5p, v6e, tpu7x), or h200, h200:8.
         json: File for all figures.
+        alike: Without a head plan, assume the same heads in every layer, which compiles faster.
     """
     from train.config_file import load_config
     from train.plan.command import plan as command
     from train.transfer import TransferConfig
 
-    command(load_config(config, TransferConfig, assignments), target, json, say=_say)
+    command(load_config(config, TransferConfig, assignments), target, json, alike=alike, say=_say)
 
 
 def evaluate(

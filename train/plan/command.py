@@ -28,6 +28,8 @@ def plan(
     config: TransferConfig,
     target: str,
     json_file: Path | None = None,
+    *,
+    alike: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[StagePlan]:
     """Plans all stages, shows them and writes them as JSON.
@@ -36,13 +38,14 @@ def plan(
       config: of a transfer; neither its teacher nor its head plan need be there.
       target: see `parse_target`.
       json_file: for the figures; None writes none.
+      alike: see `models_of`.
       say: takes a sentence for the user.
 
     Raises:
       UserError: the target is unknown, or the models are.
     """
     place = parse_target(target)
-    models = models_of(config)
+    models = models_of(config, alike=alike)
     check_stages(config.stages, models.teacher.max_length, hybrid=True)
     count = device_count(place)
     for sentence in models.assumptions:

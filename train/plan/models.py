@@ -20,14 +20,17 @@ class Models(NamedTuple):
     assumptions: tuple[str, ...]
 
 
-def models_of(config: TransferConfig) -> Models:
+def models_of(config: TransferConfig, *, alike: bool = False) -> Models:
     """From the teacher's folder and the head plan where they are there, else by assumption.
+
+    Args:
+      alike: an assumed plan has the same heads in every layer, which `scan_layers` compiles as one.
 
     Raises:
       UserError: there is neither a teacher's folder nor a size, or they do not fit together.
     """
     teacher, about_teacher = _teacher(config)
-    plan, about_plan = _plan(config, teacher)
+    plan, about_plan = _plan(config, teacher, alike)
     student = plan.student(teacher, config.choices)
     return Models(student, teacher, tuple(filter(None, (about_teacher, about_plan))))
 
@@ -46,30 +49,33 @@ def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
         raise UserError(f"teacher_size: {error}") from error
 
 
-def _plan(config: TransferConfig, teacher: ModelConfig) -> tuple[HeadPlan, str]:
+def _plan(config: TransferConfig, teacher: ModelConfig, alike: bool) -> tuple[HeadPlan, str]:
     if Path(config.head_plan).is_file():
         return HeadPlan.load(Path(config.head_plan)), ""
     meshes = [stage.mesh or config.mesh for stage in config.stages]
     multiple = math.lcm(*(max(1, mesh.tensor) for mesh in meshes))
-    plan = assumed_plan(teacher, budget(teacher, config.ratio), multiple)
+    plan = assumed_plan(teacher, budget(teacher, config.ratio), multiple, alike=alike)
     counts = list(dict.fromkeys(len(heads) for heads in plan.fa_heads))
     total = teacher.layers * teacher.query_heads
     return plan, (
         f"there is no head plan yet: {plan.count} of {total} heads stay softmax, "
-        f"{' and '.join(map(str, counts))} of a layer in turns"
+        f"{' and '.join(map(str, counts))} of {'every layer' if alike else 'a layer in turns'}"
     )
 
 
-def assumed_plan(teacher: ModelConfig, heads: int, multiple: int) -> HeadPlan:
+def assumed_plan(
+    teacher: ModelConfig, heads: int, multiple: int, *, alike: bool = False
+) -> HeadPlan:
     """A plan of about `heads` softmax heads in which neighbouring layers differ, as in real ones.
 
     It has two kinds of layers only, because each kind takes the compiler as long.
 
     Args:
       multiple: divides the softmax heads of every layer, and so the delta-rule heads.
+      alike: one kind of layers.
     """
     mean = max(multiple, round(heads / teacher.layers / multiple) * multiple)
-    apart = min(multiple * max(1, mean // (4 * multiple)), mean - multiple)
+    apart = 0 if alike else min(multiple * max(1, mean // (4 * multiple)), mean - multiple)
     spread = lambda count: tuple(i * teacher.query_heads // count for i in range(count))
     kinds = (spread(mean - apart), spread(mean + apart))
     return HeadPlan(
