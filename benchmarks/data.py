@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def write_source(path: Path, megabytes: int) -> Path:
 def measure_prepare(source: Path, folder: Path) -> dict:
     tokenizer = train_tokenizer(stdlib_documents("train"), vocab=_VOCAB, keys=8, values=8)
     save_tokenizer(tokenizer, folder / "tokenizer", 4096)
-    began = time.monotonic()
+    began, cpu = time.monotonic(), _cpu_seconds()
     manifest = prepare(
         (source,),
         folder / "tokenizer",
@@ -108,8 +109,15 @@ def measure_prepare(source: Path, folder: Path) -> dict:
         "workers": cores(),
         "seconds": round(seconds, 2),
         "tokens_per_second": round(manifest["tokens"] / seconds),
+        "tokens_per_cpu_second": round(manifest["tokens"] / (_cpu_seconds() - cpu)),
         "source_bytes_per_second": round(source.stat().st_size / seconds),
     }
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it began and that have ended."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(w)[:2]) for w in who)
 
 
 def measure_rows(folder: Path, corpus: Corpus, packing: str, length: int, seconds: float) -> dict:
@@ -158,7 +166,7 @@ def table(record: dict) -> str:
     prepared = record["prepare"]
     lines = [
         f"prepare: {prepared['tokens_per_second'] / 1e6:.2f} M tokens/s with "
-        f"{prepared['workers']} workers"
+        f"{prepared['workers']} workers, {prepared['tokens_per_cpu_second'] / 1e6:.2f} M a CPU second"
     ]
     lines += [
         f"{row['packing']:8} rows of {row['length']:5}: {row['tokens_per_second'] / 1e6:5.1f} M "
@@ -167,7 +175,7 @@ def table(record: dict) -> str:
     ]
     lines += [
         f"{plan['packing']:8} plan of {plan['documents']:8} documents in rows of "
-        f"{plan['length']:5}: {plan['seconds']:5.1f} s, padding {plan['padding']:.3%}"
+        f"{plan['length']:5}: {plan['cpu_seconds']:5.1f} CPU s, padding {plan['padding']:.3%}"
         for plan in record["plans"]
     ]
     return "\n".join([*lines, f"load before: {record['load_before']}", record["made"]])

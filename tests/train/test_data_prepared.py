@@ -242,6 +242,15 @@ def test_folders_that_cannot_be_read(what, tmp_path, corpus):
         make_batches(config(folder), corpus, 0)
 
 
+def test_shard_damaged_while_training(tmp_path, corpus):
+    folder = prepared_text.prepared(tmp_path / "a", prepared_text.texts(5))
+    batches = make_batches(config(folder), corpus, 0)
+    for shard in folder.path.glob("*.arrayrecord"):
+        shard.write_bytes(b"\x00" * shard.stat().st_size)
+    with pytest.raises(UserError, match="cannot read"):
+        next(batches)
+
+
 def test_no_such_folder_and_another_tokenizer(folders, tmp_path):
     other = Corpus(train_tokenizer(["other"], vocab=301, keys=8, values=9))
     with pytest.raises(UserError, match="prepared with another tokenizer than the model's"):

@@ -124,10 +124,16 @@ class PreparedFolder:
         for shard in np.unique(shards).tolist():
             [where] = np.nonzero(shards == shard)
             first = self._ends[shard] - self._shards[shard]["records"]
-            data = self._reader(shard).read((records[where] - first).tolist())
+            data = self._read_shard(shard, (records[where] - first).tolist())
             for index, raw in zip(where.tolist(), data, strict=True):
                 found[index] = np.frombuffer(raw, self._dtype)
         return found
+
+    def _read_shard(self, shard: int, records: list[int]) -> list[bytes]:
+        try:
+            return self._reader(shard).read(records)
+        except RuntimeError as error:
+            raise UserError(f"cannot read {self.path}: {error}") from error
 
     def _open(self, shard: int) -> ArrayRecordReader:
         return ArrayRecordReader(
