@@ -26,7 +26,7 @@ from train.run_folder import CHECKPOINTS, METRICS
 from train.saved_model import load_run
 
 STEPS = 8
-WITHIN = 60  # seconds for everything that waits
+WITHIN = 120  # seconds for everything that waits
 
 
 def start(folder: Path) -> list[Member]:

@@ -47,7 +47,7 @@ def start(
 
 @contextlib.contextmanager
 def watched(gate: Gate, peer_timeout: float):
-    """Within, a signal closes the gate of all processes, and silence is as long as given."""
+    """Within, signals close the gate of all processes; from now on silence is as long as given."""
     if _monitor is None:
         yield
         return
@@ -55,7 +55,7 @@ def watched(gate: Gate, peer_timeout: float):
     try:
         yield
     finally:
-        _monitor.gate, _monitor.peer_timeout = None, PEER_TIMEOUT
+        _monitor.gate = None  # the timeout stays: what ends the steps may be a peer that is gone
         _monitor.progress(None, "after the steps", None)
 
 

@@ -85,8 +85,8 @@ class Monitor:
         return not team.is_first() and verdict.endswith(why)
 
     def wait_for_verdict(self) -> None:
-        """Gives the search for a dead process time to end this one."""
-        time.sleep(self.peer_timeout + _FAREWELL_BEATS * BEAT_SECONDS)
+        """Gives the search for a dead process time to end this one, its farewell included."""
+        time.sleep(self.peer_timeout + 3 * _FAREWELL_BEATS * BEAT_SECONDS)
 
     def _farewell(self) -> float:
         """Time for the others to read; the service lives in the first process, which goes last."""
