@@ -166,7 +166,8 @@ def table(record: dict) -> str:
     prepared = record["prepare"]
     lines = [
         f"prepare: {prepared['tokens_per_second'] / 1e6:.2f} M tokens/s with "
-        f"{prepared['workers']} workers, {prepared['tokens_per_cpu_second'] / 1e6:.2f} M a CPU second"
+        f"{prepared['workers']} workers, {prepared['tokens_per_cpu_second'] / 1e6:.2f} M a CPU "
+        f"second"
     ]
     lines += [
         f"{row['packing']:8} rows of {row['length']:5}: {row['tokens_per_second'] / 1e6:5.1f} M "
