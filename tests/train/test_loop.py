@@ -11,9 +11,10 @@ import pytest
 from hydrahead_jax.models import init_params
 from tests.train import small
 from train import loop, stage_loop
-from train.data import make_batches
 from train.paths import flatten, split
+from train.prefetch import Prefetch
 from train.run_folder import CHECKPOINTS, METRICS, save_model
+from train.run_settings import RunSettings
 from train.saved_model import load_run
 from train.stage import MIXERS
 from train.step import init_state
@@ -49,24 +50,17 @@ def logged(folder) -> list[dict]:
 
 
 def stop_after(monkeypatch, count: int) -> None:
-    """The run ends with Killed where it asks for one more batch than `count`."""
+    """The run ends with Killed where it takes one more batch than `count`."""
     left = [count]
 
-    def batches(*args):
-        iterator = make_batches(*args)
-        original = iterator.__next__
+    class Stopping(Prefetch):
+        def next(self):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return super().next()
 
-        class Stopping(type(iterator)):
-            def __next__(self):
-                if left[0] == 0:
-                    raise Killed
-                left[0] -= 1
-                return original()
-
-        iterator.__class__ = Stopping
-        return iterator
-
-    monkeypatch.setattr(stage_loop, "make_batches", batches)
+    monkeypatch.setattr(stage_loop, "Prefetch", Stopping)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -187,8 +181,9 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(text, tmp_path):
     align = small.stages(text)[0]
     job = small.job(tmp_path, text, (align,))
     wild = dataclasses.replace(align, optim=dataclasses.replace(align.optim, learning_rate=1e30))
+    settings = RunSettings(max_skipped=1)
     with pytest.raises(loop.Diverged, match=r"'align' diverged by step 3: .*loss.* not finite"):
-        loop.run(dataclasses.replace(job, stages=(wild,)))
+        loop.run(dataclasses.replace(job, stages=(wild,), running=settings))
     kept = sorted(int(p.name) for p in (tmp_path / CHECKPOINTS).iterdir())
     assert kept == [2]
 
