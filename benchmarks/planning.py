@@ -135,7 +135,7 @@ def cells(plan: StagePlan) -> list[str]:
         sent or "nothing",
         " / ".join(map(seconds_text, floors)),
         scaled(plan.tokens_a_day),
-        f"{plan.hours:.1f}",
+        f"{plan.hours:.2g}",
         took,
     ]
 
