@@ -149,11 +149,9 @@ def measure(trial: Trial, folder: Path, rng: random.Random) -> dict:
         rows.append(row)
         print(f"{trial.name}: kill {len(rows)} of {trial.kills} at step {row['step']}", flush=True)
     equal = same_parameters(run, whole)
-    return {"trial": trial.name, "steps": trial.steps, "interval": trial.interval} | {
-        "kills": rows,
-        "most_steps_lost": max(row["lost"] for row in rows),
-        "bitwise_equal": equal,
-    }
+    most = max(row["lost"] for row in rows)
+    found = {"kills": rows, "most_steps_lost": most, "bitwise_equal": equal}
+    return {"trial": trial.name, "steps": trial.steps, "interval": trial.interval} | found
 
 
 def settle(rows: list[dict], step: int, interval: int) -> None:
@@ -197,10 +195,10 @@ def main() -> None:
         if kills == 0:
             continue
         folder = Path(tempfile.mkdtemp(prefix="chaos_"))
-        results.append(measure(make(folder, kills), folder, rng))
+        results.append(measure(make(folder, kills), folder, rng) | {"seed": options.seed})
         show(results[-1])
         shutil.rmtree(folder)
-    write_json(options.json, {"seed": options.seed, "trials": results, "versions": versions()})
+    write_json(options.json, {"trials": results, "versions": versions()})
     if not all(result["bitwise_equal"] for result in results):
         raise SystemExit("the parameters differ")
 
