@@ -53,32 +53,18 @@ def prepare(
     )
 
 
-def pretrain(
-    config: ConfigFile,
-    assignments: Assignments = (),
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-) -> None:
+def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
     """Train a small teacher from scratch and save it as a Hugging Face folder.
 
     Args:
         config: Python file whose config() returns a PretrainConfig.
         assignments: Changes to the config, such as stages.long.steps=100.
-        coordinator: host:port of the first of several processes, the same on all of them; "auto"
-            on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
-        processes: How many there are.
-        process: The index of this one, from 0.
     """
-    from train import distributed
-
-    distributed.start(coordinator, processes, process)
     from train.config_file import load_config
     from train.pretrain import PretrainConfig
     from train.pretrain import pretrain as command
 
-    command(load_config(config, PretrainConfig, assignments), say=distributed.say)
-    distributed.finish()
+    command(load_config(config, PretrainConfig, assignments), say=_say)
 
 
 def select(config: ConfigFile, assignments: Assignments = ()) -> None:
