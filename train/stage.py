@@ -34,7 +34,8 @@ class Stage:
       kernels keep; "full", the layer's input alone.
     scan_layers: layers of equal make that follow one another are compiled once, as a loop.
     log_every: steps between lines of metrics.jsonl.
-    checkpoint_every: steps between checkpoints; the last step always has one.
+    checkpoint_every: steps that a kill costs at most. One is begun twice as often, and written while
+      the next steps run; the last step always has one.
     """
 
     name: str
@@ -51,6 +52,10 @@ class Stage:
     scan_layers: bool = False
     log_every: int = 10
     checkpoint_every: int = 100
+
+    def ends_interval(self, step: int) -> bool:
+        """Whether a checkpoint is made after so many steps of the stage."""
+        return step == self.steps or step % max(1, self.checkpoint_every // 2) == 0
 
 
 def check_stages(stages: tuple[Stage, ...], max_length: int, *, hybrid: bool = False) -> None:

@@ -115,11 +115,13 @@ class StageLoop:
             tokens = real_tokens(placed)
             state, metrics = step_fn(state, frozen, teacher.params if teacher else None, placed)
             reader.add(_Step(done, metrics, tokens, batch, waited))
-            is_saved = done == stage.steps or done % stage.checkpoint_every == 0
+            is_saved = stage.ends_interval(done)
             if is_saved:
                 reader.drain()
                 distributed.progress(self.first + done, None)
                 store.save(self.first + done, state, frozen, position)
+                if stage.checkpoint_every == 1:
+                    store.wait()
         store.wait()
         return state, frozen
 
@@ -183,8 +185,7 @@ class _Reader:
         try:
             if self._skipped.note(step.done, metrics, step.batch, self._rows):
                 self._window.append(metrics)
-            ends_window = step.done % stage.log_every == 0
-            if ends_window or step.done % stage.checkpoint_every == 0 or step.done == stage.steps:
+            if step.done % stage.log_every == 0 or stage.ends_interval(step.done):
                 loss = self._write(step.done)
         except OSError as error:
             raise write_failed(

@@ -20,7 +20,17 @@ _KEPT_BY_KERNELS = (
     "gated_delta_states",
     "gated_delta_inverses",
 )
+
+
+def _all_but_gathered(primitive, *_, **parameters) -> bool:
+    """Gathered parameters would stay whole for all layers at once."""
+    function = parameters.get("call_jaxpr")  # of a custom derivative, as `Layout.gather` has
+    names = [eqn.primitive.name for eqn in function.eqns] if function else [primitive.name]
+    return names != ["sharding_constraint"]
+
+
 _POLICIES = {
+    "none": _all_but_gathered,
     "kernels": jax.checkpoint_policies.save_only_these_names(*_KEPT_BY_KERNELS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -46,8 +56,8 @@ def run_modules(
       inputs: one for each module.
       shared: what all modules read.
       layout: parameters are made whole along the embedding for the time of a call.
-      remat: what the backward finds of a call: "none", everything; "kernels", what the kernels
-        keep; "full", its arguments alone.
+      remat: what the backward finds of a call: "none", everything but gathered parameters;
+        "kernels", what the kernels keep; "full", its arguments alone.
       scan: modules of equal make that follow one another are a loop, which compiles once; their
         parameters are stacked for it.
 
@@ -97,7 +107,7 @@ def _run(call, layout: Layout | None, remat: Remat, graphdef, params: dict, *arg
             params = layout.gather(params)
         return call(nnx.merge(graphdef, params), *arguments)
 
-    if remat == "none":
+    if remat == "none" and layout is None:
         return gathered_call(params, *arguments)
     return jax.checkpoint(gathered_call, policy=_POLICIES[remat])(params, *arguments)
 

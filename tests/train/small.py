@@ -49,12 +49,12 @@ def tokenizer() -> Tokenizer:
 
 
 def stages(text: TextSource, *, steps: int = 4, checkpoint_every: int = 2) -> tuple[Stage, ...]:
-    """The three stages of a transfer."""
+    """The three stages of a transfer, with so many steps from one checkpoint to the next."""
     data = DataConfig(length=24, batch=2, text=text)
 
     def stage(name: str, loss, rate: float, **more) -> Stage:
         optim = AdamW(learning_rate=rate, warmup_steps=1)
-        intervals = {"log_every": 1, "checkpoint_every": checkpoint_every}
+        intervals = {"log_every": 1, "checkpoint_every": 2 * checkpoint_every}
         return Stage(name=name, loss=loss, steps=steps, data=data, optim=optim, **intervals, **more)
 
     return (

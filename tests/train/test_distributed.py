@@ -25,6 +25,8 @@ from train.paths import flatten, unflatten
 from train.run_folder import CHECKPOINTS, METRICS
 from train.saved_model import load_run
 
+pytest.importorskip("libtpu", reason="a minute of CPU: in the cell of `make test-latest` only")
+
 STEPS = 8
 WITHIN = 120  # seconds for everything that waits
 

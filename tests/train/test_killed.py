@@ -18,6 +18,8 @@ from train.paths import flatten
 from train.run_folder import CHECKPOINTS, METRICS, PLAN, TOKENIZER
 from train.saved_model import load_run
 
+pytest.importorskip("torch", reason="two minutes of CPU: in the cell of `make test` only")
+
 ROOT = Path(__file__).parents[2]
 STEPS, CHECKPOINT_EVERY, KILL_AT = 40, 4, 6
 
