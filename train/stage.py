@@ -34,8 +34,8 @@ class Stage:
       kernels keep; "full", the layer's input alone.
     scan_layers: layers of equal make that follow one another are compiled once, as a loop.
     log_every: steps between lines of metrics.jsonl.
-    checkpoint_every: steps that a kill costs at most. One is begun twice as often, and written while
-      the next steps run; the last step always has one.
+    checkpoint_every: steps that a kill costs at most. A checkpoint is begun twice as often, and
+      written while the next steps run; the last step always has one.
     """
 
     name: str
