@@ -54,8 +54,8 @@ def run_mixer(config, params, x_BTD, segment_ids_BT):
     cache = init_cache(config, B, T)
     stream = make_stream((B, T), segment_ids_BT, None, None, False)
     mixer = merge(config, params).layers[0].mixer
-    out_BTD, _, layer_cache = mixer(x_BTD, stream, cache.layers[0])
-    return out_BTD, layer_cache
+    output = mixer(x_BTD, stream, cache.layers[0])
+    return output.out_BTD, output.cache
 
 
 @pytest.mark.parametrize(
