@@ -70,8 +70,10 @@ def check_stages(stages: tuple[Stage, ...], max_length: int, *, hybrid: bool = F
         raise UserError(f"stages need different names, and there must be one; got {names}")
     for stage in stages:
         where = f"stage {stage.name!r}"
-        if stage.steps < 1 or stage.log_every < 1 or stage.checkpoint_every < 1:
-            raise UserError(f"{where}: steps, log_every and checkpoint_every must be 1 or more")
+        if min(stage.steps, stage.log_every, stage.checkpoint_every, stage.microbatches) < 1:
+            raise UserError(
+                f"{where}: steps, log_every, checkpoint_every and microbatches must be 1 or more"
+            )
         may_be_longer = hybrid and stage.loss == "next_token"
         if stage.data.length > max_length and not may_be_longer:
             raise UserError(

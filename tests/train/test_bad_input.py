@@ -60,8 +60,8 @@ def test_weight_of_the_wrong_shape(work, capsys):
 
 
 def test_sequence_longer_than_the_model_allows(work, capsys):
-    sentence = refused(work, capsys, "stages.finetune.data.length=65")
-    assert "stage 'finetune': rows of 65 tokens are longer than the 64" in sentence
+    sentence = refused(work, capsys, "stages.distill.data.length=65")
+    assert "stage 'distill': rows of 65 tokens are longer than the 64" in sentence
 
 
 def test_empty_data_folder(work, capsys):
