@@ -4,17 +4,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from hydrahead_jax.context.order import Order
 from hydrahead_jax.errors import UserError
 
 AXES = ("data", "fsdp", "context", "tensor")
-Order = Literal["contiguous", "zigzag"]
 
 _ROWS = ("data", "fsdp")
 _HEADS = {letter: "tensor" for letter in "NKFV"}
