@@ -3,8 +3,7 @@
 Command:  python -m train transfer configs/qwen3_0p6b_3to1.py
 Needs:    Qwen/Qwen3-0.6B in models/qwen3-0.6b; data/fineweb-edu-prepared from `python -m train
           prepare`; runs/qwen3_0p6b_3to1_select/head_plan.json from `python -m train select`
-Hardware: v6e:4x4, not run yet; 0.015, 0.11, 0.14 hours for the three stages at the
-          compute floor, see docs/planning.md.
+Hardware: v6e:4x4, not run yet; hours at the least are in docs/planning.md.
 Expected: no published figure for this size and ratio.
 """
 

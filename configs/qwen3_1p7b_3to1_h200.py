@@ -2,8 +2,7 @@
 
 Command:  python -m train transfer configs/qwen3_1p7b_3to1_h200.py
 Needs:    as configs/qwen3_1p7b_3to1.py; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95
-Hardware: one H200, not run yet; 0.52, 5, 4.8 hours for the three stages at the
-          compute floor, see docs/planning.md.
+Hardware: one H200, not run yet; hours at the least are in docs/planning.md.
 Expected: as configs/qwen3_1p7b_3to1.py, whose steps it computes.
 """
 

@@ -3,8 +3,7 @@
 Command:  python -m train transfer configs/qwen3_1p7b_7to1.py
 Needs:    Qwen/Qwen3-1.7B in models/qwen3-1.7b; data/fineweb-edu-prepared from `python -m train
           prepare`; runs/qwen3_1p7b_7to1_select/head_plan.json from `python -m train select`
-Hardware: v5p:4x4x4, not run yet; 0.018, 0.14, 0.15 hours for the three stages at the
-          compute floor, see docs/planning.md.
+Hardware: v5p:4x4x4, not run yet; hours at the least are in docs/planning.md.
 Expected: no published figure for this size and ratio.
 """
 

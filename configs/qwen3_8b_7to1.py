@@ -3,8 +3,7 @@
 Command:  python -m train transfer configs/qwen3_8b_7to1.py
 Needs:    Qwen/Qwen3-8B in models/qwen3-8b; data/fineweb-edu-prepared from `python -m train
           prepare`; runs/qwen3_8b_7to1_select/head_plan.json from `python -m train select`
-Hardware: v5p:8x8x8, not run yet; 0.011, 0.082, 0.088 hours for the three stages at the
-          compute floor, see docs/planning.md.
+Hardware: v5p:8x8x8, not run yet; hours at the least are in docs/planning.md.
 Expected: no published figure for this size and ratio.
 """
 

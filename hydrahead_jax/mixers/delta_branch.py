@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from hydrahead_jax.cache.layered import CONV_TAPS, RecurrentCache
 from hydrahead_jax.config import HydraChoices, ModelConfig
@@ -71,10 +70,10 @@ class DeltaBranch(nnx.Module):
         }
         if stream.layout is not None:
             out_BTNH = gated_delta_on(stream.layout, inputs, stream)
-            return checkpoint_name(out_BTNH, "gated_delta_out"), None, statistics
+            return out_BTNH, None, statistics
         if cache is None:
             out_BTNH, _ = gated_delta(*inputs, segment_ids_BT=stream.segment_ids_BT)
-            return checkpoint_name(out_BTNH, "gated_delta_out"), None, statistics
+            return out_BTNH, None, statistics
         if x_BTD.shape[1] == 1:
             out_BTNH, state_BNHP = _decode(inputs, stream.segment_ids_BT, cache.state_BNHP)
         else:
