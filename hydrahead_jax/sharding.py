@@ -44,7 +44,8 @@ class MeshConfig:
         sizes = [getattr(self, axis) for axis in AXES]
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(
-                f"mesh {self.text()}: sizes are 1 or more, and at most one is -1, the rest"
+                f"mesh {self.text()}: each axis must be a positive size; at most one may be -1, "
+                'meaning "all remaining devices"'
             )
 
     def text(self) -> str:

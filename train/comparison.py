@@ -63,7 +63,7 @@ class ComparisonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A loaded teacher with what is needed to question it."""
+    """A loaded teacher with its tokenizer and its text."""
 
     config: ModelConfig
     params: dict

@@ -61,7 +61,11 @@ def write_failed(what: str, folder: Path, error: Exception, last: int | None) ->
     inner = re.search(r"([^:\]]+) \[os_error_code=", str(error))  # of tensorstore
     reason = getattr(error, "strerror", None) or (inner[1].strip() if inner else None)
     reason = reason or (str(error).splitlines() or [repr(error)])[0]
-    kept = "no checkpoint had been written" if last is None else f"that of step {last} is whole"
+    kept = (
+        "no checkpoint had been written"
+        if last is None
+        else f"the last complete checkpoint is step {last}"
+    )
     return WriteFailed(
         f"could not write {what} in {folder}: {reason}; {kept}; make the folder writable or free "
         f"space, and give the same command again to continue"

@@ -38,7 +38,7 @@ class Job:
       model: that is trained.
       initial: makes the parameters that the first stage starts with.
       teacher: makes the teacher; None where no stage needs one.
-      release: called in place of `teacher` when no stage that is left needs one.
+      release: frees the teacher's memory; called once no remaining stage needs a teacher.
       teacher_config: of that teacher.
       corpus: all text.
       seed: of the order of the data.

@@ -33,19 +33,19 @@ def mean(values_BT, chosen_BT) -> tuple[jax.Array, jax.Array]:
 
 
 def unembedding(model: Decoder) -> Unembedding:
-    """The model's, as it is kept."""
+    """The model's unembedding matrix in its stored orientation."""
     if model.config.tied_embeddings:
         return Unembedding(model.w_embed_VD[...], 0)
     return Unembedding(model.w_unembed_DV[...], 1)
 
 
 def keep_nothing(taps: Taps) -> None:
-    """Of the taps of a layer."""
+    """A tap that keeps nothing."""
     return None
 
 
 def keep_statistics(taps: Taps) -> dict:
-    """Of the taps of a layer, what its heads did."""
+    """A tap that keeps the statistics of a layer's heads."""
     return taps.statistics
 
 
@@ -67,7 +67,7 @@ def run_model(
 
 
 def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
-    """Of every predicted token alike, and of answers, which weigh more than text, by themselves."""
+    """Mean loss over all target tokens; with weighted answers also over answers and text apart."""
     is_target_BT = batch.target_weight_BT > 0
     metrics = {"student_nll": mean(scores.nll_X, is_target_BT)}
     if stage.data.needles is not None and stage.data.answer_weight > 0:

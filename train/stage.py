@@ -18,24 +18,26 @@ MIXERS = r"layers/\d+/mixer/.*"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Attributes:
-    name: in the log, and on the command line.
-    loss: "next_token"; "align" and "distill" need a teacher.
-    steps: of the optimizer.
-    data: what it trains on.
-    optim: optimizer and schedule, started anew.
-    trainable: regular expression that matches the paths of the trained parameters.
-    ce_weight: of next-token cross entropy beside the distillation loss.
-    teacher_cache: read in place of running the teacher; for "distill".
-    mesh: of devices; None is the run's.
-    microbatches: parts of a batch whose gradients are added up, one after the other; the step is
-      the same, in less memory.
-    remat: what the backward finds of each layer's forward: "none", all of it; "kernels", what the
-      kernels keep; "full", the layer's input alone.
-    scan_layers: layers of equal make that follow one another are compiled once, as a loop.
-    log_every: steps between lines of metrics.jsonl.
-    checkpoint_every: steps that a kill costs at most. A checkpoint is begun twice as often, and
-      written while the next steps run; the last step always has one.
+    """Describes one stage of training: its loss, its data, and how it is run.
+
+    Attributes:
+      name: in the log, and on the command line.
+      loss: "next_token"; "align" and "distill" need a teacher.
+      steps: of the optimizer.
+      data: what it trains on.
+      optim: optimizer and schedule, started anew.
+      trainable: regular expression that matches the paths of the trained parameters.
+      ce_weight: of next-token cross entropy beside the distillation loss.
+      teacher_cache: read in place of running the teacher; for "distill".
+      mesh: of devices; None is the run's.
+      microbatches: parts of a batch whose gradients are added up, one after the other; the step is
+        the same, in less memory.
+      remat: what is saved for the backward pass. "none": all activations; "kernels": only what
+        kernels save; "full": only each layer's input.
+      scan_layers: layers of equal make that follow one another are compiled once, as a loop.
+      log_every: steps between lines of metrics.jsonl.
+      checkpoint_every: the most steps a kill can lose. Checkpoints start every
+        `checkpoint_every // 2` steps and are written in the background; the last step has one.
     """
 
     name: str

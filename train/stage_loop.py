@@ -126,7 +126,7 @@ class StageLoop:
         return state, frozen
 
     def rows(self) -> tuple[int, ...]:
-        """Of every batch, that this process makes."""
+        """Rows of every batch that this process makes."""
         batch = self.stage.data.batch
         return tuple(range(batch)) if self.layout is None else self.layout.local_rows(batch)
 

@@ -1,4 +1,4 @@
-"""The model that heads are selected in, and all that is needed to question it."""
+"""The inputs of head selection: the model, its tokenizer, its text and its probes."""
 
 import dataclasses
 from pathlib import Path

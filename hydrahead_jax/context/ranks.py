@@ -13,13 +13,19 @@ def vary_over(axis: str, *trees) -> tuple:
 
 
 def around(tree, axis: str):
-    """Of the rank before, in a ring: rank 0 gets that of the last."""
+    """Shifts a tree by one around the ring: each rank receives its left neighbour's.
+
+    Rank 0 receives the last rank's.
+    """
     R = jax.lax.axis_size(axis)
     return jax.lax.ppermute(tree, axis, [(r, (r + 1) % R) for r in range(R)])
 
 
 def along(tree, axis: str, steps: int):
-    """Of the rank `steps` before (after, where negative); zeros where there is none."""
+    """Receives the tree of the rank `steps` to the left; zeros where there is none.
+
+    Negative steps count to the right.
+    """
     R = jax.lax.axis_size(axis)
     return jax.lax.ppermute(tree, axis, [(r, r + steps) for r in range(R) if 0 <= r + steps < R])
 

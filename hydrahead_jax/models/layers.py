@@ -1,4 +1,4 @@
-"""Modules run one after the other, with less to keep, to gather and to compile."""
+"""Runs layers one after the other: rematerialised, gathered one at a time, compiled as a loop."""
 
 import functools
 import itertools

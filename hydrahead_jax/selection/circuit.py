@@ -1,4 +1,7 @@
-"""Senders, found by asking again with every sender among the receivers until none is new."""
+"""Finds senders round by round.
+
+Each round adds the senders found so far to the receivers; it stops when no new head appears.
+"""
 
 import logging
 from collections.abc import Sequence

@@ -24,7 +24,7 @@ def patched_streams(
 
 
 def live_change(block: Block, x_BSTD, stream: Stream, cache, listening: tuple[int, ...]):
-    """What the mixer adds in each stream more than in the first, by these heads alone."""
+    """Change of the mixer's output relative to stream 0 that these heads cause."""
     compute = lambda x_BTD: block.mixer.some_heads(
         mixer_input(block, x_BTD), stream, cache, listening
     )

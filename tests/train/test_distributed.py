@@ -189,7 +189,8 @@ def beat(count: int, step: int, host: str, left: str | None = None) -> Beat:
         (
             {0: beat(5, 7, "a"), 1: beat(5, 7, "b")},
             {0: beat(8, 7, "a"), 1: beat(5, 7, "b")},
-            r"step 7 took longer than 9 s: process 1 \(host b, last step 7\) beats no more",
+            r"step 7 took longer than 9 s: process 1 \(host b, last step 7\) "
+            r"has stopped sending heartbeats",
         ),
         (
             {0: beat(5, 7, "a"), 1: beat(5, 7, "b")},

@@ -161,7 +161,7 @@ def test_a_write_that_fails_names_the_last_checkpoint_and_loses_nothing(
         change_batches(patch, change)
         with pytest.raises(disk.WriteFailed, match=f"could not write {what} in ") as failed:
             loop.run(job)
-    assert ": File too large; that of step 4 is whole; " in str(failed.value)
+    assert ": File too large; the last complete checkpoint is step 4; " in str(failed.value)
     assert "give the same command again to continue" in str(failed.value)
     result = loop.run(job)
     assert_bitwise(result.params, uninterrupted[1])

@@ -1,4 +1,4 @@
-"""One run as one process or as many: how they find, hear, wait for and miss each other."""
+"""One run as one process or as many: start-up, heartbeats, barriers and lost processes."""
 
 import contextlib
 import os
@@ -47,7 +47,10 @@ def start(
 
 @contextlib.contextmanager
 def watched(gate: Gate, peer_timeout: float):
-    """Within, signals close the gate of all processes; from now on silence is as long as given."""
+    """While active, a signal stops all processes at the same step.
+
+    Also sets the peer timeout, which stays set afterwards.
+    """
     if _monitor is None:
         yield
         return

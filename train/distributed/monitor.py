@@ -85,11 +85,14 @@ class Monitor:
         return not team.is_first() and verdict.endswith(why)
 
     def wait_for_verdict(self) -> None:
-        """Gives the search for a dead process time to end this one, its farewell included."""
+        """Waits long enough for the monitor thread to find a dead peer and exit this process."""
         time.sleep(self.peer_timeout + 3 * _FAREWELL_BEATS * BEAT_SECONDS)
 
     def _farewell(self) -> float:
-        """Time for the others to read; the service lives in the first process, which goes last."""
+        """Seconds to wait before exit, so that peers can read our message.
+
+        Process 0 waits longer, because it hosts the coordination service.
+        """
         return (_FAREWELL_BEATS + 2 * team.is_first()) * BEAT_SECONDS
 
     def _own(self) -> Beat:
@@ -175,7 +178,7 @@ class Monitor:
         took = f"{self._doing} {self._step} took longer than {timeout:.0f} s"
         if silent:
             names = ", ".join(team.describe(i, after[i]) for i in silent)
-            return f"{took}: {names} beats no more; {_AGAIN}"
+            return f"{took}: {names} has stopped sending heartbeats; {_AGAIN}"
         least = min(beat.step for beat in after.values())
         late = [i for i, beat in after.items() if beat.step == least]
         if len(late) == len(after):

@@ -24,7 +24,7 @@ class _Stopped(Exception):
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

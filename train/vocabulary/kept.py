@@ -64,7 +64,7 @@ def kept_scores(
     """Scores at X positions, [B, T] with a layout, in one pass; in float32 or better.
 
     The KL is sum p log(p / q) over the kept tokens plus p_tail log(p_tail / q_tail). q_tail is
-    summed over the tokens that were not kept, not taken as 1 less the others.
+    the sum over the dropped tokens; computing 1 - sum(kept) would lose precision.
 
     Args:
       kept: of the teacher, normalised.

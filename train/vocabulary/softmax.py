@@ -38,7 +38,11 @@ def start(targets_X, dtype) -> Running:
 
 
 def add(running: Running, logits_XC, is_target_XC):
-    """With more logits; also the factor for earlier sums, and the exponentials."""
+    """Adds logits to the running softmax.
+
+    Returns:
+      The new state, the factor that rescales earlier sums, and exp(logits - max).
+    """
     top_X = jnp.maximum(running.top_X, jnp.max(logits_XC, axis=-1))
     keep_X = jnp.exp(running.top_X - top_X)
     exp_XC = jnp.exp(logits_XC - top_X[:, None])
@@ -51,7 +55,11 @@ def add(running: Running, logits_XC, is_target_XC):
 
 
 def merge(running: Running, axis: str):
-    """Of the ranks along a mesh axis; also the factor for a rank's other sums."""
+    """Merges the running softmax of all ranks along a mesh axis.
+
+    Returns:
+      The merged state, and the factor by which this rank rescales its own sums.
+    """
     top = jax.lax.pmax(running.top_X, axis)
     keep = jnp.exp(running.top_X - top)
     total = jax.lax.psum(running.sum_X * keep, axis)

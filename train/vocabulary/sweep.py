@@ -162,7 +162,7 @@ _sweep.defvjp(_forward, _backward)
 
 
 def _number(gradient):
-    """Booleans have gradients that no array can hold."""
+    """Replaces float0 cotangents (of booleans) by zeros, because shard_map cannot carry float0."""
     if gradient.dtype == jax.dtypes.float0:
         return jnp.zeros(gradient.shape)
     return gradient

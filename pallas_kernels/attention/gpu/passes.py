@@ -121,11 +121,11 @@ def normalized(sum_RH, peak_R, total_R):
 
 
 def weights(scores, lse, scale: float):
-    """Of keys for queries."""
+    """Softmax weights exp2(score - lse)."""
     return registers(jnp.exp2(registers(scores * (scale * LOG2E) - lse)))
 
 
 def anew(scalar):
-    """`scalar`, of which the compiler knows nothing: it would otherwise keep every address that
-    follows from it in a register through a whole loop."""
+    """Hides `scalar` from the optimiser, which would otherwise keep every address that follows
+    from it in a register through a whole loop."""
     return lax.optimization_barrier(scalar)
