@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import write_json
+from hydrahead_jax.local_path import local_path
 
 _DEFAULT_CHOICES = HydraChoices()
 
@@ -104,14 +106,15 @@ class HeadPlan:
         return dataclasses.replace(teacher, mixers=mixers)
 
     def save(self, path: Path) -> None:
-        """Writes JSON."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Writes JSON, all of the file or nothing."""
+        write_json(local_path(path), dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "HeadPlan":
         """Raises UserError, with the file's name, where it is not a head plan."""
+        path = local_path(path)
         try:
-            return _parse(json.loads(Path(path).read_text(encoding="utf-8")))
+            return _parse(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a head plan: {error}") from error
 

@@ -18,6 +18,8 @@ FLOORS = [  # a module may import its own floor and the floors above it in this 
         "hydrahead_jax.config",
         "hydrahead_jax.head_plan",
         "hydrahead_jax.errors",
+        "hydrahead_jax.json_file",
+        "hydrahead_jax.local_path",
         "hydrahead_jax.precision",
         "hydrahead_jax.sharding",
         "hydrahead_jax.cache",

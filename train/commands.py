@@ -1,9 +1,13 @@
 """The commands; what they need is imported when one is called, so that --help is quick."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from hydrahead_jax.local_path import local_path
 
 ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
 Assignments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE")]
@@ -163,7 +167,7 @@ def plan(
 def evaluate(
     run: Folder,
     assignments: Assignments = (),
-    text: str | None = None,
+    text: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Measure retrieval and text loss of a run, or of a Hugging Face folder.
@@ -177,7 +181,8 @@ def evaluate(
     from train.evaluate import evaluate_saved
     from train.text import TextSource
 
-    evaluate_saved(run, assignments, TextSource(folder=text), out, say=_say)
+    source = TextSource() if text is None else TextSource(folder=str(text))
+    evaluate_saved(run, assignments, source, out, say=_say)
 
 
 def export(run: Folder, out: Path) -> None:
@@ -224,8 +229,22 @@ def _say(sentence: str) -> None:
     print(sentence, flush=True)
 
 
+def _with_local_paths(command: Callable) -> Callable:
+    """The command, which refuses addresses before it does anything."""
+
+    @functools.wraps(command)
+    def checked(*args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path):
+                    local_path(path)
+        command(*args, **kwargs)
+
+    return checked
+
+
 COMMANDS = {
-    command.__name__.replace("_", "-"): command
+    command.__name__.replace("_", "-"): _with_local_paths(command)
     for command in (
         prepare,
         pretrain,

@@ -1,7 +1,6 @@
 """One teacher, several head plans: score, convert, evaluate, and put the results side by side."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop.hf_import import load_hf
+from hydrahead_jax.json_file import plain, read_json
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import (
     HeadScores,
     SelectionSettings,
@@ -71,8 +72,8 @@ class Teacher:
 
     @classmethod
     def load(cls, folder: str) -> "Teacher":
-        config, params = load_hf(Path(folder), dtype=np.float32)
-        return cls(config, params, load_corpus(Path(folder) / "tokenizer.json", config))
+        config, params = load_hf(folder, dtype=np.float32)
+        return cls(config, params, load_corpus(local_path(folder) / "tokenizer.json", config))
 
     def text(self, split: Split) -> np.ndarray:
         """Tokens of the standard library's own sources."""
@@ -81,7 +82,7 @@ class Teacher:
 
 def compare(config: ComparisonConfig) -> dict:
     """Runs the comparison and returns what report.json holds under teacher, students, seconds."""
-    out = Path(config.out)
+    out = local_path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     teacher = Teacher.load(config.teacher)
@@ -136,12 +137,14 @@ def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalS
 
 def cached(path: Path, of: dict, compute: Callable[[], dict]) -> dict:
     """What `compute` gave for the same `of`, an earlier time or now; JSON."""
+    of = plain(of)
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found["of"] == of:
             return found["result"]
-    write_json(path, {"of": of, "result": compute()})
-    return json.loads(path.read_text())["result"]
+    result = plain(compute())
+    write_json(path, {"of": of, "result": result})
+    return result
 
 
 class Clock:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
 
 C = TypeVar("C")
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
@@ -21,16 +22,34 @@ def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = ()) -> 
     """The result of `config()` in the file at `path`, with `assignments` applied in order.
 
     Raises:
-      UserError: there is no such file, it makes no `kind`, or an assignment does not fit.
+      UserError: there is no such file, it makes no `kind`, an assignment does not fit, or a path
+        is an address.
     """
-    config = _run(Path(path))
+    config = _run(local_path(path))
     if not isinstance(config, kind):
         raise UserError(
             f"{path} holds a {type(config).__name__} and this command needs a {kind.__name__}"
         )
     for assignment in assignments:
         config = override(config, assignment)
+    _check_paths(config, "")
     return config
+
+
+def _check_paths(value, where: str) -> None:
+    """Raises UserError where a text of the config is an address, which no field may be."""
+    if isinstance(value, str):
+        try:
+            local_path(value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            _check_paths(item, f"{where}.{getattr(item, 'name', index)}")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            name = f"{where}.{field.name}" if where else field.name
+            _check_paths(getattr(value, field.name), name)
 
 
 def _run(path: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import HeadScores
 from hydrahead_jax.selection.curves import save_knock_out_curves
 from hydrahead_jax.selection.heat_map import save_heat_map
@@ -33,7 +34,7 @@ def demo(config: DemoConfig) -> dict:
     Returns:
       What stands in report.json.
     """
-    out = Path(config.comparison.out)
+    out = local_path(config.comparison.out)
     report = compare(config.comparison)
     clock = Clock()
     first = config.comparison.students[0].name

@@ -1,11 +1,12 @@
 """Retrieval and text loss of a run, or of a Hugging Face folder."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from hydrahead_jax.evals import EvalSettings, evaluate
+from hydrahead_jax.json_file import dumps
+from hydrahead_jax.local_path import local_path
 from train.config_file import override
 from train.run_folder import write_json
 from train.saved_model import load_saved
@@ -31,6 +32,7 @@ def evaluate_saved(
     Raises:
       UserError: the folder holds no model, or the settings do not suit it.
     """
+    out = None if out is None else local_path(out)
     model = load_saved(folder)
     longest = model.config.max_length
     settings = EvalSettings(lengths=(longest, 2 * longest, 4 * longest))
@@ -42,5 +44,5 @@ def evaluate_saved(
     report = {"settings": dataclasses.asdict(settings), **report}
     if out is not None:
         write_json(out, report)
-    say(json.dumps(report, indent=2))
+    say(dumps(report, indent=2))
     return report

@@ -1,12 +1,12 @@
 """The comparison over several teachers and several random draws: mean and range, not one number."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hydrahead_jax.local_path import local_path
 from train.comparison import ComparisonConfig, Student, compare
 from train.parallel import Task, run_parallel
 from train.pretrain import PretrainConfig, pretrain
@@ -33,7 +33,7 @@ class EvidenceConfig:
 
 def evidence(config: EvidenceConfig) -> dict:
     """Runs everything, writes evidence.json and evidence.md, prints the table."""
-    out = Path(config.out)
+    out = local_path(config.out)
     seeds = {f"seed {seed}": _further_teacher(config, seed) for seed in config.teacher_seeds}
     run_parallel(
         {name: _pretrain_task(pretrain) for name, pretrain in seeds.items()},
@@ -69,7 +69,7 @@ def evidence(config: EvidenceConfig) -> dict:
 
 
 def _further_teacher(config: EvidenceConfig, seed: int) -> PretrainConfig:
-    out = Path(config.out)
+    out = local_path(config.out)
     return dataclasses.replace(
         config.pretrain,
         seed=seed,
@@ -79,7 +79,7 @@ def _further_teacher(config: EvidenceConfig, seed: int) -> PretrainConfig:
 
 
 def _pretrain_task(config: PretrainConfig) -> Task:
-    run = Path(config.run)
+    run = local_path(config.run)
     return Task(
         work=pretrain,
         arguments=(config,),
@@ -124,7 +124,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
-def _spread(values: list[float], form: str) -> str:
+def _spread(values: list[float | None], form: str) -> str:
+    if None in values:
+        return "not finite"
     low, high = form.format(min(values)), form.format(max(values))
     mean = form.format(np.mean(values))
     return mean if low == high else f"{mean} ({low} to {high})"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydrahead_jax.interop import export_torch
+from hydrahead_jax.local_path import local_path
 from train.run_folder import CONFIG, read_json
 from train.saved_model import load_saved
 
@@ -17,6 +18,7 @@ def export_run(run: Path, out: Path, say: Callable[[str], None] = print) -> floa
     Raises:
       UserError: the run is not finished, or `out` is in use.
     """
+    run, out = local_path(run), local_path(out)
     model = load_saved(run)
     report = export_torch(out, model.config, model.params, model.tokenizer, card=_card(run))
     say(str(report))

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import dumps, replacing
 from train import distributed
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -32,6 +33,7 @@ def averages(window: list[dict]) -> dict[str, float]:
 class MetricsLog:
     """metrics.jsonl, TensorBoard and, if asked for, Weights & Biases, from the first process alone.
 
+    A value that is not finite is null in metrics.jsonl, because JSON has no NaN.
     Lines that were written after `step`, by a process that was killed, are removed.
     """
 
@@ -49,7 +51,7 @@ class MetricsLog:
         if self._file is None:
             return
         line = {"step": step, "stage": stage, **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
@@ -94,7 +96,8 @@ def _drop_after(path: Path, step: int) -> None:
             keep = False
         if keep:
             kept.append(line + "\n")
-    path.write_text("".join(kept))
+    with replacing(path) as file:
+        file.write("".join(kept))
 
 
 class ProgressLine:

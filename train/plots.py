@@ -1,6 +1,7 @@
 """Loss curves of several runs, as one PNG."""
 
 import json
+import math
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,7 +26,7 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
     for panel, stage in zip(panels, stages, strict=True):
         for index, (name, file) in enumerate(metrics.items()):
             records = [json.loads(line) for line in file.read_text().splitlines()]
-            points = [(r["step"], r["loss"]) for r in records if r["stage"] == stage]
+            points = [(r["step"], _number(r["loss"])) for r in records if r["stage"] == stage]
             panel.plot(
                 *zip(*points, strict=True),
                 label=name,
@@ -39,3 +40,8 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
     panels[0].set_ylabel("loss")
     panels[0].legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _number(value: float | None) -> float:
+    """A value of metrics.jsonl, where null is a number that is not finite."""
+    return math.nan if value is None else value

@@ -1,7 +1,6 @@
 """A small Qwen3-architecture teacher, trained from scratch on text and needle documents."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import EvalSettings, evaluate
 from hydrahead_jax.interop import save_hf_teacher
+from hydrahead_jax.json_file import dumps
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import Precision, training_policy
 from train.config_file import to_plain
@@ -97,7 +98,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
     """
     check(config)
     documents = read_documents(config.text)
-    folder = Path(config.run)
+    folder, _ = local_path(config.run), local_path(config.out)
     open_run(folder, _record(config))
     tokenizer = _tokenizer(config, documents, folder / TOKENIZER)
     corpus = Corpus(tokenizer)
@@ -111,7 +112,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
             say(f"seed {seed} is trained already")
         report = evaluate(config.model, result.params, tokenizer, haystack, config.evaluation)
         write_json(job.folder / "evaluation.json", report)
-        say(f"seed {seed}: {json.dumps(report)}")
+        say(f"seed {seed}: {dumps(report)}")
         if _reached(config, report):
             _save(config, result.params, folder / TOKENIZER, job.folder)
             say(f"saved the teacher to {config.out}")
@@ -190,7 +191,7 @@ def _reached(config: PretrainConfig, report: dict) -> bool:
 
 
 def _save(config: PretrainConfig, params: dict, tokenizer: Path, run_folder: Path) -> None:
-    out = Path(config.out)
+    out = local_path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     save_hf_teacher(out, config.model, params)
     for path in tokenizer.iterdir():

@@ -1,12 +1,12 @@
 """The comparison's report: a table on the terminal, report.json and report.html."""
 
-import json
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hydrahead_jax.json_file import write_json
 from train import page
 
 
@@ -26,7 +26,7 @@ def _row(name: str, model: dict) -> list[str]:
     cells.append(f"{model['cache_bytes_at_32k'] / 2**20:.1f} MiB")
     for task in ("niah_single", "niah_multikey"):
         cells += [f"{100 * accuracy:.0f} %" for accuracy in model[task].values()]
-    return [*cells, f"{model['text_loss']:.3f}"]
+    return [*cells, "not finite" if model["text_loss"] is None else f"{model['text_loss']:.3f}"]
 
 
 def print_table(report: dict) -> None:
@@ -47,7 +47,7 @@ def write_report(folder: Path, report: dict, pictures: dict[str, Path]) -> Path:
     Returns:
       The path of report.html.
     """
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "report.json", report)
     path = folder / "report.html"
     path.write_text(_page(report, pictures), encoding="utf-8")
     return path

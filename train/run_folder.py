@@ -1,15 +1,15 @@
 """The folder of a run: what it was asked for, and what came of it."""
 
-import json
 import secrets
 import shutil
 from pathlib import Path
 
+from hydrahead_jax import json_file
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
-from train import distributed, json_file
+from hydrahead_jax.json_file import read_json
+from train import distributed
 from train.config_file import convert, differences, to_plain
-from train.json_file import read_json
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -37,7 +37,7 @@ def open_run(folder: Path, record: dict) -> bool:
       UserError: the folder holds another run, or something else, cannot be written, or is not the
         same for all processes.
     """
-    record = json.loads(json.dumps(record))
+    record = json_file.plain(record)
     was_there = distributed.agree("run folder", lambda: _open_run(folder, record))
     _check_shared(folder)
     return was_there

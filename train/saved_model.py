@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import load_hf
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import abstract_params
 from train.checkpoint import CheckpointStore
 from train.paths import flatten, unflatten
@@ -33,6 +34,7 @@ def load_saved(folder: Path, dtype: str = "float32") -> SavedModel:
     Raises:
       UserError: it holds none, or a run that is not finished or was damaged.
     """
+    folder = local_path(folder)
     if (folder / MODEL).is_file():
         config, params = load_run(folder)
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -42,6 +44,7 @@ def load_saved(folder: Path, dtype: str = "float32") -> SavedModel:
 
 def load_run(folder: Path) -> tuple[ModelConfig, dict]:
     """Config and final parameters of a run; raises as `load_saved`."""
+    folder = local_path(folder)
     config = load_model(folder)
     if not (folder / FINISHED).is_file():
         raise UserError(f"{folder} is not finished; give the command that began it once more")

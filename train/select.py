@@ -8,6 +8,7 @@ from typing import Any
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import (
     HeadScores,
     Selection,
@@ -37,7 +38,7 @@ def select_heads(config: SelectConfig, say: Callable[[str], None] = print) -> He
         written.
     """
     subject = load_subject(config)
-    folder = Path(config.run)
+    folder = local_path(config.run)
     record = {key: value for key, value in to_plain(config).items() if key != "run"}
     with _writing(folder), Stages(say) as progress:
         open_run(folder, {"config": record})

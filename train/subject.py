@@ -1,7 +1,6 @@
 """The inputs of head selection: the model, its tokenizer, its text and its probes."""
 
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.needle_questions import Questions
 from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import HeadScores, allocate, budget
 from hydrahead_jax.selection.cloze import general_probes
 from hydrahead_jax.selection.knockout import KnockOutSettings
@@ -57,7 +57,7 @@ def load_subject(config: SelectConfig) -> Subject:
         raise UserError(
             f"devices={config.devices} must be 1 to {jax.device_count()}, as many as there are here"
         )
-    model = load_saved(Path(config.teacher), config.dtype)
+    model = load_saved(local_path(config.teacher), config.dtype)
     check_model(config, model.config)
     corpus = load_corpus(model.tokenizer / "tokenizer.json", model.config)
     mesh = data_mesh(config.devices) if config.devices > 1 else None
@@ -67,7 +67,7 @@ def load_subject(config: SelectConfig) -> Subject:
         corpus=corpus,
         probing=corpus.haystack(config.text, "train"),
         questions=_questions(config, model.config, corpus),
-        general=general_probes([Path(path) for path in config.general], corpus.tokenizer),
+        general=general_probes([local_path(path) for path in config.general], corpus.tokenizer),
         mesh=mesh,
     )
 

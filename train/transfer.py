@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from hydrahead_jax.config import HydraChoices, ModelConfig
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import head_rms, migrate, read_config
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.precision import Precision, compute_params, training_policy
 from hydrahead_jax.sharding import MeshConfig, make_layout
 from train import distributed
@@ -81,8 +81,8 @@ def transfer(
     Raises:
       UserError: the inputs are not right, or the run folder holds a different run.
     """
-    plan = HeadPlan.load(Path(config.head_plan))
-    teacher_folder, folder = Path(config.teacher), Path(config.run)
+    teacher_folder, folder = local_path(config.teacher), local_path(config.run)
+    plan = HeadPlan.load(local_path(config.head_plan))
     teacher_config = read_config(teacher_folder)
     student = plan.student(teacher_config, config.choices)
     check_stages(config.stages, teacher_config.max_length, hybrid=True)

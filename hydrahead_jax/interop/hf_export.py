@@ -1,6 +1,5 @@
 """A teacher as a Hugging Face folder that transformers' Qwen3ForCausalLM loads."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import is_teacher, to_hf_config
 from hydrahead_jax.interop.key_table import Row, get_param, key_table, weight_shapes
 from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES, Tensor, write_weights
+from hydrahead_jax.json_file import write_json
+from hydrahead_jax.local_path import local_path
 
 
 def save_hf_teacher(
@@ -33,7 +34,7 @@ def save_hf_teacher(
     """
     if not is_teacher(config):
         raise UserError("only a model of full-attention layers can be saved as a Qwen3 folder")
-    folder = Path(folder)
+    folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as new:
         write_model(Path(new), config, params, dtype, shard_bytes=shard_bytes)
@@ -48,7 +49,7 @@ def write_model(
 ) -> None:
     """Writes config.json and the weights of any model into an empty folder."""
     fields = to_hf_config(config, jnp.dtype(dtype).name)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    write_json(folder / "config.json", fields)
     write_weights(folder, _tensors(config, params, jnp.dtype(dtype)), shard_bytes)
 
 

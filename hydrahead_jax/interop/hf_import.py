@@ -12,6 +12,7 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import from_hf_config
 from hydrahead_jax.interop.key_table import key_table, set_param, weight_shapes
 from hydrahead_jax.interop.weights import Weights, open_weights, read_json
+from hydrahead_jax.local_path import local_path
 
 _FLOATS = ("F32", "BF16", "F16")
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -23,7 +24,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     Raises:
       UserError: no config.json, another kind of model, or a setting that is not supported.
     """
-    path = Path(folder) / "config.json"
+    path = local_path(folder) / "config.json"
     return from_hf_config(read_json(path), str(path))
 
 
@@ -44,7 +45,7 @@ def load_hf(
       UserError: as `read_config`; or a weight file that is missing or damaged, or weights that
         are missing, left over or of the wrong shape, all of them named.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     config = read_config(folder)
     weights = open_weights(folder)
     _check(folder, config, weights)

@@ -19,6 +19,7 @@ from hydrahead_jax.interop.key_table import get_param, key_table, set_param
 from hydrahead_jax.interop.model_card import model_card
 from hydrahead_jax.interop.parity import Parity, check_parity, torch_is_installed
 from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES, read_json
+from hydrahead_jax.local_path import local_path
 
 _CODE = (
     "configuration_hydrahead.py",
@@ -100,7 +101,7 @@ def export_torch(
     Raises:
       UserError: the model has no hybrid layer, the target is in use, or there is no tokenizer.
     """
-    folder, tokenizer_folder = Path(folder).absolute(), Path(tokenizer_folder)
+    folder, tokenizer_folder = local_path(folder).absolute(), local_path(tokenizer_folder)
     _check(folder, config, tokenizer_folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection.pairs import PairRow, ProbePairs, stack_pairs
 from hydrahead_jax.selection.probes import SubProbe
 from hydrahead_jax.selection.token_rows import (
@@ -47,14 +48,15 @@ def general_probes(
       UserError: a file cannot be read, two have one name, or a line makes no pair; says which
         line and what to change.
     """
-    names = [re.sub(r"[^\w-]+", "_", Path(path).stem) for path in paths]
+    paths = [local_path(path) for path in paths]
+    names = [re.sub(r"[^\w-]+", "_", path.stem) for path in paths]
     for path, name in zip(paths, names, strict=True):
         if names.count(name) > 1 or name.startswith("niah_"):
             raise UserError(f"{path}: another probe is named {name}; rename the file")
     return tuple(
         (
             SubProbe(name=name, capability="general", counterfactual="prompt"),
-            cloze_pairs(Path(path), tokenizer),
+            cloze_pairs(path, tokenizer),
         )
         for path, name in zip(paths, names, strict=True)
     )

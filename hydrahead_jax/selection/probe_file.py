@@ -8,6 +8,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import replacing
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection.pairs import PairRow, ProbePairs, pair_rows, stack_pairs
 from hydrahead_jax.selection.probes import SubProbe
 
@@ -22,7 +24,7 @@ def save_probes(
     and the token ids, from which `load_probes` makes the same arrays: "answer_ids" and
     "distractor_ids", "prompt_ids", and for x' "corrupt_ids" at "corrupt_at" in the prompt.
     """
-    with Path(path).open("w", encoding="utf-8") as file:
+    with replacing(local_path(path)) as file:
         for probe, arrays in zip(probes, pairs, strict=True):
             for row in pair_rows(arrays):
                 line = _line(probe, arrays.tokens_BT.shape[1], row, tokenizer)
@@ -35,10 +37,11 @@ def load_probes(path: Path) -> tuple[tuple[SubProbe, ProbePairs], ...]:
     Raises:
       UserError: the file cannot be read or is no file of probes; says which line.
     """
+    path = local_path(path)
     rows: dict[SubProbe, list[PairRow]] = {}
     lengths: dict[SubProbe, int] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):

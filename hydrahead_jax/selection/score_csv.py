@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import replacing
+from hydrahead_jax.local_path import local_path
 
 EFFECTS = ("receiver", "raw_receiver", "sender", "raw_sender", "total")
 READOUTS = ("clean", "corrupted")
@@ -37,7 +39,7 @@ def save(table: Table, path: Path) -> None:
     readouts = table.readouts_YP.ravel().tolist()
     header = _header(table.capabilities, table.probes, tuple(table.heads))
     blank = [""] * (len(header) - len(_BASELINE) - len(readouts))
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with replacing(local_path(path)) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerow([*_BASELINE, *blank, *readouts])
@@ -56,8 +58,9 @@ def load(path: Path) -> Table:
     Raises:
       UserError: the file is missing or is not such a table.
     """
+    path = local_path(path)
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             table = _parse(list(csv.reader(file)))
         _check(table)
     except (OSError, ValueError, csv.Error) as error:

@@ -1,6 +1,5 @@
 """Results of finished batches on disk, so that scoring goes on where it stopped."""
 
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import dumps, replacing
+from hydrahead_jax.local_path import local_path
 
 _INPUTS = "inputs.json"
 
@@ -20,10 +21,10 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, inputs: dict):
-        self._folder = folder
-        if folder is None:
+        self._folder = None if folder is None else local_path(folder)
+        if self._folder is None:
             return
-        path, text = Path(folder) / _INPUTS, json.dumps(inputs, indent=2) + "\n"
+        path, text = self._folder / _INPUTS, dumps(inputs, indent=2) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.read_text() != text:
@@ -31,7 +32,8 @@ class Store:
                     f"{folder} holds scores of another model, other pairs or other settings; "
                     "choose another folder, or delete this one"
                 )
-            path.write_text(text)
+            with replacing(path) as file:
+                file.write(text)
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
@@ -41,17 +43,15 @@ class Store:
         """What `compute` gave for this name, an earlier time or now."""
         if self._folder is None:
             return compute()
-        path = Path(self._folder) / f"{name}.npz"
+        path = self._folder / f"{name}.npz"
         found = _read(path)
         if found is not None:
             return found
         arrays = compute()
-        partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(path, "wb") as file:
                 np.savez(file, **arrays)
-            partial.replace(path)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written: {error.strerror}; what was scored before is kept, give "

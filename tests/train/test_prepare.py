@@ -17,10 +17,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json
 from tests.train import prepared_text
 from train.__main__ import main
 from train.data import make_batches
-from train.json_file import read_json
 from train.prepare import readers
 from train.prepare.command import prepare
 from train.prepare.job import WORK

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import write_json
+from hydrahead_jax.local_path import local_path
 from pallas_kernels.hardware_free.isolated import IsolatedError, run_isolated
 from pallas_kernels.report.provenance import provenance
 from train.mesh_checks import check_mesh
@@ -44,6 +45,7 @@ def plan(
     Raises:
       UserError: the target is unknown, or the models are.
     """
+    json_file = None if json_file is None else local_path(json_file)
     place = parse_target(target)
     models = models_of(config, alike=alike)
     check_stages(config.stages, models.teacher.max_length, hybrid=True)
@@ -58,7 +60,7 @@ def plan(
             say(f"stage {found.stage!r}: {found.refusal or found.advice}")
     say(NETWORK)
     if json_file is not None:
-        json_file.write_text(json.dumps(record(place, models, plans), indent=1) + "\n")
+        write_json(json_file, record(place, models, plans))
         say(f"wrote {json_file}")
     return plans
 

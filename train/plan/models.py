@@ -1,13 +1,13 @@
 """Teacher and student of a config, as they are, or as they will be."""
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from hydrahead_jax.config import ModelConfig, qwen3
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import read_config
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import budget
 from train.transfer import TransferConfig
 
@@ -36,8 +36,9 @@ def models_of(config: TransferConfig, *, alike: bool = False) -> Models:
 
 
 def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
-    if Path(config.teacher, "config.json").is_file():
-        return read_config(Path(config.teacher)), ""
+    folder = local_path(config.teacher)
+    if (folder / "config.json").is_file():
+        return read_config(folder), ""
     if config.teacher_size is None:
         raise UserError(
             f"there is no teacher in {config.teacher}; to plan without it, say its size: "
@@ -50,8 +51,9 @@ def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
 
 
 def _plan(config: TransferConfig, teacher: ModelConfig, alike: bool) -> tuple[HeadPlan, str]:
-    if Path(config.head_plan).is_file():
-        return HeadPlan.load(Path(config.head_plan)), ""
+    path = local_path(config.head_plan)
+    if path.is_file():
+        return HeadPlan.load(path), ""
     meshes = [stage.mesh or config.mesh for stage in config.stages]
     multiple = math.lcm(*(max(1, mesh.tensor) for mesh in meshes))
     plan = assumed_plan(teacher, budget(teacher, config.ratio), multiple, alike=alike)

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json, write_json
 from train.config_file import differences
-from train.json_file import read_json, write_json
 from train.prepare.job import WORK, Job, lengths_file, part_record
 from train.prepare.shards import finished_shards
 from train.prepare.sources import Part, SourceFile, find_files, make_parts

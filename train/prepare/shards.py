@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
-from train.json_file import read_json, write_json
+from hydrahead_jax.json_file import read_json, write_json
 from train.prepare.job import WORK, Counts, Job, lengths_file, part_record, shard_name
 from train.prepare.readers import read_part
 from train.prepare.sources import Part

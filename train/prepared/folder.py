@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from hydrahead_jax.errors import UserError
-from train.json_file import read_json
+from hydrahead_jax.json_file import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"

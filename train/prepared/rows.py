@@ -1,13 +1,13 @@
 """Rows of prepared text in the order of training, the same for any number of processes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
 from train.prepared.folder import PreparedFolder, PreparedText
 from train.prepared.packing import Packing, Plan
 from train.prepared.plans import plan_for
@@ -34,7 +34,7 @@ def open_folders(texts: tuple[PreparedText, ...], vocabulary: str) -> list[Prepa
     Raises:
       UserError: one cannot be read, or is in another vocabulary.
     """
-    folders = [PreparedFolder(Path(text.folder).absolute()) for text in texts]
+    folders = [PreparedFolder(local_path(text.folder).absolute()) for text in texts]
     for folder in folders:
         folder.check_tokenizer(vocabulary)
     return folders

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
 from train.data import Batch, Batches, make_batches
 from train.run_folder import read_json
 from train.stage import Stage, stage_seed
@@ -49,7 +49,7 @@ class CachedBatches:
 
     def __init__(self, batches: Batches, stage: Stage, rows: tuple[int, ...]):
         """`rows` are those of every batch that `batches` gives."""
-        path = Path(stage.teacher_cache.folder)
+        path = local_path(stage.teacher_cache.folder)
         self._folder = CacheFolder(path, read_json(path / MANIFEST))
         self._batches, self._rows, self._step = batches, rows, 0
 

@@ -14,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hydrahead_jax.context.order import from_order
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import read_config
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import merge
 from hydrahead_jax.precision import compute_params, training_policy
 from hydrahead_jax.sharding import Layout, make_layout
@@ -58,7 +59,7 @@ def cache_teacher(config: TransferConfig, say: Callable[[str], None] = print) ->
             "no stage has a teacher_cache; set teacher_cache=TeacherCache(folder=...) on the "
             "stage that distills"
         )
-    teacher_folder = Path(config.teacher)
+    teacher_folder = local_path(config.teacher)
     teacher_config = read_config(teacher_folder)
     check_stages(config.stages, teacher_config.max_length, hybrid=True)
     mesh = stages[0].mesh or config.mesh
@@ -78,7 +79,7 @@ def cache_teacher(config: TransferConfig, say: Callable[[str], None] = print) ->
     }
     params = compute_params(training_policy(config.precision), loaded.take())
     for stage in stages:
-        path = Path(stage.teacher_cache.folder)
+        path = local_path(stage.teacher_cache.folder)
         make = functools.partial(open_for_writing, path, wanted[stage.name])
         distributed.agree("cache", make)
         rows = tuple(range(stage.data.batch))

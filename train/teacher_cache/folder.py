@@ -10,6 +10,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
 from train.config_file import differences, to_plain
 from train.run_folder import read_json, write_json
 from train.stage import Stage
@@ -134,7 +135,7 @@ def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
     Raises:
       UserError: it is missing, of another teacher or other data, or has too few steps.
     """
-    path = Path(stage.teacher_cache.folder)
+    path = local_path(stage.teacher_cache.folder)
     where = f"stage {stage.name!r}: the teacher cache {path}"
     if not (path / MANIFEST).is_file():
         raise UserError(f"{where} is not there; make it by `python -m train cache-teacher`")
