@@ -1,0 +1,364 @@
+"""The glue to flash-linear-attention and causal-conv1d, with stand-ins that have their signatures.
+
+The stand-ins compute token by token in float64, and check what the real kernels check.
+"""
+
+import itertools
+import logging
+import sys
+import types
+
+import pytest
+
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed in this environment: the glue is PyTorch code"
+)
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from hydrahead_jax.interop.torch_model import kernels_hydrahead as kernels  # noqa: E402
+from hydrahead_jax.interop.torch_model.delta_rule_hydrahead import delta_rule  # noqa: E402
+
+B, N, H = 2, 3, 8
+M = N * H
+TAPS = 4
+
+
+def slow_rule(q, k, v, g, beta, scale, state):
+    """One sequence [T, N, H]."""
+    out = []
+    for t in range(q.shape[0]):
+        state = state * g[t].exp()[:, None, None]
+        error = v[t] - torch.einsum("nkv,nk->nv", state, k[t])
+        state = state + torch.einsum("nk,nv->nkv", k[t], beta[t][:, None] * error)
+        out.append(torch.einsum("nkv,nk->nv", state, q[t] * scale))
+    return torch.stack(out), state
+
+
+def stand_in_rule(q, k, v, g, beta, scale, initial_state, cu_seqlens):
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+    assert g.dtype == beta.dtype == torch.float32
+    assert g.shape == beta.shape == q.shape[:3]
+    if cu_seqlens is None:
+        spans = [(row, slice(None)) for row in range(q.shape[0])]
+    else:
+        assert q.shape[0] == 1 and cu_seqlens.dtype == torch.long
+        ends = cu_seqlens.tolist()
+        assert ends[0] == 0 and ends[-1] == q.shape[1]
+        spans = [(0, slice(*pair)) for pair in itertools.pairwise(ends)]
+    if initial_state is None:
+        initial_state = q.new_zeros(len(spans), *q.shape[2:], v.shape[-1], dtype=torch.float32)
+    assert initial_state.dtype == torch.float32 and len(initial_state) == len(spans)
+    out, states = torch.zeros_like(v), []
+    for (row, span), state in zip(spans, initial_state, strict=True):
+        inputs = [x[row, span].double() for x in (q, k, v, g, beta)]
+        piece, state = slow_rule(*inputs, scale, state.double())
+        out[row, span] = piece.to(v.dtype)
+        states.append(state.float())
+    return out, torch.stack(states)
+
+
+class FlaStandIn(types.ModuleType):
+    """The signatures of fla-core 0.6.0."""
+
+    def __init__(self):
+        super().__init__("fla.ops.gated_delta_rule")
+        self.called = []
+
+    def chunk_gated_delta_rule(
+        self,
+        q,
+        k,
+        v,
+        g,
+        beta,
+        scale=None,
+        initial_state=None,
+        output_final_state=False,
+        use_qk_l2norm_in_kernel=False,
+        use_beta_sigmoid_in_kernel=False,
+        allow_neg_eigval=False,
+        state_v_first=False,
+        cu_seqlens=None,
+        cu_seqlens_cpu=None,
+        chunk_indices=None,
+        cp_context=None,
+        **kwargs,
+    ):
+        self.called.append("chunk")
+        out, state = stand_in_rule(q, k, v, g, beta, scale, initial_state, cu_seqlens)
+        return out, state if output_final_state else None
+
+    def fused_recurrent_gated_delta_rule(
+        self,
+        q,
+        k,
+        v,
+        g=None,
+        gk=None,
+        gv=None,
+        beta=None,
+        scale=None,
+        initial_state=None,
+        output_final_state=False,
+        use_qk_l2norm_in_kernel=False,
+        use_gate_in_kernel=False,
+        A_log=None,
+        dt_bias=None,
+        use_beta_sigmoid_in_kernel=False,
+        allow_neg_eigval=False,
+        state_v_first=False,
+        cu_seqlens=None,
+        **kwargs,
+    ):
+        self.called.append("recurrent")
+        out, state = stand_in_rule(q, k, v, g, beta, scale, initial_state, cu_seqlens)
+        return out, state if output_final_state else None
+
+
+class ConvStandIn(types.ModuleType):
+    """The signatures of causal-conv1d 1.6, and the checks of its C++."""
+
+    def __init__(self):
+        super().__init__("causal_conv1d")
+        self.called = []
+
+    def causal_conv1d_fn(
+        self,
+        x,
+        weight,
+        bias=None,
+        seq_idx=None,
+        initial_states=None,
+        return_final_states=False,
+        final_states_out=None,
+        activation=None,
+    ):
+        self.called.append("whole")
+        rows, channels, length = x.shape
+        assert x.stride(1) == 1 and channels % 8 == 0 and activation in (None, "silu")
+        assert weight.shape == (channels, TAPS) and bias is None
+        assert seq_idx is None or initial_states is None
+        if initial_states is None:
+            initial_states = x.new_zeros(rows, channels, TAPS - 1)
+        else:
+            assert initial_states.shape == (rows, channels, TAPS - 1)
+            assert initial_states.stride(1) == 1 and initial_states.dtype == x.dtype
+        if seq_idx is not None:
+            assert seq_idx.dtype == torch.int32 and seq_idx.shape == (rows, length)
+            assert seq_idx.is_contiguous()
+        out = torch.zeros_like(x)
+        for row in range(rows):
+            for t in range(length):
+                for tap in range(TAPS):
+                    source = t - (TAPS - 1) + tap
+                    if source >= 0:
+                        if seq_idx is not None and seq_idx[row, source] != seq_idx[row, t]:
+                            continue
+                        value = x[row, :, source]
+                    else:
+                        value = initial_states[row, :, source]
+                    out[row, :, t] += value * weight[:, tap]
+        return torch.nn.functional.silu(out) if activation else out
+
+    def causal_conv1d_update(
+        self,
+        x,
+        conv_state,
+        weight,
+        bias=None,
+        activation=None,
+        cache_seqlens=None,
+        conv_state_indices=None,
+    ):
+        self.called.append("update")
+        window = torch.cat([conv_state, x[..., None]], dim=-1)
+        conv_state.copy_(window[..., 1:])
+        out = (window * weight).sum(-1)
+        return torch.nn.functional.silu(out) if activation else out
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Both packages as if installed, and every tensor as if on a GPU."""
+    fla, conv = FlaStandIn(), ConvStandIn()
+    monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
+    monkeypatch.setitem(sys.modules, "fla.ops", types.ModuleType("fla.ops"))
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", fla)
+    monkeypatch.setitem(sys.modules, "causal_conv1d", conv)
+    as_if_on_gpu(monkeypatch)
+    yield fla, conv
+    kernels._functions.cache_clear()
+
+
+def as_if_on_gpu(monkeypatch):
+    same_dtype = lambda *tensors: len({x.dtype for x in tensors}) == 1
+    monkeypatch.setattr(kernels, "_can_run", same_dtype)
+    kernels._functions.cache_clear()
+
+
+def rule_inputs(length: int, rows: int = B):
+    generator = torch.Generator().manual_seed(length)
+    random = lambda *shape: torch.randn(*shape, generator=generator)
+    q, k, v = (random(rows, length, N, H).bfloat16() for _ in range(3))
+    k = torch.nn.functional.normalize(k.float(), dim=-1).bfloat16()
+    log_decay, beta = -random(rows, length, N).abs(), random(rows, length, N).sigmoid()
+    return q, k, v, log_decay, beta
+
+
+def plain_rule(q, k, v, log_decay, beta, state):
+    state = torch.zeros(q.shape[0], N, H, H) if state is None else state
+    return delta_rule(q.float() * H**-0.5, k.float(), v.float(), log_decay, beta, state)
+
+
+def check_rule(actual, expected):
+    """Both paths see the same bfloat16 inputs; the kernel rounds its output to bfloat16."""
+    torch.testing.assert_close(actual[0].float(), expected[0], atol=2e-2, rtol=1e-2)
+    assert actual[0].dtype == torch.bfloat16
+    torch.testing.assert_close(actual[1], expected[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "kernel"), [(1, "recurrent"), (64, "recurrent"), (70, "chunk")])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_delta_rule_of_prefill_and_decode(installed, length, kernel, earlier):
+    state = torch.randn(B, N, H, H, generator=torch.Generator().manual_seed(7)) if earlier else None
+    inputs = rule_inputs(length)
+    check_rule(kernels.delta_rule(*inputs, state), plain_rule(*inputs, state))
+    assert installed[0].called == [kernel]
+
+
+def test_padding_neither_decays_nor_writes(installed):
+    q, k, v, log_decay, beta = rule_inputs(70)
+    log_decay[1, :13], beta[1, :13] = 0, 0
+    _, state = kernels.delta_rule(q, k, v, log_decay, beta, None)
+    alone = kernels.delta_rule(*(x[1:, 13:] for x in (q, k, v, log_decay, beta)), None)
+    torch.testing.assert_close(state[1:], alone[1], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("length", [40, 90])
+def test_documents_of_packed_rows_are_kept_apart(installed, length):
+    inputs = rule_inputs(length)
+    documents_BT = torch.zeros(B, length, dtype=torch.long)
+    documents_BT[0, 17:], documents_BT[0, 30:], documents_BT[1, 1:] = 1, 2, 1
+    out, state = kernels.delta_rule(*inputs, None, documents_BT)
+    for row, cuts in enumerate([(0, 17, 30, length), (0, 1, length)]):
+        for start, end in itertools.pairwise(cuts):
+            piece = [x[row : row + 1, start:end] for x in inputs]
+            expected, last = plain_rule(*piece, None)
+            actual = out[row : row + 1, start:end].float()
+            torch.testing.assert_close(actual, expected, atol=2e-2, rtol=1e-2)
+        torch.testing.assert_close(state[row : row + 1], last, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_are_asked_of_the_kernel_that_has_them(installed):
+    q, k, v, log_decay, beta = rule_inputs(8)
+    kernels.delta_rule(q.requires_grad_(), k, v, log_decay, beta, None)
+    with torch.no_grad():
+        kernels.delta_rule(q, k, v, log_decay, beta, None)
+    assert installed[0].called == ["chunk", "recurrent"]
+
+
+def plain_convolution(x_BMT, weight_M1W, tail_BMW, silu):
+    if tail_BMW is None:
+        tail_BMW = x_BMT.new_zeros(x_BMT.shape[0], M, TAPS - 1)
+    x_BMT = torch.cat([tail_BMW, x_BMT], dim=-1)
+    out = torch.nn.functional.conv1d(x_BMT, weight_M1W, groups=M)
+    return torch.nn.functional.silu(out) if silu else out
+
+
+def conv_inputs(length: int, earlier: bool):
+    generator = torch.Generator().manual_seed(length)
+    random = lambda *shape: torch.randn(*shape, generator=generator)
+    x_BMT = random(B, length, M).transpose(1, 2)
+    return x_BMT, random(M, 1, TAPS), random(B, M, TAPS - 1) if earlier else None
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    ("length", "earlier", "kernel"),
+    [(1, True, "update"), (1, False, "whole"), (2, True, "whole"), (9, False, "whole")],
+)
+def test_convolution_of_prefill_and_decode(installed, silu, length, earlier, kernel):
+    x_BMT, weight, tail = conv_inputs(length, earlier)
+    before = None if tail is None else tail.clone()
+    actual = kernels.convolution(x_BMT, weight, tail, silu)
+    expected = plain_convolution(x_BMT, weight, before, silu)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert installed[1].called == [kernel]
+    if tail is not None:
+        torch.testing.assert_close(tail, before, atol=0, rtol=0)
+
+
+def test_convolution_stops_at_documents(installed):
+    x_BMT, weight, _ = conv_inputs(12, earlier=False)
+    documents_BT = (torch.arange(12) >= 5).long()[None]
+    actual = kernels.convolution(x_BMT, weight, None, False, documents_BT)
+    pieces = [plain_convolution(x, weight, None, False) for x in x_BMT.split([5, 7], dim=2)]
+    torch.testing.assert_close(actual, torch.cat(pieces, dim=2), atol=1e-5, rtol=0)
+
+
+def test_float32_and_unequal_dtypes_take_the_plain_path(installed):
+    q, k, v, log_decay, beta = rule_inputs(4)
+    assert kernels.delta_rule(q.float(), k.float(), v.float(), log_decay, beta, None) is None
+    assert kernels.delta_rule(q, k, v.half(), log_decay, beta, None) is None
+    odd = torch.randn(B, 5, 9)
+    assert kernels.convolution(odd, torch.randn(5, 1, TAPS), None, False) is None
+    assert installed[0].called == installed[1].called == []
+
+
+def test_a_cpu_tensor_takes_the_plain_path_in_silence(caplog):
+    kernels._functions.cache_clear()
+    with caplog.at_level(logging.DEBUG):
+        assert kernels.delta_rule(*rule_inputs(4), None) is None
+        assert kernels.convolution(*conv_inputs(4, False), False) is None
+    assert not [r for r in caplog.records if "HydraHead" in r.message]
+    assert kernels._functions.cache_info().currsize == 0
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    said = []
+    monkeypatch.setattr(kernels.logger, "warning", said.append)
+    yield said
+    kernels._functions.cache_clear()
+
+
+def test_missing_packages_are_said_once_with_what_to_install(monkeypatch, warnings_of):
+    for name in ("fla.ops.gated_delta_rule", "causal_conv1d"):
+        monkeypatch.setitem(sys.modules, name, None)
+    as_if_on_gpu(monkeypatch)
+    for _ in range(2):
+        assert kernels.delta_rule(*rule_inputs(4), None) is None
+        assert kernels.convolution(*conv_inputs(4, False), False) is None
+    rule, conv = warnings_of
+    assert "pip install -U flash-linear-attention" in rule and "gated delta rule" in rule
+    assert "pip install -U causal-conv1d" in conv
+
+
+def changed():
+    """A stand-in whose chunked rule has another signature."""
+
+    def with_new_names(query, key, value, g, beta, scale=None, **kwargs):
+        raise AssertionError("must not be called")
+
+    def with_head_first(
+        q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False,
+        cu_seqlens=None, head_first=True,
+    ):  # fmt: skip
+        raise AssertionError("must not be called")
+
+    def with_a_new_requirement(
+        q, k, v, g, beta, A_log, scale=None, initial_state=None, output_final_state=False,
+        cu_seqlens=None,
+    ):  # fmt: skip
+        raise AssertionError("must not be called")
+
+    return [with_new_names, with_head_first, with_a_new_requirement]
+
+
+@pytest.mark.parametrize("function", changed(), ids=lambda f: f.__name__)
+def test_a_changed_signature_is_said_and_not_called(installed, monkeypatch, warnings_of, function):
+    monkeypatch.setattr(installed[0], "chunk_gated_delta_rule", function, raising=False)
+    kernels._functions.cache_clear()
+    assert kernels.delta_rule(*rule_inputs(70), None) is None
+    [sentence] = warnings_of
+    assert function.__name__ in sentence and len(sentence) < 300
