@@ -1,6 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 LATEST_VENV ?= .venv-latest
+NEWEST_VENV ?= .venv-newest
+NEWEST_PYTHON ?= $(PYTHON)
+LOCKS = $(wildcard requirements/py*.txt)
 WORKERS ?= 2
 
 # glibc gives freed memory back between training steps, and the page faults cost more than the
@@ -10,7 +13,7 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest lint kernels-report kernels-benchmark kernels-hostile \
+.PHONY: demo evidence test test-latest test-newest lock lint kernels-report kernels-benchmark kernels-hostile \
   selection-benchmark chaos data-benchmark planning loss-memory clean
 
 demo: $(VENV)/installed
@@ -26,6 +29,34 @@ test: $(VENV)/installed lint
 # run in `make test` only.
 test-latest: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
+
+# Unlocked: the newest releases that pyproject.toml and $(NEWEST_PYTHON) allow. PyTorch's clients, and
+# each command once. make test-newest BEYOND="transformers" ignores that package's upper bound.
+BEYOND ?=
+test-newest:
+	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+	  --editable ".[dev,clients]"
+	$(if $(BEYOND),$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade $(BEYOND))
+	$(NEWEST_VENV)/bin/python -m pip freeze --exclude-editable
+	@echo "Newer releases, which a package's bounds keep out:"
+	$(NEWEST_VENV)/bin/python -m pip list --outdated
+	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+NEWEST_TESTS = tests/interop tests/test_readme.py tests/train/test_commands.py
+
+# Resolves all locks anew, one a Python: the cells of `make test` and `make test-latest` together.
+# make lock UPGRADE= keeps every version that pyproject.toml still allows.
+UPGRADE ?= --upgrade
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade uv
+	for version in 3.11 3.12 3.13; do \
+	  .venv-lock/bin/uv pip compile --quiet $(UPGRADE) --no-annotate \
+	    --custom-compile-command "make lock" --python-version $$version \
+	    --python-platform x86_64-manylinux_2_31 --extra dev --extra clients --extra hardware-free \
+	    pyproject.toml requirements/also.in \
+	    --output-file requirements/py$$(echo $$version | tr -d .).txt || exit; \
+	done
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -47,18 +78,16 @@ kernels-benchmark: $(LATEST_VENV)/installed
 	  $(LATEST_VENV)/bin/python -m benchmarks.kernels --op $$op $(BENCHMARK) || exit; \
 	done
 
-$(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[dev,torch]"
+$(VENV)/installed: pyproject.toml $(LOCKS)
+	.ci/install $(VENV) $(PYTHON) dev,clients
 	touch $@
 
-$(LATEST_VENV)/installed: pyproject.toml
-	python=$${LATEST_PYTHON:-$$(.ci/latest-python)} && $$python -m venv $(LATEST_VENV)
-	$(LATEST_VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+$(LATEST_VENV)/installed: pyproject.toml $(LOCKS)
+	python=$${LATEST_PYTHON:-$$(.ci/latest-python)} && .ci/install $(LATEST_VENV) $$python dev
 	touch $@
 
 %/hardware_free: %/installed
-	$*/bin/python -m pip install --quiet --editable ".[hardware-free]"
+	.ci/install $* $*/bin/python dev,hardware-free
 	touch $@
 
 # Every implementation on every case, against float64: the tables of docs/numerics.md.
@@ -90,4 +119,4 @@ loss-memory: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m benchmarks.loss_memory
 
 clean:
-	rm -rf $(VENV) $(LATEST_VENV) runs
+	rm -rf $(VENV) $(LATEST_VENV) $(NEWEST_VENV) .venv-lock runs
