@@ -25,6 +25,7 @@ FLOORS = [  # a module may import its own floor and the floors above it in this 
         "hydrahead_jax.cache",
         "hydrahead_jax.mixers",
         "hydrahead_jax.models",
+        "hydrahead_jax.text_files",
     ),
     (
         "hydrahead_jax.selection",

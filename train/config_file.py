@@ -15,6 +15,9 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.local_path import local_path
 
 C = TypeVar("C")
+RECORDED_IF_SET = {"recorded": "if set"}
+"""Metadata of a field that is left out of JSON while it has its default, so that runs begun before
+there was such a field go on."""
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
 
 
@@ -198,7 +201,11 @@ def _convert_dataclass(kind, value, where: str):
 def to_plain(value):
     """A config as dicts, lists and plain values; `convert` is the inverse."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            field.name: to_plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata != RECORDED_IF_SET or getattr(value, field.name) != field.default
+        }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]

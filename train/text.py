@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-import json
+import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,50 +13,71 @@ from tokenizers import Tokenizer
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.text_files.names import shown
+from train import distributed
+from train.config_file import RECORDED_IF_SET
 from train.corpus import Split, stdlib_documents
+from train.documents.counts import Counts, fate_of
+from train.documents.find import find_files
+from train.documents.parts import make_parts
+from train.documents.read import read_part
 from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
 
-_SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+_log = logging.getLogger(__name__)
+_FIELD = "text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """`folder` holds .txt, .md and .py files, one document each, and .jsonl files with a document
-    in the "text" of every line; None is the standard library's own sources."""
+    """Text that fits into memory.
+
+    Attributes:
+      folder: holds files of text, read as `python -m train prepare` reads them, or is one; None is
+        the standard library's own sources. JSON objects and Parquet files have it under "text".
+      skip_bad: whether records that cannot be used are left out, and counted; they end the
+        command otherwise.
+    """
 
     folder: str | None = None
+    skip_bad: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
 
 
-def read_documents(source: TextSource, split: Split = "train") -> list[str]:
-    """The documents, in a fixed order; a folder has no held-out part.
+def read_documents(
+    source: TextSource, split: Split = "train", say: Callable[[str], None] = _log.warning
+) -> list[str]:
+    """Reads the documents, in a fixed order; a folder has no held-out part.
+
+    Args:
+      source: where they are.
+      split: of the standard library.
+      say: takes a sentence on what was left out, if anything was.
 
     Raises:
-      UserError: the folder is missing or holds no text.
+      UserError: the folder is missing or holds no text, or a record cannot be used.
     """
     if source.folder is None:
         return stdlib_documents(split)
     folder = Path(source.folder)
-    if not folder.is_dir():
-        raise UserError(f"there is no data folder {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _SUFFIXES)
-    texts = [text for path in files for text in _read(path) if text.strip()]
+    if not folder.exists():
+        raise UserError(f"there is no data folder {shown(folder)}")
+    found = find_files((folder,))
+    counts, texts = Counts(), []
+    for part in make_parts(found.files, sys.maxsize, _FIELD):
+        for document in read_part(part, _FIELD):
+            if document.text is None and not source.skip_bad:
+                raise UserError(
+                    f"{document.name()} {document.flaw}; mend it, or leave such records out by "
+                    f"skip_bad=True of the TextSource"
+                )
+            fate = fate_of(document)
+            counts.add(fate, document)
+            if fate == "written":
+                texts.append(document.text)
+    notes = [note for note in (found.left_out(), counts.left_out()) if note]
     if not texts:
-        raise UserError(f"the data folder {folder} holds no text in {', '.join(_SUFFIXES)} files")
-    return texts
-
-
-def _read(path: Path) -> list[str]:
-    content = path.read_text(encoding="utf-8", errors="replace")
-    if path.suffix != ".jsonl":
-        return [content]
-    texts = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(str(json.loads(line)["text"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}, line {number}: no JSON object with a "text"') from error
+        raise UserError("; ".join([f"there is no text in {shown(folder)}", *notes]))
+    if notes:
+        say(f"{shown(folder)}: {'; '.join(notes)}")
     return texts
 
 
@@ -71,6 +94,7 @@ class Corpus:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self._encoded: dict[tuple, list[np.ndarray]] = {}
+        self._said: set[str] = set()
 
     @functools.cached_property
     def vocabulary_checksum(self) -> str:
@@ -80,7 +104,7 @@ class Corpus:
     def documents(self, source: TextSource, split: Split = "train") -> list[np.ndarray]:
         key = (source, split)
         if key not in self._encoded:
-            self._encoded[key] = encode_documents(self.tokenizer, read_documents(source, split))
+            self._encoded[key] = encode_documents(self.tokenizer, self._read(source, split))
         return self._encoded[key]
 
     def haystack(self, source: TextSource, split: Split = "train") -> Haystack:
@@ -91,7 +115,15 @@ class Corpus:
             tokens = np.concatenate(self.documents(source, split))
             return tokens[tokens != end_of_text(self.tokenizer)]
 
-        return Haystack(tuple(read_documents(source, split)), encode)
+        return Haystack(tuple(self._read(source, split)), encode)
+
+    def _read(self, source: TextSource, split: Split) -> list[str]:
+        return read_documents(source, split, self._say_once)
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said and distributed.is_first():
+            _log.warning(sentence)
+        self._said.add(sentence)
 
 
 def load_corpus(path: Path, model: ModelConfig) -> Corpus:

@@ -1,6 +1,5 @@
 """Counterfactual pairs of general ability, from lines that a user wrote."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,16 +17,19 @@ from hydrahead_jax.selection.token_rows import (
     token_ids,
     token_row,
 )
+from hydrahead_jax.text_files.names import shown
+from hydrahead_jax.text_files.parse import Unusable, parse_json
+from hydrahead_jax.text_files.records import json_records
 
 _REQUIRED, _OPTIONAL = ("prompt", "answer", "distractor"), ("corrupt_prompt",)
 _FAULTS_NAMED = 8
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Cloze(NamedTuple):
-    """One line: answer and distractor follow the prompt as they stand, leading space included."""
+    """One record: answer and distractor follow the prompt as they stand, leading space included."""
 
-    line: int
+    place: str
     prompt: str
     answer: str
     distractor: str
@@ -72,7 +74,7 @@ def cloze_pairs(path: Path, tokenizer: Tokenizer) -> ProbePairs:
         try:
             rows.append(_row(cloze, ids, others, tokenizer))
         except UnequalTokens as error:
-            faults.append(f"line {cloze.line}: {error}")
+            faults.append(f"{cloze.place}: {error}")
     if faults:
         more = ["and more"] if len(faults) > _FAULTS_NAMED else []
         raise UserError(f"{path}: " + "; ".join([*faults[:_FAULTS_NAMED], *more]))
@@ -80,27 +82,25 @@ def cloze_pairs(path: Path, tokenizer: Tokenizer) -> ProbePairs:
 
 
 def read_clozes(path: Path) -> list[Cloze]:
-    """The lines of a file, blank ones left out.
+    """Reads the records of a file, blank lines left out.
 
     Raises:
       UserError: the file cannot be read or is empty, or a line is no cloze; says which.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    clozes = [_cloze(path, i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+    clozes = [_cloze(path, place, raw) for raw, place, _ in json_records(path)]
     if not clozes:
         raise UserError(f"{path} is empty; it needs a JSON object a line, with {_fields()}")
     return clozes
 
 
-def _cloze(path: Path, line: int, text: str) -> Cloze:
-    where = f"{path}, line {line}"
+def _cloze(path: Path, place: str, raw: bytes | None) -> Cloze:
+    where = f"{shown(path)}, {place}"
+    if raw is None:
+        raise UserError(f"{where} is too long")
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+        found = parse_json(raw)
+    except Unusable as why:
+        raise UserError(f"{where} {why}") from why
     if not isinstance(found, dict):
         raise UserError(f"{where} is not a JSON object with {_fields()}")
     for name in _REQUIRED:
@@ -109,9 +109,9 @@ def _cloze(path: Path, line: int, text: str) -> Cloze:
     for name, value in found.items():
         if name not in _REQUIRED + _OPTIONAL:
             raise UserError(f"{where} has an unknown field {name!r}; it may have {_fields()}")
-        if not isinstance(value, str) or not value.strip() or _SURROGATE.search(value):
-            raise UserError(f"{where}: {name!r} is {value!r} and must be text")
-    return Cloze(line, **found)
+        if not isinstance(value, str) or not value.strip() or _NO_TEXT.search(value):
+            raise UserError(f"{where}: {name!r} is {ascii(value)[:80]} and must be text")
+    return Cloze(place, **found)
 
 
 def _fields() -> str:

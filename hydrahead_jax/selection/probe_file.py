@@ -12,6 +12,8 @@ from hydrahead_jax.json_file import replacing
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection.pairs import PairRow, ProbePairs, pair_rows, stack_pairs
 from hydrahead_jax.selection.probes import SubProbe
+from hydrahead_jax.text_files.parse import parse_json
+from hydrahead_jax.text_files.records import json_records
 
 
 def save_probes(
@@ -40,17 +42,11 @@ def load_probes(path: Path) -> tuple[tuple[SubProbe, ProbePairs], ...]:
     path = local_path(path)
     rows: dict[SubProbe, list[PairRow]] = {}
     lengths: dict[SubProbe, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for raw, place, _ in json_records(path):
         try:
-            probe, length, row = _parsed(json.loads(line))
+            probe, length, row = _parsed(parse_json(raw or b""))
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{path}, line {number} holds no pair of a probe: {error}") from error
+            raise UserError(f"{path}, {place} holds no pair of a probe: {error}") from error
         rows.setdefault(probe, []).append(row)
         lengths[probe] = length
     if not rows:

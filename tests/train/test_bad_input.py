@@ -67,7 +67,7 @@ def test_sequence_longer_than_the_model_allows(work, capsys):
 def test_empty_data_folder(work, capsys):
     (work / "empty").mkdir()
     sentence = refused(work, capsys, f"stages.distill.data.text.folder={work / 'empty'}")
-    assert f"the data folder {work / 'empty'} holds no text" in sentence
+    assert f"there is no text in {work / 'empty'}" in sentence
 
 
 def test_missing_data_folder(work, capsys):

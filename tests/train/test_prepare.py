@@ -21,10 +21,11 @@ from hydrahead_jax.json_file import read_json
 from tests.train import prepared_text
 from train.__main__ import main
 from train.data import make_batches
-from train.prepare import readers
+from train.documents import read
+from train.documents.find import find_files
+from train.documents.parts import make_parts
 from train.prepare.command import prepare
 from train.prepare.job import WORK
-from train.prepare.sources import find_files, make_parts
 from train.prepared.folder import MANIFEST, PreparedFolder
 from train.text import Corpus
 from train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -104,9 +105,9 @@ def test_parts_depend_on_the_files_alone(tmp_path):
     path = prepared_text.write_jsonl(tmp_path / "a.jsonl", documents)
     (tmp_path / "b.txt").write_text("b")
     (tmp_path / "c.md").write_text("c")
-    parts = make_parts(find_files((tmp_path,)), 4000, "text")
+    parts = make_parts(find_files((tmp_path,)).files, 4000, "text")
     assert len(parts) == -(-path.stat().st_size // 4000) + 1 and parts[-1].stop == 2
-    found = [d.text for part in parts for d in readers.read_part(part, "text")]
+    found = [d.text for part in parts for d in read.read_part(part, "text")]
     assert found == [*documents, "b", "c"]
 
 
@@ -165,7 +166,7 @@ def test_stopped_inside_a_part(stop_after, tmp_path, tokenizer, monkeypatch):
                 raise UserError("stopped")
             yield document
 
-    read_part = readers.read_part
+    read_part = read.read_part
     monkeypatch.setattr("train.prepare.shards.read_part", stop)
     monkeypatch.setattr("train.prepare.tokenise._DOCUMENTS_AT_ONCE", 10)
     with pytest.raises(UserError, match="stopped"):
@@ -199,8 +200,8 @@ def test_records_without_text(tmp_path, tokenizer, monkeypatch):
     lines[50:50] = ['{"text": ', "", '{"text": " \\n"}', '{"text": 3}', '{"other": ""}', "[1]"]
     lines += ['{"text": null}', '{"text": "' + "long" * 500 + '"}', '{"text": "half \\ud83d"}']
     source.write_text("\n".join(lines))
-    monkeypatch.setattr(readers, "LONGEST_TEXT", 1900)
-    with pytest.raises(UserError, match=r"text\.jsonl, line 51, holds no JSON object.*--skip-bad"):
+    monkeypatch.setattr(read, "LONGEST_TEXT", 1900)
+    with pytest.raises(UserError, match=r"text\.jsonl, line 51 holds no JSON object.*--skip-bad"):
         run(source, tokenizer, tmp_path / "out")
     manifest = run(source, tokenizer, tmp_path / "out", skip_bad=True)
     assert manifest["left_out"] == {"empty": 2, "other_split": 0, "unusable": 5}
@@ -252,7 +253,7 @@ def test_another_job_in_the_folder(tmp_path, tokenizer):
     with pytest.raises(UserError, match="shard_tokens is 600 there and 100 here"):
         run(source, tokenizer, out, shard_tokens=100)
     prepared_text.write_jsonl(source, prepared_text.texts(20, seed=1))
-    with pytest.raises(UserError, match="begun differently: sources"):
+    with pytest.raises(UserError, match=r"begun differently: the source text\.jsonl has changed"):
         run(source, tokenizer, out)
     (tmp_path / "more").mkdir()
     for name in ("a.txt", "b.txt"):

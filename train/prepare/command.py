@@ -1,9 +1,5 @@
-"""`python -m train prepare`: what is asked for, what is left to do, and the manifest at the end."""
+"""Runs `python -m train prepare`: finds the text, makes the shards that are left, finishes."""
 
-import hashlib
-import json
-import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,17 +7,21 @@ from typing import Literal
 import numpy as np
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import read_json, write_json
-from train.config_file import differences
-from train.prepare.job import WORK, Job, lengths_file, part_record
-from train.prepare.shards import finished_shards
-from train.prepare.sources import Part, SourceFile, find_files, make_parts
+from hydrahead_jax.text_files.names import shown
+from train.documents.checksum import Fingerprint, fingerprints, first_changed
+from train.documents.find import Found, SourceFile, find_files
+from train.documents.parts import Part, make_parts
+from train.prepare.asked import disown, open_folder, what_is_asked
+from train.prepare.job import WORK, Job, part_record
+from train.prepare.manifest import finish
 from train.prepare.workers import run_parts
-from train.prepared.folder import FORMAT, LENGTHS, MANIFEST, PreparedFolder
+from train.prepared.folder import PreparedFolder
+from train.progress import Stages
 from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
-from train.versions import versions
 
-_ASKED = "prepare.json"
+_CHECK = "MiB of sources checked"
+_MIB = 2**20
+_MUCH_TO_CHECK = 1024
 _BYTES_PER_TOKEN = 4
 
 
@@ -75,20 +75,29 @@ def prepare(
         split=split,
         skip_bad=skip_bad,
     )
-    files = _files(sources, out)
-    parts = make_parts(files, shard_tokens * _BYTES_PER_TOKEN, text_field)
-    asked = _asked(job, files)
+    found = _find(sources, out)
+    if left_out := found.left_out():
+        say(left_out)
+    parts = make_parts(found.files, shard_tokens * _BYTES_PER_TOKEN, text_field)
+    before = _fingerprints(found.files, workers, say)
+    asked = what_is_asked(job, before)
     try:
-        if _open(out, asked):
+        if open_folder(out, asked):
             manifest = PreparedFolder(out).manifest
             say(f"{out} is finished; nothing to do")
             return manifest
         run_parts(job, _left(job, parts), min(workers, len(parts)), say)
+        if changed := first_changed(found.files, before):
+            disown(out)
+            raise UserError(
+                f"{shown(changed.path)} changed while it was read; delete {out} and give the "
+                f"command once more"
+            )
         tokens = {"vocabulary": vocabulary_checksum(loaded), "size": vocabulary}
-        manifest = _finish(job, asked, len(parts), tokens)
+        manifest, sentence = finish(job, asked, len(parts), found, tokens)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error}") from error
-    say(_summary(out, manifest))
+    say(sentence)
     return manifest
 
 
@@ -101,49 +110,30 @@ def _check(workers: int, shard_tokens: int, held_out: float, split: str) -> None
         raise UserError("--split held_out writes nothing without --held-out, such as 0.01")
 
 
-def _files(sources: tuple[Path, ...], out: Path) -> list[SourceFile]:
-    for source in sources:
-        if out.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"{out} lies in the source {source}; choose a folder outside of it")
-    return find_files(sources)
+def _find(sources: tuple[Path, ...], out: Path) -> Found:
+    _check_outside(out, [source.resolve() for source in sources])
+    found = find_files(sources)
+    _check_outside(out, found.folders)
+    return found
 
 
-def _asked(job: Job, files: list[SourceFile]) -> dict:
-    """All that determines the result."""
-    try:
-        fingerprints = [file.fingerprint() for file in files]
-    except OSError as error:
-        raise UserError(f"cannot read the sources: {error}") from error
-    return {
-        "tokenizer": hashlib.sha256(job.tokenizer.read_bytes()).hexdigest(),
-        "text_field": job.text_field,
-        "shard_tokens": job.shard_tokens,
-        "held_out": job.held_out,
-        "split": job.split,
-        "sources": fingerprints,
-    }
-
-
-def _open(out: Path, asked: dict) -> bool:
-    """Makes the folder, or checks that it is of the same job; whether that is finished."""
-    path = out / _ASKED
-    if path.is_file():
-        found = read_json(path)
-        if found["tokenizer"] != asked["tokenizer"]:
-            raise UserError(f"{out} was begun with another tokenizer; choose another --out")
-        if len(found["sources"]) != len(asked["sources"]):
+def _check_outside(out: Path, folders: list[Path]) -> None:
+    target = out.resolve()
+    for folder in folders:
+        if target.is_relative_to(folder):
             raise UserError(
-                f"{out} was begun with {len(found['sources'])} source files, now there are "
-                f"{len(asked['sources'])}; choose another --out"
+                f"{out} lies in the source {shown(folder)}; choose a folder outside of it"
             )
-        if changes := differences(found, asked):
-            raise UserError(f"{out} was begun differently: {changes[0]}; choose another --out")
-        return (out / MANIFEST).is_file()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and holds no prepared text; choose another --out")
-    (out / WORK).mkdir(parents=True)
-    write_json(path, asked)
-    return False
+
+
+def _fingerprints(
+    files: list[SourceFile], workers: int, say: Callable[[str], None]
+) -> list[Fingerprint]:
+    total = -(-sum(file.bytes for file in files) // _MIB)
+    if total < _MUCH_TO_CHECK:
+        return fingerprints(files, workers)
+    with Stages(say) as stages:
+        return fingerprints(files, workers, lambda done: stages(_CHECK, done // _MIB, total))
 
 
 def _left(job: Job, parts: list[Part]) -> dict[int, Part]:
@@ -151,54 +141,3 @@ def _left(job: Job, parts: list[Part]) -> dict[int, Part]:
         partial.unlink()
     done = lambda number: part_record(job.out, number).is_file()
     return {number: part for number, part in enumerate(parts) if not done(number)}
-
-
-def _finish(job: Job, asked: dict, parts: int, vocabulary: dict) -> dict:
-    """Puts the lengths of all shards together and writes the manifest."""
-    shards, fates = [], Counter()
-    for part in range(parts):
-        record = read_json(part_record(job.out, part))
-        found = finished_shards(job.out, part)
-        if len(found) != record["shards"]:
-            part_record(job.out, part).unlink()
-            raise UserError(f"a shard in {job.out} is damaged; give the command once more")
-        fates.update(record["counts"])
-        shards += found
-    _join_lengths(job.out, [shard["name"] for shard in shards])
-    shards = [{k: v for k, v in shard.items() if k != "counts"} for shard in shards]
-    content = [job.dtype, vocabulary["vocabulary"]]
-    content += [[shard[k] for k in ("documents", "tokens", "checksum")] for shard in shards]
-    manifest = {
-        "format": FORMAT,
-        "checksum": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
-        "documents": sum(shard["documents"] for shard in shards),
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "left_out": {fate: count for fate, count in fates.items() if fate != "written"},
-        "dtype": job.dtype,
-        "end_of_text": job.end_of_text,
-        "tokenizer": {"file": asked["tokenizer"], **vocabulary},
-        "asked": {k: v for k, v in asked.items() if k not in ("tokenizer", "sources")},
-        "sources": len(asked["sources"]),
-        "versions": versions(),
-        "shards": shards,
-    }
-    write_json(job.out / MANIFEST, manifest)
-    shutil.rmtree(job.out / WORK)
-    return manifest
-
-
-def _join_lengths(out: Path, shards: list[str]) -> None:
-    lengths = [np.load(lengths_file(out, shard)) for shard in shards]
-    partial = out / WORK / LENGTHS
-    np.save(partial, np.concatenate([np.zeros(0, "<u4"), *lengths]))
-    partial.replace(out / LENGTHS)
-
-
-def _summary(out: Path, manifest: dict) -> str:
-    names = {"empty": "empty", "other_split": "of the other split", "unusable": "unusable"}
-    left_out = [f"{n} {names[fate]}" for fate, n in manifest["left_out"].items() if n]
-    more = f"; left out: {', '.join(left_out)}" if left_out else ""
-    return (
-        f"{out} holds {manifest['documents']} documents, {manifest['tokens']} tokens, in "
-        f"{len(manifest['shards'])} shards{more}"
-    )

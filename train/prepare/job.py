@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-Fate = Literal["written", "empty", "other_split", "unusable"]
-
 WORK = "work"
 
 
@@ -34,23 +32,6 @@ class Job:
     held_out: float
     split: Literal["train", "held_out"]
     skip_bad: bool
-
-
-@dataclasses.dataclass
-class Counts:
-    """What became of the documents of a part, so far."""
-
-    written: int = 0
-    empty: int = 0
-    other_split: int = 0
-    unusable: int = 0
-
-    @property
-    def read(self) -> int:
-        return self.written + self.empty + self.other_split + self.unusable
-
-    def add(self, fate: Fate) -> None:
-        setattr(self, fate, getattr(self, fate) + 1)
 
 
 def shard_name(part: int, shard: int) -> str:

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import read_json, write_json
-from train.prepare.job import WORK, Counts, Job, lengths_file, part_record, shard_name
-from train.prepare.readers import read_part
-from train.prepare.sources import Part
+from train.documents.counts import Counts
+from train.documents.parts import Part
+from train.documents.read import read_part
+from train.prepare.job import WORK, Job, lengths_file, part_record, shard_name
 from train.prepare.tokenise import tokenised
 from train.prepared.folder import RECORD_TOKENS
 
@@ -39,9 +40,9 @@ def make_shards(
     documents = itertools.islice(read_part(part, job.text_field), counts.read, None)
     try:
         shard = None
-        for fate, tokens, done in tokenised(job, tokenizer, documents):
-            advance(done)
-            counts.add(fate)
+        for fate, tokens, document in tokenised(job, tokenizer, documents):
+            advance(document.done)
+            counts.add(fate, document)
             if tokens is not None:
                 shard = shard or _Shard(job, shard_name(number, len(shards)))
                 shard.write(tokens)

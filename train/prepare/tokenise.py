@@ -7,8 +7,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
-from train.prepare.job import Fate, Job
-from train.prepare.readers import Document
+from train.documents.counts import Fate, fate_of
+from train.documents.read import Document
+from train.prepare.job import Job
 
 _CHARACTERS_AT_ONCE = 2**20
 _DOCUMENTS_AT_ONCE = 512
@@ -16,8 +17,8 @@ _DOCUMENTS_AT_ONCE = 512
 
 def tokenised(
     job: Job, tokenizer: Tokenizer, documents: Iterator[Document]
-) -> Iterator[tuple[Fate, np.ndarray | None, float]]:
-    """What becomes of each document, its tokens, and the share of the part that is read."""
+) -> Iterator[tuple[Fate, np.ndarray | None, Document]]:
+    """Yields what becomes of each document, its tokens, and the document."""
     for batch in _batches(documents):
         fates = [_fate(job, document) for document in batch]
         texts = [d.text for d, fate in zip(batch, fates, strict=True) if fate == "written"]
@@ -26,7 +27,7 @@ def tokenised(
             tokens = None
             if fate == "written":
                 tokens = np.array([*next(encoded).ids, job.end_of_text], job.dtype)
-            yield fate, tokens, document.done
+            yield fate, tokens, document
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -42,15 +43,14 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _fate(job: Job, document: Document) -> Fate:
-    if document.text is None:
-        if not job.skip_bad:
-            raise UserError(f"{document.flaw}; mend it, or leave such records out by --skip-bad")
-        return "unusable"
-    if not document.text.strip():
-        return "empty"
-    if job.held_out:
+    fate = fate_of(document)
+    if fate == "unusable" and not job.skip_bad:
+        raise UserError(
+            f"{document.name()} {document.flaw}; mend it, or leave such records out by --skip-bad"
+        )
+    if fate == "written" and job.held_out:
         digest = hashlib.blake2b(document.text.encode("utf-8"), digest_size=8).digest()
         is_held_out = int.from_bytes(digest) < job.held_out * 2**64
         if is_held_out != (job.split == "held_out"):
             return "other_split"
-    return "written"
+    return fate

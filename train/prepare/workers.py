@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 
 from hydrahead_jax.errors import UserError
+from train.documents.parts import Part
 from train.prepare.job import Job
 from train.prepare.shards import make_shards
-from train.prepare.sources import Part
 from train.progress import Stages
 from train.tokenizer import load_tokenizer
 

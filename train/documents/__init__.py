@@ -1,0 +1,1 @@
+"""The one reader of text: files and folders to documents, for `prepare` and for `TextSource`."""

@@ -1,0 +1,51 @@
+"""Reads the records of ArrayRecord files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.text_files.names import shown
+from hydrahead_jax.text_files.parse import Unusable, parse_json
+
+_AT_A_TIME = 64
+_OPTIONS = "readahead_buffer_size:1M,max_parallelism:1"
+_ERRORS = (RuntimeError, IndexError, UnicodeEncodeError)
+
+
+def look_at(path: Path) -> tuple[int, bool]:
+    """Returns the number of records, and whether they are JSON: the first one is an object then.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        reader = ArrayRecordReader(str(path))
+        count = reader.num_records()
+        first = reader.read([0])[0] if count else b""
+        reader.close()
+    except _ERRORS as error:
+        raise UserError(f"cannot read {shown(path)}: {error}") from error
+    try:
+        return count, isinstance(parse_json(first), dict)
+    except Unusable:
+        return count, False
+
+
+def records(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yields records `start` to `stop` and their numbers from 1.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        reader = ArrayRecordReader(str(path), options=_OPTIONS)
+        try:
+            for first in range(start, stop, _AT_A_TIME):
+                last = min(first + _AT_A_TIME, stop)
+                yield from enumerate(reader.read(first, last), start=first + 1)
+        finally:
+            reader.close()
+    except _ERRORS as error:
+        raise UserError(f"cannot read {shown(path)}: {error}") from error

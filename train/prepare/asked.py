@@ -1,0 +1,79 @@
+"""Records what a prepared folder was asked for, and refuses to go on with anything else."""
+
+import hashlib
+from pathlib import Path
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json, write_json
+from hydrahead_jax.text_files.names import shown
+from train.config_file import differences
+from train.documents.checksum import Fingerprint
+from train.prepare.job import WORK, Job
+from train.prepared.folder import MANIFEST
+
+_ASKED = "prepare.json"
+_RULES = 2
+"""Of reading text. Folders without a number were made when checksums were of both ends only."""
+
+
+def what_is_asked(job: Job, sources: list[Fingerprint]) -> dict:
+    """Returns all that determines the result, as JSON."""
+    return {
+        "rules": _RULES,
+        "tokenizer": hashlib.sha256(job.tokenizer.read_bytes()).hexdigest(),
+        "text_field": job.text_field,
+        "shard_tokens": job.shard_tokens,
+        "held_out": job.held_out,
+        "split": job.split,
+        "sources": [source.content for source in sources],
+    }
+
+
+def open_folder(out: Path, asked: dict) -> bool:
+    """Makes the folder, or checks that it is of the same job; returns whether that is finished.
+
+    Raises:
+      UserError: it is of another job, or holds something else.
+    """
+    path = out / _ASKED
+    if path.is_file():
+        _check_same(out, read_json(path), asked)
+        return (out / MANIFEST).is_file()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and holds no prepared text; choose another --out")
+    (out / WORK).mkdir(parents=True)
+    write_json(path, asked)
+    return False
+
+
+def disown(out: Path) -> None:
+    """Makes `open_folder` refuse an unfinished folder from now on."""
+    (out / _ASKED).unlink()
+
+
+def _check_same(out: Path, found: dict, asked: dict) -> None:
+    if found.get("rules") != asked["rules"]:
+        use = "train on it as it is, or " if (out / MANIFEST).is_file() else ""
+        raise UserError(
+            f"{out} was made by another version, so whether its sources changed since cannot be "
+            f"told; {use}choose another --out"
+        )
+    if found["tokenizer"] != asked["tokenizer"]:
+        raise UserError(f"{out} was begun with another tokenizer; choose another --out")
+    if len(found["sources"]) != len(asked["sources"]):
+        raise UserError(
+            f"{out} was begun with {len(found['sources'])} source files, now there are "
+            f"{len(asked['sources'])}; choose another --out"
+        )
+    for old, new in zip(found["sources"], asked["sources"], strict=True):
+        if old != new:
+            was = "has changed" if old[0] == new[0] else f"was {_name(old)}"
+            raise UserError(
+                f"{out} was begun differently: the source {_name(new)} {was}; choose another --out"
+            )
+    if changes := differences(found, asked):
+        raise UserError(f"{out} was begun differently: {changes[0]}; choose another --out")
+
+
+def _name(source: list) -> str:
+    return shown(source[0].partition("/")[2])
