@@ -114,8 +114,7 @@ def _marks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bytes]]:
     """Yields brackets and commas outside of strings, each after the bytes since the last one; the
     mark is b"" where a chunk of the file ends."""
     is_string = is_escaped = False
-    chunk = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8)
-    while chunk:
+    for chunk in _chunks(file):
         begin, at = 0, int(is_escaped)
         is_escaped = False
         while found := (_INSIDE_STRINGS if is_string else _OUTSIDE_STRINGS).search(chunk, at):
@@ -129,7 +128,14 @@ def _marks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bytes]]:
                 yield chunk[begin : found.start()], found[0]
                 begin = at
         yield chunk[begin:], b""
-        chunk = file.read(_CHUNK)
+
+
+def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
+    """Yields what a file holds, without the byte order mark."""
+    if start := file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8):
+        yield start
+    while chunk := file.read(_CHUNK):
+        yield chunk
 
 
 class _Item:
@@ -164,10 +170,8 @@ def _form(path: Path) -> str:
     if not name.endswith(".json"):
         return "lines"
     with open_stream(path) as (stream, _):
-        chunk = stream.read(_CHUNK).removeprefix(codecs.BOM_UTF8)
-        while chunk and not chunk.strip(BLANK):
-            chunk = stream.read(_CHUNK)
-    if chunk.lstrip(BLANK).startswith(b"["):
+        start = next((c for c in _chunks(stream) if c.strip(BLANK)), b"")
+    if start.lstrip(BLANK).startswith(b"["):
         return "array"
     with open_stream(path) as (stream, _):
         _, first = next(lines(stream), (0, None))
