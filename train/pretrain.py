@@ -13,6 +13,7 @@ from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import EvalSettings, evaluate
 from hydrahead_jax.interop import save_hf_teacher
+from hydrahead_jax.interop.tokenizer_files import copy_tokenizer_files
 from hydrahead_jax.json_file import dumps
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import init_params
@@ -194,7 +195,6 @@ def _save(config: PretrainConfig, params: dict, tokenizer: Path, run_folder: Pat
     out = local_path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     save_hf_teacher(out, config.model, params)
-    for path in tokenizer.iterdir():
-        shutil.copy(path, out / path.name)
-    shutil.copy(run_folder / METRICS, out / "training_log.jsonl")
-    shutil.copy(run_folder / "evaluation.json", out / "evaluation.json")
+    copy_tokenizer_files(tokenizer, out)
+    shutil.copyfile(run_folder / METRICS, out / "training_log.jsonl")
+    shutil.copyfile(run_folder / "evaluation.json", out / "evaluation.json")

@@ -1,12 +1,12 @@
 """The folder of a run: what it was asked for, and what came of it."""
 
 import secrets
-import shutil
 from pathlib import Path
 
 from hydrahead_jax import json_file
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.tokenizer_files import copy_tokenizer_files
 from hydrahead_jax.json_file import read_json
 from train import distributed
 from train.config_file import convert, differences, to_plain
@@ -110,11 +110,5 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """
     if not (source / "tokenizer.json").is_file():
         raise UserError(f"{source} has no tokenizer.json")
-    if not distributed.is_first():
-        return
-    target = folder / TOKENIZER
-    target.mkdir(parents=True, exist_ok=True)
-    names = ("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
-    for path in (*source.glob("tokenizer*"), *(source / name for name in names)):
-        if path.is_file():
-            shutil.copy(path, target / path.name)
+    if distributed.is_first():
+        copy_tokenizer_files(source, folder / TOKENIZER)

@@ -12,7 +12,8 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import is_teacher, to_hf_config
 from hydrahead_jax.interop.key_table import Row, get_param, key_table, weight_shapes
-from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES, Tensor, write_weights
+from hydrahead_jax.interop.weight_writer import Tensor, write_weights
+from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES
 from hydrahead_jax.json_file import write_json
 from hydrahead_jax.local_path import local_path
 

@@ -1,15 +1,12 @@
 """A hybrid as a Hugging Face folder that PyTorch loads, with its own modelling code."""
 
 import dataclasses
-import json
 import os
-import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
 
 import jax.numpy as jnp
-from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
@@ -18,6 +15,12 @@ from hydrahead_jax.interop.hf_export import write_model
 from hydrahead_jax.interop.key_table import get_param, key_table, set_param
 from hydrahead_jax.interop.model_card import model_card
 from hydrahead_jax.interop.parity import Parity, check_parity, torch_is_installed
+from hydrahead_jax.interop.tokenizer_files import (
+    check_tokenizer_files,
+    copy_tokenizer_files,
+    is_tokenizer_file,
+    write_generation_config,
+)
 from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES, read_json
 from hydrahead_jax.local_path import local_path
 
@@ -27,18 +30,7 @@ _CODE = (
     "mixers_hydrahead.py",
     "modeling_hydrahead.py",
 )
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_GENERATION = "generation_config.json"
-_WRITTEN = ("config.json", "README.md", _GENERATION, *_CODE, *_TOKENIZER)
+_WRITTEN = ("config.json", "README.md", *_CODE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +103,8 @@ def export_torch(
         for name in _CODE:
             code = resources.files("hydrahead_jax.interop.torch_model").joinpath(name)
             (new / name).write_bytes(code.read_bytes())
-        _copy_tokenizer(tokenizer_folder, new)
+        copy_tokenizer_files(tokenizer_folder, new)
+        write_generation_config(new)
         parity = None
         if torch_is_installed():
             parity = check_parity(new, config, _rounded(config, params, dtype))
@@ -130,9 +123,7 @@ def _check(folder: Path, config: ModelConfig, tokenizer_folder: Path) -> None:
         raise UserError(
             f"{folder} is not empty and holds more than an earlier export; choose another folder"
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (tokenizer_folder / name).is_file():
-            raise UserError(f"{tokenizer_folder} has no {name}, which the export needs")
+    check_tokenizer_files(tokenizer_folder)
 
 
 def _may_be_replaced(folder: Path) -> bool:
@@ -143,31 +134,10 @@ def _may_be_replaced(folder: Path) -> bool:
     if not names:
         return True
     known = {*_WRITTEN, *(path.name for path in folder.glob(WEIGHT_FILES))}
-    if names - known or "config.json" not in names:
+    foreign = [name for name in names - known if not is_tokenizer_file(name)]
+    if foreign or "config.json" not in names:
         return False
     return read_json(folder / "config.json").get("model_type") == HYBRID_TYPE
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer as it is; and generation_config.json, made from it if there is none."""
-    for name in (*_TOKENIZER, _GENERATION):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if not (target / _GENERATION).exists():
-        settings = {"do_sample": False} | _special_ids(source)
-        (target / _GENERATION).write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _special_ids(folder: Path) -> dict[str, int]:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    settings = read_json(folder / "tokenizer_config.json")
-    ids = {}
-    for name in ("bos", "eos", "pad"):
-        token = settings.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is not None and (number := tokenizer.token_to_id(text)) is not None:
-            ids[f"{name}_token_id"] = number
-    return ids
 
 
 def _rounded(config: ModelConfig, params: dict, dtype) -> dict:

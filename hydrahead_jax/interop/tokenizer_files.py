@@ -1,0 +1,78 @@
+"""Which files of a model's folder belong to its tokenizer and to how it is talked to."""
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.weights import read_json
+
+GENERATION = "generation_config.json"
+TEMPLATES = "additional_chat_templates"
+_NEEDED = ("tokenizer.json", "tokenizer_config.json")
+_FILES = (
+    *_NEEDED,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "*.tiktoken",
+    "tokenization_*.py",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION,
+)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a model's folder holds such a file, or folder of templates, for its tokenizer."""
+    return name == TEMPLATES or any(fnmatch.fnmatch(name, pattern) for pattern in _FILES)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those that are there, relative to the folder, in order."""
+    found = [path for path in folder.iterdir() if is_tokenizer_file(path.name) and path.is_file()]
+    found += [path for path in (folder / TEMPLATES).glob("*") if path.is_file()]
+    return sorted(path.relative_to(folder) for path in found)
+
+
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """Copies them byte for byte into `target`, which is made if it is not there."""
+    for name in tokenizer_files(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises UserError where a file that an export needs is missing, or is not readable JSON."""
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}, which the export needs")
+    read_json(folder / "tokenizer_config.json")
+    if (folder / GENERATION).is_file():
+        read_json(folder / GENERATION)
+
+
+def write_generation_config(folder: Path) -> None:
+    """Makes generation_config.json from the tokenizer where there is none."""
+    if not (folder / GENERATION).exists():
+        settings = {"do_sample": False} | _special_ids(folder)
+        (folder / GENERATION).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _special_ids(folder: Path) -> dict[str, int]:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    settings = read_json(folder / "tokenizer_config.json")
+    ids = {}
+    for name in ("bos", "eos", "pad"):
+        token = settings.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None and (number := tokenizer.token_to_id(text)) is not None:
+            ids[f"{name}_token_id"] = number
+    return ids
