@@ -44,6 +44,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict:
         "model_type": HYBRID_TYPE,
         "auto_map": {
             "AutoConfig": "configuration_hydrahead.HydraHeadConfig",
+            "AutoModel": "modeling_hydrahead.HydraHeadModel",
             "AutoModelForCausalLM": "modeling_hydrahead.HydraHeadForCausalLM",
         },
         **fields,

@@ -25,10 +25,17 @@ from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES, read_json
 from hydrahead_jax.local_path import local_path
 
 _CODE = (
+    "attention_hydrahead.py",
+    "cache_hydrahead.py",
     "configuration_hydrahead.py",
+    "convolution_hydrahead.py",
     "delta_rule_hydrahead.py",
+    "documents_hydrahead.py",
+    "kernels_hydrahead.py",
+    "keywords_hydrahead.py",
     "mixers_hydrahead.py",
     "modeling_hydrahead.py",
+    "tokens_hydrahead.py",
 )
 _WRITTEN = ("config.json", "README.md", *_CODE)
 

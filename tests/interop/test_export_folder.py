@@ -1,21 +1,17 @@
 """The files of an export, with or without PyTorch: complete or absent, never over another's."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
 from hydrahead_jax.cache import cache_bytes
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.interop import export_torch, load_hf, torch_export
+from hydrahead_jax.interop import export_torch, load_hf, torch_export, torch_model
 from tests.interop import toy
 
-CODE = {
-    "configuration_hydrahead.py",
-    "delta_rule_hydrahead.py",
-    "mixers_hydrahead.py",
-    "modeling_hydrahead.py",
-}
+CODE = {path.name for path in Path(torch_model.__file__).parent.glob("*_hydrahead.py")}
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,22 @@
 """The config of a HydraHead model, for Hugging Face transformers."""
 
+import transformers
 from transformers import PretrainedConfig
+from transformers.utils import logging
+
+OLDEST, NEWEST = (5, 21), (5, 24)  # versions that this code was tested with
+_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+if _VERSION < OLDEST:
+    raise ImportError(
+        f"a HydraHead model needs transformers 5.21 or newer, and this is "
+        f"{transformers.__version__}; run: pip install -U transformers"
+    )
+if _VERSION > NEWEST:
+    logging.get_logger(__name__).warning_once(
+        f"this HydraHead model was tested with transformers up to 5.24, and this is "
+        f"{transformers.__version__}"
+    )
 
 
 class HydraHeadConfig(PretrainedConfig):
@@ -58,3 +74,8 @@ class HydraHeadConfig(PretrainedConfig):
             raise ValueError(f"{len(mixers)} mixers for num_hidden_layers={num_hidden_layers}")
         self.mixers = mixers
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What transformers reads to make a cache: each layer may have both kinds of heads."""
+        return ["hybrid"] * self.num_hidden_layers

@@ -3,16 +3,41 @@
 import torch
 import torch.nn.functional as F
 
+from . import kernels_hydrahead
+
 CHUNK = 64
+RESET = -1e4  # a log decay after which nothing is left in float32
 
 
-def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
-    """Output [B, T, N, P] and the state after the last token; all of it float32."""
-    inputs = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN)
-    if q_BTNH.shape[1] > 1:
-        return delta_rule_chunked(*inputs, state_BNHP)
-    out_BNP, state_BNHP = delta_rule_step(*(x[:, 0] for x in inputs), state_BNHP)
-    return out_BNP[:, None], state_BNHP
+def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, documents_BT=None):
+    """Runs the gated delta rule, by the fastest way there is.
+
+    Args:
+      q_BTNH, k_BTNH, v_BTNP: any float dtype; queries not yet scaled by H**-0.5.
+      log_decay_BTN, beta_BTN: float32, zero on padding.
+      state_BNHP: float32, before the first token; None for zeros.
+      documents_BT: a number for each document of a packed row, or None.
+
+    Returns:
+      The output in the dtype of v, and the state after the last token in float32.
+    """
+    arguments = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, documents_BT)
+    if (result := kernels_hydrahead.delta_rule(*arguments)) is not None:
+        return result
+    B, T, N, H = q_BTNH.shape
+    if state_BNHP is None:
+        state_BNHP = log_decay_BTN.new_zeros(B, N, H, v_BTNP.shape[-1])
+    if documents_BT is not None:
+        begins_BT = documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0
+        log_decay_BTN = log_decay_BTN.masked_fill(begins_BT[..., None], RESET)
+    q, k, v = q_BTNH.float() * H**-0.5, k_BTNH.float(), v_BTNP.float()
+    inputs = (q, k, v, log_decay_BTN, beta_BTN)
+    if T > 1:
+        out_BTNP, state_BNHP = delta_rule_chunked(*inputs, state_BNHP)
+    else:
+        out_BNP, state_BNHP = delta_rule_step(*(x[:, 0] for x in inputs), state_BNHP)
+        out_BTNP = out_BNP[:, None]
+    return out_BTNP.to(v_BTNP.dtype), state_BNHP
 
 
 def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):

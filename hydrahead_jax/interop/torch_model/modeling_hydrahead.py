@@ -1,7 +1,7 @@
 """HydraHead in PyTorch: softmax heads and gated-delta-rule heads in the same layer.
 
 Paper: "HydraHead" (arXiv 2606.20097); the delta rule: "Gated Delta Networks" (arXiv 2412.06464).
-Needs PyTorch and transformers only. mixers_hydrahead.py explains the letters at the end of names.
+Needs PyTorch and transformers only. tokens_hydrahead.py explains the letters at the end of names.
 """
 
 import math
@@ -10,18 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
+from transformers.utils.import_utils import is_tracing
 
-from .configuration_hydrahead import HydraHeadConfig
-from .mixers_hydrahead import (
-    Branch,
-    DeltaHeads,
-    FullAttention,
-    HydraHeadAttention,
-    HydraHeadCache,
-    RMSNorm,
-    Tokens,
+# Older versions of transformers copy only the files that this one imports.
+from . import (  # noqa: F401
+    attention_hydrahead,
+    convolution_hydrahead,
+    delta_rule_hydrahead,
+    kernels_hydrahead,
 )
+from .cache_hydrahead import CACHE_FIELD, one_cache, prepare
+from .configuration_hydrahead import HydraHeadConfig
+from .documents_hydrahead import find_documents, positions_in_documents
+from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords
+from .mixers_hydrahead import Branch, DeltaHeads, FullAttention, HydraHeadAttention, RMSNorm
+from .tokens_hydrahead import Tokens, default_positions, real_tokens, rotary_angles
+
+logger = logging.get_logger(__name__)
 
 
 class MLP(nn.Module):
@@ -37,21 +47,21 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class HydraHeadLayer(nn.Module):
+class HydraHeadLayer(GradientCheckpointingLayer):
     """Norm, mixer, residual; norm, MLP, residual."""
 
-    def __init__(self, config: HydraHeadConfig, mixer: dict):
+    def __init__(self, config: HydraHeadConfig, mixer: dict, layer_idx: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if mixer["kind"] == "hydra":
-            self.self_attn = HydraHeadAttention(config, mixer)
+            self.self_attn = HydraHeadAttention(config, mixer, layer_idx)
         else:
-            self.self_attn = FullAttention(config)
+            self.self_attn = FullAttention(config, layer_idx)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD, tokens: Tokens, cache):
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), tokens, cache)
+    def forward(self, x_BTD, tokens: Tokens, past):
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), tokens, past)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -59,9 +69,13 @@ class HydraHeadPreTrainedModel(PreTrainedModel):
     config_class = HydraHeadConfig
     base_model_prefix = "model"
     _no_split_modules = ("HydraHeadLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
     _keep_in_fp32_modules_strict = ("a_log", "dt_bias", "gamma")
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    supports_gradient_checkpointing = True
     _is_stateful = True
 
     def _init_weights(self, module):
@@ -95,8 +109,11 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
     def __init__(self, config: HydraHeadConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([HydraHeadLayer(config, mixer) for mixer in config.mixers])
+        self.layers = nn.ModuleList(
+            [HydraHeadLayer(config, mixer, index) for index, mixer in enumerate(config.mixers)]
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
         self.post_init()
 
     def forward(
@@ -108,79 +125,142 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         inputs_embeds=None,
         use_cache=None,
         output_hidden_states=None,
+        return_dict=None,
+        cache=None,
         **kwargs,
     ):
-        """Runs T tokens, after those in `past_key_values`.
+        """Runs T tokens, after those in the cache.
 
-        `attention_mask` is 0 on padding; it covers these tokens, or all tokens so far. Positions
-        are counted over real tokens unless `position_ids` gives them.
+        Args:
+          input_ids: [B, T]; or give inputs_embeds.
+          attention_mask: 0 on padding, wherever it is; [B, T], or with all earlier tokens.
+          position_ids: counted over real tokens if None. Without a mask and a cache, a document
+            begins wherever they do not go on by one, as in transformers' Qwen3.
+          past_key_values: a DynamicCache of this model; `cache` is another name of it.
+          inputs_embeds: [B, T, D].
+          use_cache: whether to return a cache.
+          output_hidden_states: whether to return what enters each layer, and the output.
+          return_dict: False for a tuple.
+          cache: see past_key_values.
+          **kwargs: cu_seq_lens_q or seq_idx, where rows hold several documents.
+
+        Raises:
+          TypeError: a keyword that is not computed.
+          ValueError: inputs that do not fit each other.
         """
+        check_keywords(kwargs, self.config)
+        past = one_cache(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if 0 in given.shape[:2]:
+            raise ValueError(f"an input of shape {tuple(given.shape)} holds no token")
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = HydraHeadCache(self.config)
-        if past_key_values is not None and not isinstance(past_key_values, HydraHeadCache):
-            kind = type(past_key_values).__name__
-            raise ValueError(f"past_key_values must be a HydraHeadCache, not a {kind}")
-        tokens = self._tokens(x_BTD, attention_mask, position_ids, past_key_values)
-        hidden_states = (x_BTD,)
-        for index, layer in enumerate(self.layers):
-            cache = None if past_key_values is None else past_key_values.layers[index]
-            x_BTD = layer(x_BTD, tokens, cache)
-            hidden_states += (x_BTD,)
-        x_BTD = self.norm(x_BTD)
+        past, use_cache = self._cache(past, use_cache)
+        tokens = self._tokens(x_BTD, attention_mask, position_ids, past, kwargs)
+        if tokens.documents_BT is not None and past is not None:
+            if use_cache == "asked":
+                raise ValueError(
+                    "a row of several documents cannot be continued; run it with use_cache=False"
+                )
+            past = None
+        if past is not None:
+            past.layers[0].real_BS = tokens.real_BS
+            for layer in past.layers:
+                layer.tokens_seen += x_BTD.shape[1]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        return BaseModelOutputWithPast(
+        hidden_states = []
+        for layer in self.layers:
+            if output_hidden_states:
+                hidden_states.append(x_BTD)
+            x_BTD = layer(x_BTD, tokens, past)
+        x_BTD = self.norm(x_BTD)
+        result = BaseModelOutputWithPast(
             last_hidden_state=x_BTD,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=(*hidden_states[:-1], x_BTD) if output_hidden_states else None,
+            hidden_states=(*hidden_states, x_BTD) if output_hidden_states else None,
+            **{CACHE_FIELD: past if use_cache else None},
+        )
+        return result if _as_dict(return_dict, self.config) else result.to_tuple()
+
+    def _cache(self, past, use_cache):
+        """(the cache to fill, whether to return it): "asked" if the caller said so."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if past is not None:
+                raise ValueError(
+                    "gradient checkpointing runs each layer twice, which would fill the cache "
+                    "twice; leave the cache out or call gradient_checkpointing_disable()"
+                )
+            if use_cache:
+                logger.warning_once("use_cache=True is ignored under gradient checkpointing")
+            return None, False
+        asked = bool(use_cache) or past is not None
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if past is None and use_cache:
+            past = DynamicCache()
+        if past is not None:
+            prepare(past, len(self.layers))
+        return past, use_cache and ("asked" if asked else "default")
+
+    def _tokens(self, x_BTD, attention_mask, position_ids, past, kwargs) -> Tokens:
+        B, T, _ = x_BTD.shape
+        device = x_BTD.device
+        seen, real_BS = 0, None
+        if past is not None:
+            seen, real_BS = past.get_seq_length(), past.layers[0].real_BS
+            if seen and past.batch_size != B:
+                raise ValueError(f"the cache holds {past.batch_size} rows, and the input has {B}")
+        if position_ids is not None:
+            if tuple(position_ids.shape) not in ((B, T), (1, T)):
+                shape = tuple(position_ids.shape)
+                raise ValueError(f"position_ids has shape {shape}; it must be ({B}, {T})")
+            position_ids = position_ids.to(device)
+        real_BT, real_BS = real_tokens(attention_mask, real_BS, seen, B, T, device)
+        cu_seq_lens, seq_idx = kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
+        looked_at = None if past is not None and is_tracing(x_BTD) else position_ids
+        documents_BT = find_documents(looked_at, cu_seq_lens, seq_idx, attention_mask, seen, B, T)
+        if documents_BT is not None:
+            if real_BT is not None:
+                raise ValueError("documents in one row go without attention_mask; leave it out")
+            documents_BT = documents_BT.to(device)
+            if position_ids is None:
+                position_ids = positions_in_documents(documents_BT)
+        if position_ids is None:
+            position_ids = default_positions(real_BS, seen, T, device)
+        theta, head_dim = self.config.rope_theta, self.config.head_dim
+        return Tokens(
+            position_ids.clamp(min=0),
+            *rotary_angles(position_ids.clamp(min=0), theta, head_dim),
+            real_BT=real_BT,
+            real_BS=real_BS,
+            documents_BT=documents_BT,
+            packed=_flash_keywords(kwargs, documents_BT),
+            mask=self._library_mask(x_BTD, real_BS, position_ids, documents_BT, past),
         )
 
-    def _tokens(self, x_BTD, attention_mask, position_ids, cache) -> Tokens:
-        B, T, _ = x_BTD.shape
-        past_BS = x_BTD.new_ones(B, 0, dtype=torch.bool)
-        if cache is not None and cache.real_BS is not None:
-            past_BS = cache.real_BS
-        real_BT = x_BTD.new_ones(B, T, dtype=torch.bool)
-        if attention_mask is not None:
-            if attention_mask.dim() != 2 or attention_mask.shape[1] not in (
-                T,
-                T + past_BS.shape[1],
-            ):
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, "
-                    f"{T} new tokens), or cover the {past_BS.shape[1]} earlier ones as well"
-                )
-            real_BT = attention_mask[:, -T:].to(x_BTD.device).bool()
-        real_BS = torch.cat([past_BS, real_BT], dim=1)
-        if cache is not None:
-            cache.real_BS = real_BS
-        if position_ids is None:
-            position_ids = (real_BS.cumsum(1) - 1)[:, -T:]
-        positions_BT = position_ids.expand(B, T).clamp(min=0)
-        mask_B1TS, causal = _attention_mask(real_BS, T)
-        exponent = torch.arange(0, self.config.head_dim, 2, device=x_BTD.device).float()
-        frequency_H = self.config.rope_theta ** (-exponent / self.config.head_dim)
-        angle_BT1H = positions_BT[:, :, None, None].float() * frequency_H
-        return Tokens(real_BT, positions_BT, angle_BT1H.cos(), angle_BT1H.sin(), mask_B1TS, causal)
+    def _library_mask(self, x_BTD, real_BS, position_ids, documents_BT, past):
+        """The mask of attention implementations that make their own, such as flex_attention."""
+        if self.config._attn_implementation in ("sdpa", "eager"):
+            return None
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=x_BTD,
+            attention_mask=real_BS,
+            position_ids=None if documents_BT is None else position_ids,
+            **{CACHE_FIELD: past if documents_BT is None else None},
+        )
 
 
-def _attention_mask(real_BS, T: int):
-    """(mask, is causal): no mask where there is no padding and its shape says it all.
+def _flash_keywords(kwargs: dict, documents_BT) -> dict | None:
+    if documents_BT is None:
+        return None
+    names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
-    A padding token sees itself, so that its numbers stay finite; no other token reads them.
-    """
-    S = real_BS.shape[1]
-    if bool(real_BS.all()) and T in (1, S):
-        return None, T > 1
-    index_S = torch.arange(S, device=real_BS.device)
-    index_T1 = index_S[-T:, None]
-    seen_BTS = (index_S <= index_T1) & real_BS[:, None] | (index_S == index_T1)
-    return seen_BTS[:, None], False
+
+def _as_dict(return_dict, config) -> bool:
+    return config.return_dict if return_dict is None else return_dict
 
 
 class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
@@ -193,10 +273,10 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """`generate` shall leave the cache to `forward`."""
-        return False
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        """As in transformers, after the cache was found to be one that this model can use."""
+        one_cache(kwargs.get("past_key_values"), kwargs.get("cache"))
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def forward(
         self,
@@ -210,9 +290,14 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         logits_to_keep=0,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
-        """As `HydraHeadModel.forward`; `labels`, -100 where nothing is asked, give the loss."""
+        """As `HydraHeadModel.forward`; `labels`, -100 where nothing is asked, give the loss.
+
+        `logits_to_keep` is how many logits at the end to return, all if 0, or their indices.
+        """
+        loss_keywords = {name: kwargs.pop(name) for name in LOSS_KEYWORDS if name in kwargs}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -221,18 +306,21 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
+            cache=cache,
+            **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_keywords
             )
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE_FIELD: outputs.get(CACHE_FIELD)},
         )
-        return result if return_dict is not False else result.to_tuple()
+        return result if _as_dict(return_dict, self.config) else result.to_tuple()

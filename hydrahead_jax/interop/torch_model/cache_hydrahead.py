@@ -1,0 +1,165 @@
+"""What a HydraHead model remembers between calls, as layers of transformers' `DynamicCache`."""
+
+import torch
+from transformers.cache_utils import DynamicCache, LinearAttentionAndFullAttentionLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.import_utils import is_tracing
+
+# The name of the cache in this version's outputs; both names are arguments of `forward`.
+CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
+GROWTH = 256  # tokens of room added at once where keys and values are kept
+
+
+class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
+    """Keys and values [B, K, S, H], three convolutions' last inputs, and the recurrent state.
+
+    A layer with softmax heads only, or with delta-rule heads only, leaves the others None.
+
+    Attributes:
+      tokens_seen: S, padding included.
+      real_BS: False on padding; None where there was none. Kept by the first layer for all.
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, **kwargs):
+        super().__init__(number_of_states=3)
+        self.tokens_seen = 0
+        self.real_BS = None
+        self.rooms = None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Appends [B, K, T, H] and returns the keys and values of all tokens."""
+        new = (key_states, value_states)
+        if self.keys is None:
+            self.keys, self.values = new
+        else:
+            old = (self.keys.to(new[0].device), self.values.to(new[1].device))
+            self.keys, self.values = self._append(old, new)
+        self.device, self.is_initialized = key_states.device, True
+        return self.keys, self.values
+
+    def _append(self, old, new):
+        """Writes behind what is there, where nobody needs the gradient and there is room."""
+        needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*old, *new))
+        if needed or is_tracing(new[0]):
+            return [torch.cat(pair, dim=2) for pair in zip(old, new, strict=True)]
+        S, T = old[0].shape[2], new[0].shape[2]
+        if not self._has_room(old, S + T):
+            self.rooms = []
+            for x_BKSH in old:
+                B, K, _, H = x_BKSH.shape
+                room = x_BKSH.new_empty(B, K, S + T + GROWTH, H)
+                room[:, :, :S] = x_BKSH
+                self.rooms.append(room)
+        for room, x_BKTH in zip(self.rooms, new, strict=True):
+            room[:, :, S : S + T] = x_BKTH
+        return [room[:, :, : S + T] for room in self.rooms]
+
+    def _has_room(self, old, length: int) -> bool:
+        """Whether `old` are the first tokens of rooms that this call may write to."""
+        if self.rooms is None or length > self.rooms[0].shape[2]:
+            return False
+        if self.rooms[0].is_inference() and not torch.is_inference_mode_enabled():
+            return False
+        return all(
+            x.data_ptr() == room.data_ptr() and x.dtype == room.dtype and len(x) == len(room)
+            for x, room in zip(old, self.rooms, strict=True)
+        )
+
+    def update_conv_state(self, conv_states, state_idx=0, **kwargs):
+        """Keeps [B, M, taps - 1]."""
+        self.conv_states[state_idx] = conv_states
+        return conv_states
+
+    def update_recurrent_state(self, recurrent_states, state_idx=0, **kwargs):
+        """Keeps [B, N, H, P]."""
+        self.recurrent_states[state_idx] = recurrent_states
+        return recurrent_states
+
+    def conv_state(self, state_idx: int, device):
+        """As it was kept, on `device`; None before the first token."""
+        state = self.conv_states[state_idx]
+        return None if state is None else state.to(device)
+
+    def recurrent_state(self, device):
+        """As it was kept, on `device`; None before the first token."""
+        state = self.recurrent_states[0]
+        return None if state is None else state.to(device)
+
+    def get_seq_length(self) -> int:
+        return self.tokens_seen
+
+    @property
+    def batch_size(self) -> int:
+        for x in (self.keys, self.recurrent_states[0]):
+            if x is not None:
+                return x.shape[0]
+        raise AttributeError("an empty cache layer has no batch size")
+
+    def _change(self, change):
+        self.rooms = None
+        for name in ("keys", "values", "real_BS"):
+            if (x := getattr(self, name)) is not None:
+                setattr(self, name, change(x))
+        for states in (self.conv_states, self.recurrent_states):
+            for index, x in states.items():
+                if x is not None:
+                    states[index] = change(x)
+
+    def reorder_cache(self, beam_idx):
+        self._change(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_select_indices(self, indices):
+        self._change(lambda x: x[indices.to(x.device) if torch.is_tensor(indices) else indices])
+
+    def batch_repeat_interleave(self, repeats: int):
+        self._change(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def offload(self):
+        self._change(lambda x: x.to("cpu", non_blocking=True))
+
+    def prefetch(self):
+        if self.device is not None:
+            self._change(lambda x: x.to(self.device, non_blocking=True))
+
+    def reset(self):
+        self.__init__()
+
+    def crop(self, tokens_to_remove: int):
+        if tokens_to_remove != 0:
+            raise ValueError(
+                "a HydraHead cache cannot be cropped, because a recurrent state holds no earlier "
+                "state; start again with a new cache"
+            )
+
+
+def one_cache(past_key_values, cache):
+    """The cache that was given under either name, if it is one that this model can use."""
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("past_key_values and cache are two names of one argument; give only one")
+    given = cache if cache is not None else past_key_values
+    if given is not None and type(given) is not DynamicCache:
+        raise ValueError(
+            f"{CACHE_FIELD} is a {type(given).__name__}, and a HydraHead model keeps its state in "
+            "a DynamicCache only; leave the argument (or cache_implementation) out"
+        )
+    return given
+
+
+def prepare(cache: DynamicCache, layers: int):
+    """Gives a cache without tokens the layers of this model, and refuses another model's."""
+    ours = [isinstance(layer, HydraHeadCacheLayer) for layer in cache.layers]
+    if all(ours) and len(ours) == layers:
+        return
+    if any(ours) or any(_holds_something(layer) for layer in cache.layers):
+        raise ValueError(f"{CACHE_FIELD} was filled by another model; leave it out")
+    cache.layers[:] = [HydraHeadCacheLayer() for _ in range(layers)]
+    cache.layer_class_to_replicate = None
+
+
+def _holds_something(layer) -> bool:
+    states = [*getattr(layer, "conv_states", {}).values()]
+    states += getattr(layer, "recurrent_states", {}).values()
+    return any(x is not None for x in (getattr(layer, "keys", None), *states))
