@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import kernels_hydrahead
+from .kernels_hydrahead import convolution as fast_convolution
 
 TAPS = 4
 
@@ -21,7 +21,7 @@ def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
     """
     T = x_BTM.shape[1]
     arguments = (x_BTM.transpose(1, 2), weight_MW[:, None], tail_BMW, silu, documents_BT)
-    if (out_BMT := kernels_hydrahead.convolution(*arguments)) is not None:
+    if (out_BMT := fast_convolution(*arguments)) is not None:
         return out_BMT.transpose(1, 2)
     if tail_BMW is None:
         tail_BMW = x_BTM.new_zeros(x_BTM.shape[0], x_BTM.shape[2], TAPS - 1)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from . import kernels_hydrahead
+from .kernels_hydrahead import delta_rule as fast_delta_rule
 
 CHUNK = 64
 RESET = -1e4  # a log decay after which nothing is left in float32
@@ -22,7 +22,7 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, docu
       The output in the dtype of v, and the state after the last token in float32.
     """
     arguments = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, documents_BT)
-    if (result := kernels_hydrahead.delta_rule(*arguments)) is not None:
+    if (result := fast_delta_rule(*arguments)) is not None:
         return result
     B, T, N, H = q_BTNH.shape
     if state_BNHP is None:

@@ -18,15 +18,13 @@ from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
 # Older versions of transformers copy only the files that this one imports.
-from . import (  # noqa: F401
-    attention_hydrahead,
-    convolution_hydrahead,
-    delta_rule_hydrahead,
-    kernels_hydrahead,
-)
+from .attention_hydrahead import GroupedAttention  # noqa: F401
 from .cache_hydrahead import CACHE_FIELD, one_cache, prepare
 from .configuration_hydrahead import HydraHeadConfig
+from .convolution_hydrahead import ShortConvolution  # noqa: F401
+from .delta_rule_hydrahead import delta_rule  # noqa: F401
 from .documents_hydrahead import find_documents, positions_in_documents
+from .kernels_hydrahead import delta_rule as fast_delta_rule  # noqa: F401
 from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords
 from .mixers_hydrahead import Branch, DeltaHeads, FullAttention, HydraHeadAttention, RMSNorm
 from .tokens_hydrahead import Tokens, default_positions, real_tokens, rotary_angles
