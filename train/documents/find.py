@@ -77,7 +77,8 @@ def find_files(sources: tuple[Path, ...]) -> Found:
             else:
                 found.files.append(_named_file(number, source))
         except OSError as error:
-            raise UserError(f"cannot read {shown(source)}: {error.strerror}") from error
+            where = shown(error.filename or source)
+            raise UserError(f"cannot read {where}: {error.strerror}") from error
     if not any(file.bytes for file in found.files):
         names = ", ".join(map(shown, sources))
         left_out = found.left_out(named=1)
