@@ -29,8 +29,8 @@ def prepare(
     """Tokenise text once into shards for training; continues where it was interrupted.
 
     Args:
-        sources: Files, or folders of them: .jsonl (also .gz and .zst), .parquet, .arrayrecord, and
-            .txt, .md and .py of one document each.
+        sources: Files, or folders of them: .jsonl, .json, and .txt, .md and .py of one document
+            each (all of them also .gz, .bz2, .xz and .zst), .parquet, .arrayrecord.
         tokenizer: Folder with the tokenizer.json of the model, or that file.
         out: Folder of the shards.
         workers: Processes; as many as there are cores if absent. The result is the same.
@@ -168,6 +168,8 @@ def evaluate(
     run: Folder,
     assignments: Assignments = (),
     text: Path | None = None,
+    text_field: str = "text",
+    skip_bad: bool = False,
     out: Path | None = None,
 ) -> None:
     """Measure retrieval and text loss of a run, or of a Hugging Face folder.
@@ -175,13 +177,17 @@ def evaluate(
     Args:
         run: Folder of a finished run, or Hugging Face folder.
         assignments: Changes to the EvalSettings, such as documents=128.
-        text: Folder of held-out text; the held-out part of the standard library if absent.
+        text: Held-out text, a file or folder as `prepare` takes; the held-out part of the standard
+            library if absent.
+        text_field: Field of JSON objects, or column of Parquet files, that holds the text.
+        skip_bad: Leave out records that cannot be used, and count them, instead of stopping.
         out: File for the report, JSON.
     """
     from train.evaluate import evaluate_saved
     from train.text import TextSource
 
-    source = TextSource() if text is None else TextSource(folder=str(text))
+    folder = None if text is None else str(text)
+    source = TextSource(folder=folder, text_field=text_field, skip_bad=skip_bad)
     evaluate_saved(run, assignments, source, out, say=_say)
 
 

@@ -24,7 +24,6 @@ from train.documents.read import read_part
 from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
 
 _log = logging.getLogger(__name__)
-_FIELD = "text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +32,14 @@ class TextSource:
 
     Attributes:
       folder: holds files of text, read as `python -m train prepare` reads them, or is one; None is
-        the standard library's own sources. JSON objects and Parquet files have it under "text".
+        the standard library's own sources.
+      text_field: field of JSON objects, or column of Parquet files.
       skip_bad: whether records that cannot be used are left out, and counted; they end the
         command otherwise.
     """
 
     folder: str | None = None
+    text_field: str = dataclasses.field(default="text", metadata=RECORDED_IF_SET)
     skip_bad: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
 
 
@@ -62,12 +63,12 @@ def read_documents(
         raise UserError(f"there is no data folder {shown(folder)}")
     found = find_files((folder,))
     counts, texts = Counts(), []
-    for part in make_parts(found.files, sys.maxsize, _FIELD):
-        for document in read_part(part, _FIELD):
+    for part in make_parts(found.files, sys.maxsize, source.text_field):
+        for document in read_part(part, source.text_field):
             if document.text is None and not source.skip_bad:
                 raise UserError(
                     f"{document.name()} {document.flaw}; mend it, or leave such records out by "
-                    f"skip_bad=True of the TextSource"
+                    f"skip_bad=True"
                 )
             fate = fate_of(document)
             counts.add(fate, document)

@@ -1,5 +1,6 @@
 """General-ability pairs from lines that a user wrote, and what is said of lines that make none."""
 
+import gzip
 import json
 
 import pytest
@@ -116,6 +117,10 @@ def test_an_answer_that_runs_into_the_prompt(tmp_path):
         ({**PARIS, "answer": 4}, "FILE, line 2: 'answer' is 4 and must be text"),
         ({**PARIS, "distractor": " "}, "FILE, line 2: 'distractor' is ' ' and must be text"),
         ({**PARIS, "answer": "\ud800"}, "FILE, line 2: 'answer' is '\\ud800' and must be text"),
+        ({**PARIS, "answer": " a\0"}, "FILE, line 2: 'answer' is ' a\\x00' and must be text"),
+        ({**PARIS, "answer": None}, "FILE, line 2: 'answer' is None and must be text"),
+        ('{"prompt": ' + "[" * 10**5, "FILE, line 2 is nested too deeply"),
+        ('{"prompt": ' + "1" * 5000 + "}", "FILE, line 2 has no 'answer'; it needs"),
     ],
 )
 def test_lines_that_are_no_cloze(tmp_path, line, message):
@@ -127,6 +132,20 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_text(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(PARIS).encode() + b"\r\n\r\n")
     ((_, pairs),) = general_probes([path], characters())
     assert len(pairs.tokens_BT) == 1
+
+
+def test_arrays_and_compressed_files(tmp_path):
+    lines = json.dumps(PARIS).encode() + b"\n"
+    for name, raw in (("a.json", b"[" + lines + b"]"), ("b.jsonl.gz", gzip.compress(lines))):
+        (tmp_path / name).write_bytes(raw)
+        ((_, pairs),) = general_probes([tmp_path / name], characters())
+        assert len(pairs.tokens_BT) == 1
+    (tmp_path / "a.json").write_bytes(b"[" + lines + b', "\xe9"]')
+    with pytest.raises(UserError, match=r"a\.json, item 2 is not UTF-8"):
+        general_probes([tmp_path / "a.json"], characters())
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines)[:-9])
+    with pytest.raises(UserError, match=r"cannot read .*b\.jsonl\.gz: "):
+        general_probes([tmp_path / "b.jsonl.gz"], characters())
 
 
 def test_files_that_hold_none(tmp_path):

@@ -233,7 +233,10 @@ def test_parquet_rows_that_are_no_text(tmp_path):
         ({"text": [["a"]]}, "the column 'text' holds list<.*>, not text"),
         ({"text": [{"a": "b" * 99}]}, "the column 'text' holds struct<.*>, not text"),
         ({"text": [None]}, "the column 'text' holds null, not text"),
-        ({"meta": [{"text": "a"}], "body": ["b"]}, "has no column 'text'; name one of meta, body"),
+        (
+            {"meta": [{"text": "a"}], "body": ["b"]},
+            "has no column 'text'; set the text field to one of meta, body",
+        ),
     ],
 )
 def test_parquet_columns_that_are_no_text(table, message, tmp_path):

@@ -288,7 +288,7 @@ def test_damaged_sources(tmp_path, tokenizer):
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), numbers)
     with pytest.raises(UserError, match="the column 'text' holds int64, not text"):
         run(numbers, tokenizer, tmp_path / "out")
-    with pytest.raises(UserError, match=r"has no column 'body'; name one of text with --text-f"):
+    with pytest.raises(UserError, match=r"has no column 'body'; set the text field to one of text"):
         run(numbers, tokenizer, tmp_path / "out", text_field="body")
 
 

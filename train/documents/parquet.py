@@ -36,7 +36,7 @@ def _check_column(path: Path, schema: pyarrow.Schema, column: str) -> None:
         has = f"has {names.count(column) or 'no'} column{'s' * (column in names)} {column!r}"
         known = ", ".join(names)
         known = known if len(known) < 100 else known[:97] + "..."
-        raise UserError(f"{shown(path)} {has}; name one of {known} with --text-field")
+        raise UserError(f"{shown(path)} {has}; set the text field to one of {known}")
     kind = schema.field(column).type
     values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if not any(getattr(pyarrow.types, f"is_{name}")(values) for name in _TEXT):
