@@ -16,7 +16,10 @@ torch = pytest.importorskip(
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 from hydrahead_jax.interop.torch_model import kernels_hydrahead as kernels  # noqa: E402
+from hydrahead_jax.interop.torch_model.cache_hydrahead import CACHE_FIELD  # noqa: E402
+from hydrahead_jax.interop.torch_model.configuration_hydrahead import HydraHeadConfig  # noqa: E402
 from hydrahead_jax.interop.torch_model.delta_rule_hydrahead import delta_rule  # noqa: E402
+from hydrahead_jax.interop.torch_model.modeling_hydrahead import HydraHeadForCausalLM  # noqa: E402
 
 B, N, H = 2, 3, 8
 M = N * H
@@ -206,8 +209,8 @@ def rule_inputs(length: int, rows: int = B):
 
 
 def plain_rule(q, k, v, log_decay, beta, state):
-    state = torch.zeros(q.shape[0], N, H, H) if state is None else state
-    return delta_rule(q.float() * H**-0.5, k.float(), v.float(), log_decay, beta, state)
+    """Float32 takes the plain path."""
+    return delta_rule(q.float(), k.float(), v.float(), log_decay, beta, state)
 
 
 def check_rule(actual, expected):
@@ -257,51 +260,46 @@ def test_gradients_are_asked_of_the_kernel_that_has_them(installed):
     assert installed[0].called == ["chunk", "recurrent"]
 
 
-def plain_convolution(x_BMT, weight_M1W, tail_BMW, silu):
+def plain_convolution(x_BTM, tail_BMW, weight_MW, silu):
     if tail_BMW is None:
-        tail_BMW = x_BMT.new_zeros(x_BMT.shape[0], M, TAPS - 1)
-    x_BMT = torch.cat([tail_BMW, x_BMT], dim=-1)
-    out = torch.nn.functional.conv1d(x_BMT, weight_M1W, groups=M)
+        tail_BMW = x_BTM.new_zeros(x_BTM.shape[0], M, TAPS - 1)
+    x_BMT = torch.cat([tail_BMW, x_BTM.transpose(1, 2)], dim=-1)
+    out = torch.nn.functional.conv1d(x_BMT, weight_MW[:, None], groups=M).transpose(1, 2)
     return torch.nn.functional.silu(out) if silu else out
 
 
-def conv_inputs(length: int, earlier: bool):
+def conv_inputs(length: int):
     generator = torch.Generator().manual_seed(length)
     random = lambda *shape: torch.randn(*shape, generator=generator)
-    x_BMT = random(B, length, M).transpose(1, 2)
-    return x_BMT, random(M, 1, TAPS), random(B, M, TAPS - 1) if earlier else None
+    return random(B, length, M), random(B, M, TAPS - 1), random(M, TAPS)
 
 
 @pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize(
-    ("length", "earlier", "kernel"),
-    [(1, True, "update"), (1, False, "whole"), (2, True, "whole"), (9, False, "whole")],
-)
-def test_convolution_of_prefill_and_decode(installed, silu, length, earlier, kernel):
-    x_BMT, weight, tail = conv_inputs(length, earlier)
-    before = None if tail is None else tail.clone()
-    actual = kernels.convolution(x_BMT, weight, tail, silu)
-    expected = plain_convolution(x_BMT, weight, before, silu)
+@pytest.mark.parametrize(("length", "kernel"), [(1, "update"), (2, "whole"), (9, "whole")])
+def test_convolution_of_prefill_and_decode(installed, silu, length, kernel):
+    x_BTM, tail_BMW, weight_MW = conv_inputs(length)
+    before = tail_BMW.clone()
+    actual = kernels.causal_conv(x_BTM, tail_BMW, weight_MW, silu)
+    expected = plain_convolution(x_BTM, before, weight_MW, silu)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tail_BMW, before, atol=0, rtol=0)
     assert installed[1].called == [kernel]
-    if tail is not None:
-        torch.testing.assert_close(tail, before, atol=0, rtol=0)
 
 
 def test_convolution_stops_at_documents(installed):
-    x_BMT, weight, _ = conv_inputs(12, earlier=False)
+    x_BTM, _, weight_MW = conv_inputs(12)
     documents_BT = (torch.arange(12) >= 5).long()[None]
-    actual = kernels.convolution(x_BMT, weight, None, False, documents_BT)
-    pieces = [plain_convolution(x, weight, None, False) for x in x_BMT.split([5, 7], dim=2)]
-    torch.testing.assert_close(actual, torch.cat(pieces, dim=2), atol=1e-5, rtol=0)
+    actual = kernels.causal_conv(x_BTM, None, weight_MW, False, documents_BT)
+    pieces = [plain_convolution(x, None, weight_MW, False) for x in x_BTM.split([5, 7], 1)]
+    torch.testing.assert_close(actual, torch.cat(pieces, dim=1), atol=1e-5, rtol=0)
 
 
 def test_float32_and_unequal_dtypes_take_the_plain_path(installed):
     q, k, v, log_decay, beta = rule_inputs(4)
     assert kernels.delta_rule(q.float(), k.float(), v.float(), log_decay, beta, None) is None
     assert kernels.delta_rule(q, k, v.half(), log_decay, beta, None) is None
-    odd = torch.randn(B, 5, 9)
-    assert kernels.convolution(odd, torch.randn(5, 1, TAPS), None, False) is None
+    odd = (torch.randn(B, 9, 5), torch.randn(B, 5, TAPS - 1), torch.randn(5, TAPS))
+    assert kernels.causal_conv(*odd, False) is None
     assert installed[0].called == installed[1].called == []
 
 
@@ -309,7 +307,7 @@ def test_a_cpu_tensor_takes_the_plain_path_in_silence(caplog):
     kernels._functions.cache_clear()
     with caplog.at_level(logging.DEBUG):
         assert kernels.delta_rule(*rule_inputs(4), None) is None
-        assert kernels.convolution(*conv_inputs(4, False), False) is None
+        assert kernels.causal_conv(*conv_inputs(4), False) is None
     assert not [r for r in caplog.records if "HydraHead" in r.message]
     assert kernels._functions.cache_info().currsize == 0
 
@@ -328,7 +326,7 @@ def test_missing_packages_are_said_once_with_what_to_install(monkeypatch, warnin
     as_if_on_gpu(monkeypatch)
     for _ in range(2):
         assert kernels.delta_rule(*rule_inputs(4), None) is None
-        assert kernels.convolution(*conv_inputs(4, False), False) is None
+        assert kernels.causal_conv(*conv_inputs(4), False) is None
     rule, conv = warnings_of
     assert "pip install -U flash-linear-attention" in rule and "gated delta rule" in rule
     assert "pip install -U causal-conv1d" in conv
@@ -362,3 +360,79 @@ def test_a_changed_signature_is_said_and_not_called(installed, monkeypatch, warn
     assert kernels.delta_rule(*rule_inputs(70), None) is None
     [sentence] = warnings_of
     assert function.__name__ in sentence and len(sentence) < 300
+
+
+MIXER = {
+    "kind": "hydra",
+    "fa_heads": [1],
+    "choices": {
+        "fusion": "scale",
+        "neg_eigval": True,
+        "short_conv": True,
+        "conv_silu": True,
+        "log_scale_base": 10.0,
+        "log_scale_in_training": False,
+        "query_decomposition": True,
+    },
+}
+
+
+def small_model():
+    torch.manual_seed(0)
+    config = HydraHeadConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=H,
+        mixers=[MIXER, MIXER | {"fa_heads": [0, 3]}],
+        initializer_range=0.2,
+    )
+    model = HydraHeadForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "conv" in name:
+                weight.add_(0.3 * torch.randn(weight.shape))
+    return model.to(torch.bfloat16).eval()
+
+
+def run(model, batch, mask):
+    """Logits of a prefill and of a cached step."""
+    with torch.inference_mode():
+        first = model(batch[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+        cache = getattr(first, CACHE_FIELD)
+        last = model(batch[:, -1:], attention_mask=mask, **{CACHE_FIELD: cache})
+    return torch.cat([first.logits, last.logits], dim=1).float()
+
+
+@pytest.mark.parametrize("padding", [0, 13])
+def test_whole_model_by_the_kernels(request, padding):
+    """Prefill, a cached step, padding, packed rows, and the gradients."""
+    model = small_model()
+    batch = torch.randint(97, (2, 72), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(batch)
+    mask[1, :padding] = 0
+    positions = torch.cat([torch.arange(30), torch.arange(42)])[None]
+
+    def all_ways():
+        packed = model(batch, position_ids=positions.expand(2, -1), use_cache=False).logits
+        return run(model, batch, mask), packed.float()
+
+    def gradient():
+        out = model.train()(batch, attention_mask=mask, labels=batch)
+        return torch.autograd.grad(out.loss, model.model.embed_tokens.weight)[0].float()
+
+    expected, expected_gradient = all_ways(), gradient()
+    model.eval()
+    fla, conv = request.getfixturevalue("installed")
+    actual, actual_gradient = all_ways(), gradient()
+    assert set(fla.called) == {"chunk", "recurrent"}
+    assert set(conv.called) == {"whole", "update"}
+    real = mask == 1
+    for mine, theirs, rows in zip(actual, expected, (real, real | True), strict=True):
+        error = (mine - theirs)[rows]
+        assert error.square().mean() < 0.03**2 * theirs[rows].var()
+    error = actual_gradient - expected_gradient
+    assert error.square().mean() < 0.1**2 * expected_gradient.var()

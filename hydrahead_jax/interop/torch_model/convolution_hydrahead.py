@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .kernels_hydrahead import convolution as fast_convolution
+from .kernels_hydrahead import causal_conv as fast_causal_conv
 
 TAPS = 4
 
@@ -19,10 +19,10 @@ def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
       silu: whether silu follows.
       documents_BT: tokens of other documents count as zero; there is no tail then.
     """
+    out_BTM = fast_causal_conv(x_BTM, tail_BMW, weight_MW, silu, documents_BT)
+    if out_BTM is not None:
+        return out_BTM
     T = x_BTM.shape[1]
-    arguments = (x_BTM.transpose(1, 2), weight_MW[:, None], tail_BMW, silu, documents_BT)
-    if (out_BMT := fast_convolution(*arguments)) is not None:
-        return out_BMT.transpose(1, 2)
     if tail_BMW is None:
         tail_BMW = x_BTM.new_zeros(x_BTM.shape[0], x_BTM.shape[2], TAPS - 1)
     x_BTM = torch.cat([tail_BMW.transpose(1, 2).to(x_BTM.dtype), x_BTM], dim=1)

@@ -58,7 +58,7 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, docu
     inputs = [*x_BTNX, log_decay_BTN, beta_BTN]
     cu_seqlens = last_B = None
     if documents_BT is not None:
-        cu_seqlens, last_B = _boundaries(documents_BT)
+        cu_seqlens, last_B = _boundaries(documents_BT.expand(q_BTNH.shape[:2]))
         inputs = [x.flatten(0, 1)[None] for x in inputs]
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     rule = recurrent if q_BTNH.shape[1] <= RECURRENT_TOKENS and not learns else chunked
@@ -79,35 +79,38 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, docu
     return out.reshape(v_BTNP.shape), state.float()
 
 
-def convolution(x_BMT, weight_M1W, tail_BMW, silu: bool, documents_BT=None):
-    """Runs the causal convolution of each channel by causal-conv1d, or returns None.
+def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
+    """Runs the convolution of each channel by causal-conv1d, or returns None.
 
     Args:
-      x_BMT: zero on padding.
-      weight_M1W: of a Conv1d without bias; 2 to 4 taps.
-      tail_BMW: the inputs before the first token, one fewer than taps; None for zeros.
-      silu: whether SiLU follows.
-      documents_BT: a number for each document of a packed row, or None.
+      x_BTM: inputs.
+      tail_BMW: the inputs before them, one fewer than taps; None for zeros.
+      weight_MW: 2 to 4 taps, of which the last belongs to the token itself.
+      silu: whether silu follows.
+      documents_BT: a number for each document of a packed row; there is no tail then.
     """
-    M, _, taps = weight_M1W.shape
-    if not _can_run(x_BMT) or M % 8 or not 2 <= taps <= 4:
-        return None
-    if documents_BT is not None and tail_BMW is not None:
+    M, taps = weight_MW.shape
+    if not _can_run(x_BTM) or M % 8 or not 2 <= taps <= 4:
         return None
     if (functions := _functions("causal-conv1d")) is None:
         return None
     whole, update = functions
-    options = {"weight": weight_M1W[:, 0].contiguous(), "bias": None}
+    x_BTM = x_BTM.contiguous()
+    options = {"weight": weight_MW.contiguous(), "bias": None}
     options["activation"] = "silu" if silu else None
-    if tail_BMW is not None and x_BMT.shape[2] == 1:
-        state_BMW = tail_BMW.to(x_BMT.dtype).clone(memory_format=torch.contiguous_format)
-        return update(x=x_BMT[:, :, 0].contiguous(), conv_state=state_BMW, **options)[..., None]
     if tail_BMW is not None:
-        tail_BMW = _channels_last(tail_BMW.to(x_BMT.dtype))
+        tail_BMW = tail_BMW.to(x_BTM.dtype)
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in (x_BTM, weight_MW))
+        if x_BTM.shape[1] == 1 and not learns:
+            state_BMW = tail_BMW.clone(memory_format=torch.contiguous_format)
+            return update(x=x_BTM[:, 0], conv_state=state_BMW, **options)[:, None]
+        # Channels side by side, as in the inputs.
+        tail_BMW = tail_BMW.transpose(1, 2).contiguous().transpose(1, 2)
     seq_idx = None
     if documents_BT is not None:
-        seq_idx = documents_BT.to(torch.int32).expand(x_BMT.shape[0], -1).contiguous()
-    return whole(x=_channels_last(x_BMT), initial_states=tail_BMW, seq_idx=seq_idx, **options)
+        seq_idx = documents_BT.to(torch.int32).expand(x_BTM.shape[0], -1).contiguous()
+    x_BMT = x_BTM.transpose(1, 2)
+    return whole(x=x_BMT, initial_states=tail_BMW, seq_idx=seq_idx, **options).transpose(1, 2)
 
 
 def _can_run(*tensors) -> bool:
@@ -127,11 +130,6 @@ def _boundaries(documents_BT):
     begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     starts = begins_BT.flatten().nonzero()[:, 0]
     return torch.cat([starts, starts.new_tensor([B * T])]), begins_BT.sum(1).cumsum(0) - 1
-
-
-def _channels_last(x_BMT):
-    """The layout that takes earlier inputs and documents: channels side by side."""
-    return x_BMT.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 @functools.cache

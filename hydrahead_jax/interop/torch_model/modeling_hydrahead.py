@@ -271,10 +271,18 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
         """As in transformers, after the cache was found to be one that this model can use."""
         one_cache(kwargs.get("past_key_values"), kwargs.get("cache"))
+        kwargs["inputs_embeds"] = inputs_embeds
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises: `generate_batch` and continuous batching page keys and values only."""
+        raise ValueError(
+            "continuous batching is not supported, because it has no place for recurrent states; "
+            "give generate() a batch padded on the left"
+        )
 
     def forward(
         self,
