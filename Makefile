@@ -13,8 +13,8 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest test-newest lock lint kernels-report kernels-benchmark kernels-hostile \
-  selection-benchmark chaos data-benchmark planning loss-memory clean
+.PHONY: demo evidence test test-latest test-newest lock lint kernels-report kernels-benchmark \
+  kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -33,16 +33,16 @@ test-latest: $(LATEST_VENV)/hardware_free
 # Unlocked: the newest releases that pyproject.toml and $(NEWEST_PYTHON) allow. PyTorch's clients, and
 # each command once. make test-newest BEYOND="transformers" ignores that package's upper bound.
 BEYOND ?=
+NEWEST_TESTS = tests/interop tests/test_readme.py tests/train/test_commands.py
 test-newest:
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
-	  --editable ".[dev,clients]"
+	  --editable ".[dev,clients,hardware-free]"
 	$(if $(BEYOND),$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade $(BEYOND))
 	$(NEWEST_VENV)/bin/python -m pip freeze --exclude-editable
 	@echo "Newer releases, which a package's bounds keep out:"
 	$(NEWEST_VENV)/bin/python -m pip list --outdated
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
-NEWEST_TESTS = tests/interop tests/test_readme.py tests/train/test_commands.py
 
 # Resolves all locks anew, one a Python: the cells of `make test` and `make test-latest` together.
 # make lock UPGRADE= keeps every version that pyproject.toml still allows.
