@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +42,16 @@ class TextSource:
     skip_bad: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
 
 
-def read_documents(
-    source: TextSource, split: Split = "train", say: Callable[[str], None] = _log.warning
-) -> list[str]:
+@functools.cache
+def _say_once(sentence: str) -> None:
+    if distributed.is_first():
+        _log.warning(sentence)
+
+
+def read_documents(source: TextSource, split: Split = "train") -> list[str]:
     """Reads the documents, in a fixed order; a folder has no held-out part.
 
-    Args:
-      source: where they are.
-      split: of the standard library.
-      say: takes a sentence on what was left out, if anything was.
+    What was left out is logged as a warning, once.
 
     Raises:
       UserError: the folder is missing or holds no text, or a record cannot be used.
@@ -78,7 +78,7 @@ def read_documents(
     if not texts:
         raise UserError("; ".join([f"there is no text in {shown(folder)}", *notes]))
     if notes:
-        say(f"{shown(folder)}: {'; '.join(notes)}")
+        _say_once(f"{shown(folder)}: {'; '.join(notes)}")
     return texts
 
 
@@ -95,7 +95,6 @@ class Corpus:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self._encoded: dict[tuple, list[np.ndarray]] = {}
-        self._said: set[str] = set()
 
     @functools.cached_property
     def vocabulary_checksum(self) -> str:
@@ -105,7 +104,7 @@ class Corpus:
     def documents(self, source: TextSource, split: Split = "train") -> list[np.ndarray]:
         key = (source, split)
         if key not in self._encoded:
-            self._encoded[key] = encode_documents(self.tokenizer, self._read(source, split))
+            self._encoded[key] = encode_documents(self.tokenizer, read_documents(source, split))
         return self._encoded[key]
 
     def haystack(self, source: TextSource, split: Split = "train") -> Haystack:
@@ -116,15 +115,7 @@ class Corpus:
             tokens = np.concatenate(self.documents(source, split))
             return tokens[tokens != end_of_text(self.tokenizer)]
 
-        return Haystack(tuple(self._read(source, split)), encode)
-
-    def _read(self, source: TextSource, split: Split) -> list[str]:
-        return read_documents(source, split, self._say_once)
-
-    def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said and distributed.is_first():
-            _log.warning(sentence)
-        self._said.add(sentence)
+        return Haystack(tuple(read_documents(source, split)), encode)
 
 
 def load_corpus(path: Path, model: ModelConfig) -> Corpus:

@@ -9,6 +9,7 @@ import pytest
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.errors import UserError
 from train.config_file import convert, differences, load_config, override, to_plain
+from train.text import TextSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,3 +121,13 @@ def test_load_config(tmp_path):
     path.write_text("def config():\n    return 3\n")
     with pytest.raises(UserError, match="holds a int and this command needs a Config"):
         load_config(str(path), Config)
+
+
+def test_fields_that_are_recorded_only_if_set():
+    """Runs that were begun before there were such fields go on."""
+    old = {"type": "TextSource", "folder": "text"}
+    assert to_plain(TextSource(folder="text")) == old
+    changed = TextSource(folder="text", skip_bad=True, text_field="body")
+    assert to_plain(changed) == {**old, "skip_bad": True, "text_field": "body"}
+    for source in (TextSource(folder="text"), changed):
+        assert convert(TextSource, to_plain(source), "text") == source

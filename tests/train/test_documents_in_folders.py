@@ -165,6 +165,10 @@ def test_text_sources_follow_the_same_rules(tmp_path, caplog):
         f'1 unusable ({source}/d.jsonl, line 2 holds a "text" that is not text)'
     )
     assert read_documents(TextSource(folder=str(source / "a.txt"))) == ["words"]
+    (source / "e.jsonl").write_text('{"body": "two"}')
+    (source / "d.jsonl").unlink()
+    body = TextSource(folder=str(source), text_field="body")
+    assert read_documents(body) == ["words", "two"]
     (source / "empty.txt").write_bytes(b"\xef\xbb\xbf\n")
     with pytest.raises(UserError, match=r"there is no text in .*empty\.txt; left out: 1 empty"):
         read_documents(TextSource(folder=str(source / "empty.txt")))

@@ -75,8 +75,7 @@ def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
 def _as_bytes(array: pyarrow.Array) -> list[bytes | None]:
     """The values undecoded, so that those that are not UTF-8 can be told."""
     if isinstance(array, pyarrow.DictionaryArray):
-        values = array.dictionary.cast(pyarrow.large_binary())
-        array = values.take(array.indices)
+        array = array.dictionary.take(array.indices)
     return array.cast(pyarrow.large_binary()).to_pylist()
 
 
