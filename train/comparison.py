@@ -125,10 +125,10 @@ def make_student(run: TransferConfig, evaluation: EvalSettings) -> dict:
 
 def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalSettings) -> dict:
     """One model's row of the report: accuracies, text loss, and what it keeps in generation."""
-    haystack = teacher.text("held_out")
+    haystack, corpus = teacher.text("held_out"), teacher.corpus
     heads = [getattr(mixer, "fa_heads", range(config.query_heads)) for mixer in config.mixers]
     return {
-        **evaluate(config, params, teacher.corpus.tokenizer, haystack, settings),
+        **evaluate(config, params, corpus.tokenizer, haystack, settings, stops=corpus.stops),
         "fa_heads": sum(len(h) for h in heads),
         "kv_heads": sum(len({config.kv_head(n) for n in h}) for h in heads),
         "cache_bytes_at_32k": cache_bytes(config, 32768),

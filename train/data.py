@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.token_ids import check_token_ids
 from train.needle_data import NeedleData, check_needles
 from train.packed_text import packed_text
 from train.prepared.folder import PreparedText
@@ -184,6 +185,7 @@ class _PreparedBatches:
             seed=seed,
         )
         self._weight = np.float32(data.text_weight)
+        self._known = 1 + max(corpus.tokenizer.get_vocab().values())
         self.get_state, self.set_state = self._rows.get_state, self._rows.set_state
 
     def __iter__(self) -> Iterator[Batch]:
@@ -191,5 +193,6 @@ class _PreparedBatches:
 
     def __next__(self) -> Batch:
         rows = next(self._rows)
+        check_token_ids(rows.tokens_BT, self._known, "prepared text")
         weight_BT = (rows.segment_ids_BT > 0) * self._weight
         return Batch(rows.tokens_BT, rows.segment_ids_BT, weight_BT)

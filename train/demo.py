@@ -78,7 +78,7 @@ def _knock_out(config: DemoConfig, teacher: Teacher, scores: HeadScores, out: Pa
     length = config.comparison.evaluation.lengths[0]
     settings = dataclasses.replace(config.knock_out, length=config.knock_out.length or length)
     held_out = Haystack.of(teacher.text("held_out"))
-    questions = knock_out_questions(teacher.corpus.tokenizer, held_out, settings, "symbols")
+    questions = knock_out_questions(teacher.corpus, held_out, settings, "symbols")
     pairs = [pairs for _, pairs in load_probes(out / PROBES)]
     path = out / KNOCK_OUT
     return measure_knock_out(

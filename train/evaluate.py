@@ -40,7 +40,9 @@ def evaluate_saved(
         settings = override(settings, assignment)
     corpus = load_corpus(model.tokenizer / "tokenizer.json", model.config)
     haystack = corpus.haystack(text, "held_out")
-    report = evaluate(model.config, model.params, corpus.tokenizer, haystack, settings)
+    report = evaluate(
+        model.config, model.params, corpus.tokenizer, haystack, settings, stops=corpus.stops
+    )
     report = {"settings": dataclasses.asdict(settings), **report}
     if out is not None:
         write_json(out, report)

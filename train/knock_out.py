@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.evals.haystack import Haystack
@@ -22,19 +21,21 @@ from hydrahead_jax.selection.knockout import (
     knock_out_orders,
 )
 from hydrahead_jax.selection.pairs import ProbePairs
+from hydrahead_jax.token_ids import check_token_ids
 from train.config_file import to_plain
 from train.run_folder import read_json, write_json
+from train.text import Corpus
 
 KNOCK_OUT = "knock_out.json"
 _CALIBRATION = 32
 
 
 def knock_out_questions(
-    tokenizer: Tokenizer, held_out: Haystack, settings: KnockOutSettings, template: Template
+    corpus: Corpus, held_out: Haystack, settings: KnockOutSettings, template: Template
 ) -> Questions:
     """The documents; raises UserError where they cannot be made."""
     return needle_questions(
-        tokenizer,
+        corpus.tokenizer,
         held_out,
         length=settings.length,
         needles=settings.needles,
@@ -42,6 +43,7 @@ def knock_out_questions(
         documents=settings.documents,
         seed=settings.seed,
         reply=settings.reply,
+        stops=corpus.stops,
     )
 
 
@@ -96,7 +98,9 @@ def measure_knock_out(
         write_json(path, {**record, "curves": curves})
         progress("knock-out", done, total)
 
-    mean_LNH = mean_heads(config, params, *_calibration(pairs))
+    tokens_BT, segment_ids_BT = _calibration(pairs)
+    check_token_ids(tokens_BT, config.vocab, "the text of the probes")
+    mean_LNH = mean_heads(config, params, tokens_BT, segment_ids_BT)
     curves = knock_out_curves(orders, counts, mean_LNH, accuracy, known=known, on_point=on_point)
     return {**record, "curves": curves}
 

@@ -18,6 +18,7 @@ from hydrahead_jax.json_file import dumps
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import Precision, training_policy
+from hydrahead_jax.token_ids import check_tokenizer
 from train.config_file import to_plain
 from train.data import make_batches
 from train.loop import Job, run
@@ -25,7 +26,7 @@ from train.run_folder import METRICS, TOKENIZER, open_run, save_model, write_jso
 from train.run_settings import RunSettings
 from train.stage import Stage, check_stages
 from train.text import Corpus, TextSource, read_documents
-from train.tokenizer import save_tokenizer, train_tokenizer
+from train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,8 @@ def _tokenizer(config: PretrainConfig, documents: list[str], folder: Path) -> To
             documents, vocab=config.model.vocab, keys=config.keys, values=config.values
         )
         save_tokenizer(tokenizer, folder, config.model.max_length)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    check_tokenizer(tokenizer, config.model.vocab, str(folder))
     if tokenizer.get_vocab_size() != config.model.vocab:
         raise UserError(
             f"the text gave a vocabulary of {tokenizer.get_vocab_size()} tokens where the model "

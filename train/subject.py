@@ -100,7 +100,7 @@ def _questions(config: SelectConfig, model: ModelConfig, corpus: Corpus) -> Ques
         return None
     settings = knock_out_settings(config, model)
     held_out = corpus.haystack(config.text, "held_out")
-    return knock_out_questions(corpus.tokenizer, held_out, settings, config.settings.template)
+    return knock_out_questions(corpus, held_out, settings, config.settings.template)
 
 
 def knock_out_settings(config: SelectConfig, model: ModelConfig) -> KnockOutSettings:

@@ -12,7 +12,9 @@ from tokenizers import Tokenizer
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
+from hydrahead_jax.evals.stop_tokens import stop_tokens
 from hydrahead_jax.text_files.names import shown
+from hydrahead_jax.token_ids import check_tokenizer
 from train import distributed
 from train.config_file import RECORDED_IF_SET
 from train.corpus import Split, stdlib_documents
@@ -20,7 +22,7 @@ from train.documents.counts import Counts, fate_of
 from train.documents.find import find_files
 from train.documents.parts import make_parts
 from train.documents.read import read_part
-from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
+from train.tokenizer import added_ids, end_of_text, load_tokenizer, vocabulary_checksum
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +94,9 @@ def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndar
 class Corpus:
     """The documents of every source that was asked for, encoded once."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[int, ...] = ()):
+        """`stops` are the tokens that end a reply."""
+        self.tokenizer, self.stops = tokenizer, stops
         self._encoded: dict[tuple, list[np.ndarray]] = {}
 
     @functools.cached_property
@@ -125,8 +128,5 @@ def load_corpus(path: Path, model: ModelConfig) -> Corpus:
       UserError: there is none, or it has tokens that the model does not know.
     """
     tokenizer = load_tokenizer(path)
-    if tokenizer.get_vocab_size() > model.vocab:
-        raise UserError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, the model knows {model.vocab}"
-        )
-    return Corpus(tokenizer)
+    check_tokenizer(tokenizer, model.vocab, str(path), added_ids(path))
+    return Corpus(tokenizer, stop_tokens(tokenizer, path.parent))

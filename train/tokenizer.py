@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -57,6 +58,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def added_ids(path: Path) -> list[int]:
+    """Returns the ids that a tokenizer.json gives to its added tokens; the library gives others
+    where they leave a hole."""
+    tokens = read_json(path).get("added_tokens") or []
+    return [token["id"] for token in tokens if type(token.get("id")) is int]
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:

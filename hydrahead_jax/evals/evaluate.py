@@ -1,7 +1,7 @@
 """One model, all evaluations."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,6 +14,7 @@ from hydrahead_jax.evals.niah_accuracy import MULTIKEY_NEEDLES, SINGLE_NEEDLES, 
 from hydrahead_jax.evals.ruler import RULER_TASKS
 from hydrahead_jax.evals.template import Template, family
 from hydrahead_jax.evals.text_loss import check_text, text_loss
+from hydrahead_jax.token_ids import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ def evaluate(
     haystack: Haystack | np.ndarray,
     settings: EvalSettings,
     *,
+    stops: Collection[int] = (),
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict:
     """Needle retrieval at every length, and the loss on text.
@@ -67,6 +69,7 @@ def evaluate(
       haystack: held-out text, for the documents and for the loss; tokens alone are enough where
         documents are made of symbols.
       settings: what to measure.
+      stops: tokens that end a reply, see `needle_questions`.
       progress: called after each part with its name, the parts done and the parts in all.
 
     Returns:
@@ -75,16 +78,18 @@ def evaluate(
       nats a token, and "text_loss_by_position", {"first-last": loss}.
 
     Raises:
-      UserError: some document or text window cannot be made; before anything is computed.
+      UserError: some document or text window cannot be made, or the tokenizer is of another model;
+        before anything is computed.
     """
+    check_tokenizer(tokenizer, config.vocab)
     haystack = Haystack.of(haystack)
-    kinds = _kinds(tokenizer, settings)
+    kinds = {kind: how | {"stops": stops} for kind, how in _kinds(tokenizer, settings).items()}
     asked = {
-        (kind, length): _questions(tokenizer, haystack, settings, kind, length, documents)
-        for kind, documents in kinds.items()
+        (kind, length): _questions(tokenizer, haystack, settings, kind, length, how)
+        for kind, how in kinds.items()
         for length in settings.lengths
     }
-    check_text(haystack.tokens, settings.lengths[0])
+    check_text(haystack.tokens, settings.lengths[0], config.vocab)
     report = {kind: {} for kind in kinds}
     for done, ((kind, length), questions) in enumerate(asked.items(), start=1):
         report[kind][str(length)] = share_answered(
@@ -122,7 +127,7 @@ def _questions(
     settings: EvalSettings,
     kind: str,
     length: int,
-    documents: dict,
+    how: dict,
 ) -> Questions:
     try:
         return needle_questions(
@@ -132,7 +137,7 @@ def _questions(
             documents=settings.documents,
             seed=settings.seed,
             reply=settings.reply,
-            **documents,
+            **how,
         )
     except UserError as error:
         raise UserError(f"{kind}: {error}") from error

@@ -1,5 +1,7 @@
 """How often a model retrieves a needle."""
 
+from collections.abc import Collection
+
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -28,6 +30,7 @@ def niah_accuracy(
     documents: int = 64,
     seed: int = 0,
     reply: int = RULER_REPLY,
+    stops: Collection[int] = (),
     batch: int = 16,
     prefill_chunk: int | None = 256,
     edits: dict[int, HeadEdit] | None = None,
@@ -48,6 +51,7 @@ def niah_accuracy(
       documents: see `needle_questions`.
       seed: see `needle_questions`.
       reply: see `needle_questions`.
+      stops: see `needle_questions`.
       batch: documents a pass.
       prefill_chunk: see `generate`.
       edits: see `generate`.
@@ -65,6 +69,7 @@ def niah_accuracy(
         documents=documents,
         seed=seed,
         reply=reply,
+        stops=stops,
     )
     return share_answered(
         config, params, questions, batch=batch, prefill_chunk=prefill_chunk, edits=edits
@@ -91,6 +96,7 @@ def share_answered(
             params,
             [questions.prompts[row % documents].tolist() for row in rows],
             max_new_tokens=questions.new_tokens,
+            stop_token=questions.stops,
             prefill_chunk=prefill_chunk if prefill_chunk and prefill_chunk < longest else None,
             beyond_trained_length=True,
             edits=edits,

@@ -10,6 +10,7 @@ import numpy as np
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import merge
+from hydrahead_jax.token_ids import check_token_ids
 
 _LOGITS_AT_ONCE = 128
 
@@ -37,9 +38,10 @@ def text_loss(
     """Mean loss over `windows` stretches of `length` tokens, spread evenly over the text.
 
     Raises:
-      UserError: the text is shorter than one window, or a window has no token to predict.
+      UserError: the text is shorter than one window, a window has no token to predict, or a token
+        is unknown to the model.
     """
-    check_text(text_tokens, length)
+    check_text(text_tokens, length, config.vocab)
     starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
     tokens_XT = np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
     loss_XT = np.concatenate(
@@ -51,8 +53,9 @@ def text_loss(
     return TextLoss(float(loss_XT.mean()), _by_position(loss_XT.mean(axis=0), first_bucket))
 
 
-def check_text(text_tokens: np.ndarray, length: int) -> None:
-    """Raises UserError where text makes no window of `length` tokens."""
+def check_text(text_tokens: np.ndarray, length: int, vocab: int) -> None:
+    """Raises UserError where text makes no window of `length` tokens that the model knows."""
+    check_token_ids(text_tokens, vocab, "the text")
     if length < 2:
         raise UserError(f"text windows of {length} tokens predict nothing; give 2 or more")
     if len(text_tokens) < length:

@@ -1,17 +1,19 @@
 """From prompts to continuations."""
 
 import functools
-from collections.abc import Sequence
+import numbers
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.generate.decode import decode
+from hydrahead_jax.generate.decode import decode, until_stop
 from hydrahead_jax.generate.prefill import prefill
 from hydrahead_jax.generate.sampling import Sampling
 from hydrahead_jax.mixers import HeadEdit
+from hydrahead_jax.token_ids import check_token_ids
 
 _ROUND = 32
 
@@ -26,7 +28,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    stop_token: int | None = None,
+    stop_token: int | Collection[int] | None = None,
     prefill_chunk: int | None = None,
     beyond_trained_length: bool = False,
     edits: dict[int, HeadEdit] | None = None,
@@ -44,8 +46,8 @@ def generate(
       temperature: 0 is greedy.
       top_k: see `Sampling`.
       top_p: see `Sampling`.
-      seed: of the draws.
-      stop_token: ends a continuation, and is not part of it.
+      seed: of the draws, from 0 to 2**32 - 1.
+      stop_token: a token, or several, any of which ends a continuation and is not part of it.
       prefill_chunk: prompt tokens a pass; bounds memory. All at once if None.
       beyond_trained_length: allow more tokens than `config.max_length`.
       edits: layer -> head outputs to replace at every token, values [1, 1, N, H]. One compiled
@@ -53,13 +55,19 @@ def generate(
 
     Raises:
       UserError: an empty prompt, an unknown token id, more tokens than the model was trained for,
-        or a number out of its range.
+        or a number that is out of its range or not whole.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
+    stops = _stops(config, stop_token)
+    _check_whole("max_new_tokens", max_new_tokens, least=1)
+    _check_whole("seed", seed, least=0, most=2**32 - 1)
+    if prefill_chunk is not None:
+        _check_whole("prefill_chunk", prefill_chunk, least=1)
+    rows = [_row(config, index, prompt) for index, prompt in enumerate(prompts)]
     if not rows:
         return []
-    _check(config, rows, max_new_tokens, prefill_chunk, beyond_trained_length)
+    if not beyond_trained_length:
+        _check_length(config, max(row.size for row in rows) + max_new_tokens)
     tokens_BT, segment_ids_BT = _pad_left(rows, prefill_chunk or _ROUND)
     out_BT = _run(
         config,
@@ -70,15 +78,15 @@ def generate(
         edits,
         steps=max_new_tokens,
         sampling=sampling,
-        stop_token=stop_token,
+        stop_tokens=stops,
         chunk=prefill_chunk,
     )
-    return [_until(row, stop_token) for row in np.asarray(out_BT).tolist()]
+    return [until_stop(row, stops) for row in np.asarray(out_BT).tolist()]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps", "sampling", "stop_token", "chunk"))
+@functools.partial(jax.jit, static_argnames=("config", "steps", "sampling", "stop_tokens", "chunk"))
 def _run(
-    config, params, tokens_BT, segment_ids_BT, key, edits, *, steps, sampling, stop_token, chunk
+    config, params, tokens_BT, segment_ids_BT, key, edits, *, steps, sampling, stop_tokens, chunk
 ):
     capacity = tokens_BT.shape[1] + steps
     logits_BV, cache = prefill(
@@ -92,26 +100,40 @@ def _run(
         key,
         steps=steps,
         sampling=sampling,
-        stop_token=stop_token,
+        stop_tokens=stop_tokens,
         edits=edits,
     )
 
 
-def _check(config, rows, max_new_tokens, prefill_chunk, beyond_trained_length) -> None:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
-    if prefill_chunk is not None and prefill_chunk < 1:
-        raise UserError(f"prefill_chunk is {prefill_chunk}; give 1 or more")
-    for index, row in enumerate(rows):
-        if row.ndim != 1 or not row.size:
-            raise UserError(f"prompt {index} is empty; a prompt needs at least one token")
-        if row.min() < 0 or row.max() >= config.vocab:
-            raise UserError(
-                f"prompt {index} has token ids from {row.min()} to {row.max()}, the model knows 0 "
-                f"to {config.vocab - 1}; encode it with the model's own tokenizer"
-            )
-    longest = max(row.size for row in rows) + max_new_tokens
-    if longest > config.max_length and not beyond_trained_length:
+def _row(config: ModelConfig, index: int, prompt) -> np.ndarray:
+    """A prompt's tokens, int32."""
+    row = np.asarray(prompt)
+    if row.ndim != 1:
+        raise UserError(f"prompt {index} is no list of token ids; give a list for each prompt")
+    if not row.size:
+        raise UserError(f"prompt {index} is empty; a prompt needs at least one token")
+    check_token_ids(row, config.vocab, f"prompt {index}")
+    return row.astype(np.int32)
+
+
+def _stops(config: ModelConfig, stop_token) -> tuple[int, ...]:
+    """The stop tokens in ascending order, so that their order compiles nothing anew."""
+    if stop_token is None:
+        return ()
+    stops = np.atleast_1d(np.asarray(stop_token if np.ndim(stop_token) else [stop_token]))
+    check_token_ids(stops, config.vocab, "stop_token")
+    return tuple(sorted(set(stops.tolist())))
+
+
+def _check_whole(name: str, value, *, least: int, most: int | None = None) -> None:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"{least} or more" if most is None else f"a whole number from {least} to {most}"
+        raise UserError(f"{name} is {value!r}; give {wanted}")
+
+
+def _check_length(config: ModelConfig, longest: int) -> None:
+    if longest > config.max_length:
         raise UserError(
             f"prompt and continuation come to {longest} tokens and the model was trained for "
             f"{config.max_length}; shorten them, or allow it with beyond_trained_length=True"
@@ -127,7 +149,3 @@ def _pad_left(rows: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.nda
         tokens_BT[index, length - row.size :] = row
         segment_ids_BT[index, length - row.size :] = 1
     return tokens_BT, segment_ids_BT
-
-
-def _until(row: list[int], stop_token: int | None) -> list[int]:
-    return row[: row.index(stop_token)] if stop_token in row else row

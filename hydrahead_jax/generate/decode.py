@@ -19,21 +19,19 @@ def decode(
     *,
     steps: int,
     sampling: Sampling,
-    stop_token: int | None = None,
+    stop_tokens: tuple[int, ...] = (),
     edits: dict[int, HeadEdit] | None = None,
 ) -> jax.Array:
     """Draws `steps` tokens a row, int32 [B, steps].
 
-    The loop ends early when every row has drawn `stop_token`; what follows a row's first stop
-    token means nothing. The cache must have room for `steps` - 1 tokens. `edits` are made at every
-    token, see `generate`.
+    The loop ends early when every row has drawn one of the `stop_tokens`; the one that a row has
+    drawn fills the rest of it. The cache must have room for `steps` - 1 tokens. `edits` are made at
+    every token, see `generate`.
     """
     model = merge(config, params)
     token_B = sample(logits_BV, jax.random.fold_in(key, 0), sampling).astype(jnp.int32)
     out_BT = jnp.zeros((token_B.shape[0], steps), jnp.int32).at[:, 0].set(token_B)
-    stopped = lambda token_B: (
-        jnp.zeros_like(token_B, bool) if stop_token is None else (token_B == stop_token)
-    )
+    stopped = lambda token_B: jnp.isin(token_B, jnp.array(stop_tokens, jnp.int32))
 
     def running(carry):
         step, _, _, done_B, _ = carry
@@ -43,9 +41,17 @@ def decode(
         step, token_B, cache, done_B, out_BT = carry
         output = model(token_B[:, None], cache=cache, edits=edits)
         logits_BV = model.logits(output.hidden_BTD[:, 0])
-        token_B = sample(logits_BV, jax.random.fold_in(key, step), sampling).astype(jnp.int32)
+        new_B = sample(logits_BV, jax.random.fold_in(key, step), sampling).astype(jnp.int32)
+        token_B = jnp.where(done_B, token_B, new_B)
         out_BT = jax.lax.dynamic_update_slice_in_dim(out_BT, token_B[:, None], step, axis=1)
         return step + 1, token_B, output.cache, done_B | stopped(token_B), out_BT
 
     carry = (jnp.ones((), jnp.int32), token_B, cache, stopped(token_B), out_BT)
-    return jax.lax.while_loop(running, advance, carry)[-1]
+    steps_done, token_B, _, _, out_BT = jax.lax.while_loop(running, advance, carry)
+    return jnp.where(jnp.arange(steps) < steps_done, out_BT, token_B[:, None])
+
+
+def until_stop(reply: list[int], stop_tokens: tuple[int, ...]) -> list[int]:
+    """Returns the tokens before the first stop token; all where there is none."""
+    ends = (place for place, token in enumerate(reply) if token in stop_tokens)
+    return reply[: next(ends, len(reply))]

@@ -1,9 +1,11 @@
 """From logits to the next token."""
 
 import dataclasses
+import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hydrahead_jax.errors import UserError
@@ -24,19 +26,34 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}; give 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; give 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; give a probability above 0 and up to 1")
+        if not _is_number(self.temperature) or not _is_scale(self.temperature):
+            raise UserError(
+                f"temperature is {self.temperature!r}; give 0 (greedy) or a positive finite number"
+            )
+        if self.top_k is not None and not (
+            _is_number(self.top_k, numbers.Integral) and self.top_k > 0
+        ):
+            raise UserError(f"top_k is {self.top_k!r}; give 1 or more")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UserError(f"top_p is {self.top_p!r}; give a probability above 0 and up to 1")
+
+
+def _is_number(value, kind=numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_scale(temperature: float) -> bool:
+    """Whether float32 logits can be divided by it; smaller numbers count as 0 on the device."""
+    limits = np.finfo(np.float32)
+    return temperature == 0 or bool(limits.tiny <= temperature <= limits.max)
 
 
 def sample(logits_BV: Float[Array, "B V"], key: jax.Array, sampling: Sampling) -> Int[Array, " B"]:
     """One token a row. A row's draw depends on the key and its row number, not on other rows."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1)
-    logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
+    logits_BV = logits_BV.astype(jnp.float32)
+    logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_k is not None:
         logits_BV = _keep_top_k(logits_BV, sampling.top_k)
     if sampling.top_p is not None:

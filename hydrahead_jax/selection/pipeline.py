@@ -27,6 +27,7 @@ from hydrahead_jax.selection.scores import HeadScores, head_scores
 from hydrahead_jax.selection.settings import SelectionSettings
 from hydrahead_jax.selection.stage import Progress, UsablePairs
 from hydrahead_jax.selection.store import Store
+from hydrahead_jax.token_ids import check_token_ids, check_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def select(
     """
     if not softmax_heads(config).any():
         raise UserError("no head of this model is softmax attention, so there is none to score")
+    check_tokenizer(tokenizer, config.vocab)
     length = settings.length_for(config)
     probes, pairs = _probes(config, tokenizer, haystack, settings, length, general)
     chosen = _at_once(config, settings, pairs)
@@ -126,12 +128,8 @@ def _probes(config, tokenizer, haystack, settings: SelectionSettings, length: in
             )
     probes, pairs = (*probes, *(p for p, _ in general)), (*pairs, *(a for _, a in general))
     for probe, arrays in zip(probes, pairs, strict=True):
-        top = max(int(x.max()) for x in arrays)
-        if top >= config.vocab:
-            raise UserError(
-                f"probe {probe.name} holds token {top}, and the model knows {config.vocab}; the "
-                "tokenizer is of another model"
-            )
+        for ids in arrays:
+            check_token_ids(ids, config.vocab, f"probe {probe.name}")
     return probes, pairs
 
 

@@ -1,5 +1,6 @@
 """The report of one model."""
 
+import dataclasses
 import importlib
 import json
 
@@ -74,7 +75,8 @@ def test_a_tokenizer_without_symbols_is_asked_all_tasks_of_ruler(monkeypatch):
     monkeypatch.setattr(module, "text_loss", lambda *args, **settings: TextLoss(2.0, {"0-9": 2.0}))
     prose = Haystack(("Time went by. Was it late? " * 30,), lambda: HAYSTACK)
     settings = EvalSettings(lengths=(700, 900), documents=2)
-    report = evaluate(CONFIG, {}, digit_splitting(), prose, settings)
+    config = dataclasses.replace(CONFIG, vocab=digit_splitting().get_vocab_size())
+    report = evaluate(config, {}, digit_splitting(), prose, settings)
     assert report.pop("text_loss") == 2.0
     assert {kind: list(found.values()) for kind, found in report.items()} == {
         "niah_single": [pytest.approx(0.7), pytest.approx(0.6)],
@@ -86,3 +88,21 @@ def test_a_tokenizer_without_symbols_is_asked_all_tasks_of_ruler(monkeypatch):
         "niah_multikey_2": [0.1, 0.0],
         "text_loss_by_position": [2.0],
     }
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    message = "gives '.*' the id 355, and the model knows 0 to 319; use the model's own tokenizer"
+    with pytest.raises(UserError, match=message):
+        evaluate(CONFIG, {}, digit_splitting(), HAYSTACK, EvalSettings(lengths=(64,)))
+
+
+@pytest.mark.parametrize("token", [-1, 320])
+def test_text_with_unknown_tokens_is_refused(token):
+    text = HAYSTACK.copy()
+    text[1000] = token
+    for measure in (
+        lambda: text_loss(CONFIG, params(), text, length=64),
+        lambda: evaluate(CONFIG, {}, tokenizer(), text, EvalSettings(lengths=(64,), documents=1)),
+    ):
+        with pytest.raises(UserError, match=r"the text has token ids from .* knows 0 to 319"):
+            measure()

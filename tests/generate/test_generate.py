@@ -1,5 +1,7 @@
 """Continuations of ragged prompts."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,6 +80,32 @@ def test_a_stop_token_ends_a_reply_and_is_not_part_of_it():
     assert run(stop_token=stop) == cut != whole
 
 
+@pytest.mark.parametrize("kind", [list, tuple, np.array, set])
+def test_the_first_of_several_stop_tokens_ends_a_reply(kind):
+    whole = run()
+    stops = {whole[0][4], whole[1][2], whole[2][3]}
+    ends = [min(place for place, token in enumerate(row) if token in stops) for row in whole]
+    if kind is np.array:
+        stops = list(stops)
+    assert run(stop_token=kind(stops)) == [row[:end] for row, end in zip(whole, ends, strict=True)]
+    assert run(stop_token=kind([])) == whole
+
+
+def test_a_stop_token_fills_the_rest_of_its_row(monkeypatch):
+    whole, seen = run(), []
+    decoded = lambda row: seen.append(row) or row
+    monkeypatch.setattr(api, "until_stop", lambda row, stops: decoded(row))
+    stop = whole[2][3]
+    run(stop_token=stop)
+    for row, full in zip(seen, whole, strict=True):
+        end = full.index(stop) if stop in full else NEW
+        assert row == full[:end] + [stop] * (NEW - end)
+
+
+def test_a_very_low_temperature_is_greedy():
+    assert run(temperature=1.2e-38, seed=1) == run()
+
+
 def test_generation_ends_when_all_rows_have_stopped():
     assert run(prompts=[PROMPTS[0]] * 2, stop_token=run()[0][0]) == [[], []]
 
@@ -110,7 +138,29 @@ def test_no_prompts_no_replies():
             r"come to 129 tokens and the model was trained for 128; shorten them, or allow it",
         ),
         (dict(prefill_chunk=0), "prefill_chunk is 0; give 1 or more"),
-        (dict(temperature=-1.0), "temperature is -1.0"),
+        (dict(prompts=[1, 2]), "prompt 0 is no list of token ids; give a list for each prompt"),
+        (dict(prompts=[[[1], [2, 3]]]), "prompt 0 is no list of token ids"),
+        (dict(prompts=["text"]), "prompt 0 is no list of token ids"),
+        (dict(prompts=[[1.5]]), "prompt 0: token ids must be whole numbers, not float64"),
+        (dict(prompts=[[2**40]]), "prompt 0 has token ids from 1099511627776"),
+        (dict(prefill_chunk=2.0), "prefill_chunk is 2.0; give 1 or more"),
+        (dict(temperature=-1.0), "temperature is -1.0; give 0 .greedy. or a positive finite"),
+        (dict(temperature=math.nan), "temperature is nan"),
+        (dict(temperature=math.inf), "temperature is inf"),
+        (dict(temperature=1e-45), "temperature is 1e-45"),
+        (dict(temperature=1e39), "temperature is 1e[+]39"),
+        (dict(temperature=True), "temperature is True"),
+        (dict(top_k=0), "top_k is 0; give 1 or more"),
+        (dict(top_k=True), "top_k is True"),
+        (dict(top_p=0.0), "top_p is 0.0; give a probability above 0 and up to 1"),
+        (dict(top_p=1.1), "top_p is 1.1"),
+        (dict(top_p=math.nan), "top_p is nan"),
+        (dict(seed=-1), "seed is -1; give a whole number from 0 to 4294967295"),
+        (dict(seed=2**32), "seed is 4294967296"),
+        (dict(seed=True), "seed is True"),
+        (dict(stop_token=96), "stop_token has token ids from 96 to 96, the model knows 0 to 95"),
+        (dict(stop_token=(3, -1)), "stop_token has token ids from -1 to 3"),
+        (dict(stop_token=1.0), "stop_token: token ids must be whole numbers"),
     ],
 )
 def test_impossible_requests_are_refused_in_one_sentence(settings, message):
@@ -119,9 +169,10 @@ def test_impossible_requests_are_refused_in_one_sentence(settings, message):
     assert "\n" not in str(error.value)
 
 
-def test_no_new_tokens_are_refused():
-    with pytest.raises(UserError, match="max_new_tokens is 0; give 1 or more"):
-        generate(TEACHER, params_of("teacher"), PROMPTS, max_new_tokens=0)
+@pytest.mark.parametrize("count", [0, -1, 2.5, True])
+def test_no_new_tokens_are_refused(count):
+    with pytest.raises(UserError, match=f"max_new_tokens is {count}; give 1 or more"):
+        generate(TEACHER, params_of("teacher"), PROMPTS, max_new_tokens=count)
 
 
 def test_beyond_the_trained_length_on_request():
