@@ -7,6 +7,7 @@ Dimension letters, used in array and parameter names everywhere:
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 Fusion = Literal["scale", "none", "gated"]
@@ -43,8 +44,8 @@ class HydraChoices:
     def __post_init__(self):
         if self.fusion not in ("scale", "none", "gated"):
             raise ValueError(f"fusion={self.fusion!r} is none of 'scale', 'none', 'gated'")
-        if self.log_scale_base <= 1:
-            raise ValueError(f"log_scale_base={self.log_scale_base} must be above 1")
+        if not 1 < self.log_scale_base < math.inf:
+            raise ValueError(f"log_scale_base={self.log_scale_base} must be above 1 and finite")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Hydra:
 
 
 Mixer = FullAttention | Hydra
+
+_SIZES = ("vocab", "embed", "mlp", "query_heads", "kv_heads", "head_dim", "max_length")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,12 @@ class ModelConfig:
     max_length: int = 40960
 
     def __post_init__(self):
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        for name in ("rope_theta", "rms_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
         if self.query_heads % self.kv_heads:
             raise ValueError(
                 f"{self.query_heads} query heads are not a multiple of {self.kv_heads} KV heads"

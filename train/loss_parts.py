@@ -9,6 +9,7 @@ from train.model_batch import ModelBatch
 from train.stage import Stage
 from train.vocabulary import Unembedding
 
+_SQUARES = ("fa_mean_square", "gdn_mean_square")
 Counts = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -78,8 +79,8 @@ def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
 
 
 def head_metrics(statistics: list[dict]) -> Metrics:
-    """Mean gates, alpha and beta over all heads; for each layer that has both kinds of heads, the
-    RMS of the delta-rule heads over that of the softmax heads, before gate and norm.
+    """Mean gates, alpha and beta over all heads; for each layer that has both kinds of heads, their
+    mean squares before gate and norm, of which `with_rms_ratios` makes ratios.
 
     Args:
       statistics: of each layer's mixer.
@@ -89,13 +90,28 @@ def head_metrics(statistics: list[dict]) -> Metrics:
         found = [layer[name] for layer in statistics if name in layer]
         if found:
             metrics[name] = jax.tree.map(lambda *x: sum(x), *found)
-    ratios = {}
     for index, layer in enumerate(statistics):
-        if "fa_mean_square" in layer and "gdn_mean_square" in layer:
-            (fa, fa_count), (gdn, gdn_count) = layer["fa_mean_square"], layer["gdn_mean_square"]
-            squares = gdn / jnp.maximum(gdn_count, 1.0), fa / jnp.maximum(fa_count, 1.0)
-            ratio = jnp.sqrt(squares[0] / jnp.maximum(squares[1], 1e-30))
-            ratios[f"rms_ratio_layer_{index:02d}"] = (ratio * fa_count, fa_count)
+        if all(name in layer for name in _SQUARES):
+            metrics |= {f"{name}_layer_{index:02d}": layer[name] for name in _SQUARES}
+    return metrics
+
+
+def with_rms_ratios(metrics: Metrics) -> Metrics:
+    """Replaces mean squares by the RMS of the delta-rule heads over that of the softmax heads.
+
+    A ratio of sums is no sum of ratios, so this must follow the sum over microbatches.
+
+    Args:
+      metrics: of `head_metrics` and others, over all tokens of a step.
+    """
+    metrics = dict(metrics)
+    names = [name for name in metrics if name.startswith(f"{_SQUARES[0]}_layer_")]
+    ratios = {}
+    for layer in (name.removeprefix(f"{_SQUARES[0]}_") for name in names):
+        (fa, fa_count), (gdn, gdn_count) = (metrics.pop(f"{name}_{layer}") for name in _SQUARES)
+        squares = gdn / jnp.maximum(gdn_count, 1.0), fa / jnp.maximum(fa_count, 1.0)
+        ratio = jnp.sqrt(squares[0] / jnp.maximum(squares[1], 1e-30))
+        ratios[f"rms_ratio_{layer}"] = (ratio * fa_count, fa_count)
     if ratios:
         metrics["rms_ratio"] = jax.tree.map(lambda *x: sum(x), *ratios.values())
     return metrics | ratios

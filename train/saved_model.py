@@ -56,6 +56,13 @@ def load_run(folder: Path) -> tuple[ModelConfig, dict]:
                 f"the last checkpoint in {folder} {flaw}; give the command that began the run "
                 f"once more to restore it"
             )
-        return config, unflatten(store.restore_params(steps, flatten(abstract_params(config))))
+        params = store.restore_params(steps, flatten(abstract_params(config)))
     finally:
         store.close()
+    for name, leaf in params.items():
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise UserError(
+                f"the last checkpoint in {folder} holds numbers in {name} that are not finite; "
+                "train again from an earlier one"
+            )
+    return config, unflatten(params)

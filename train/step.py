@@ -15,6 +15,7 @@ from hydrahead_jax.models import abstract_params
 from hydrahead_jax.precision import compute_params
 from hydrahead_jax.sharding import Layout
 from train.data import abstract_batch
+from train.loss_parts import with_rms_ratios
 from train.losses import objective_of
 from train.microbatches import in_parts, sum_over
 from train.model_batch import make_model_batch
@@ -130,6 +131,7 @@ def make_train_step(
             lambda part: gradients(state.trainable, frozen, teacher_params, part, counts),
             in_parts(batch, stage.microbatches, layout),
         )
+        metrics = with_rms_ratios(metrics)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         new = TrainState(optax.apply_updates(state.trainable, updates), opt_state)

@@ -28,7 +28,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    stop_token: int | Collection[int] | None = None,
+    stop_token: int | Collection[int] | np.ndarray | None = None,
     prefill_chunk: int | None = None,
     beyond_trained_length: bool = False,
     edits: dict[int, HeadEdit] | None = None,
@@ -107,7 +107,10 @@ def _run(
 
 def _row(config: ModelConfig, index: int, prompt) -> np.ndarray:
     """A prompt's tokens, int32."""
-    row = np.asarray(prompt)
+    try:
+        row = np.asarray(prompt)
+    except ValueError:  # lists of unequal length
+        row = np.array(None)
     if row.ndim != 1:
         raise UserError(f"prompt {index} is no list of token ids; give a list for each prompt")
     if not row.size:
@@ -120,7 +123,8 @@ def _stops(config: ModelConfig, stop_token) -> tuple[int, ...]:
     """The stop tokens in ascending order, so that their order compiles nothing anew."""
     if stop_token is None:
         return ()
-    stops = np.atleast_1d(np.asarray(stop_token if np.ndim(stop_token) else [stop_token]))
+    several = isinstance(stop_token, (Collection, np.ndarray))
+    stops = np.array(list(stop_token) if several else [stop_token])
     check_token_ids(stops, config.vocab, "stop_token")
     return tuple(sorted(set(stops.tolist())))
 

@@ -45,7 +45,7 @@ def _is_number(value, kind=numbers.Real) -> bool:
 def _is_scale(temperature: float) -> bool:
     """Whether float32 logits can be divided by it; smaller numbers count as 0 on the device."""
     limits = np.finfo(np.float32)
-    return temperature == 0 or bool(limits.tiny <= temperature <= limits.max)
+    return temperature == 0 or float(limits.tiny) <= temperature <= float(limits.max)
 
 
 def sample(logits_BV: Float[Array, "B V"], key: jax.Array, sampling: Sampling) -> Int[Array, " B"]:

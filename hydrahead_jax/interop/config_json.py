@@ -1,12 +1,19 @@
 """A model's config as plain JSON, and back."""
 
 import dataclasses
+import reprlib
 import typing
 
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, Mixer, ModelConfig
 from hydrahead_jax.errors import UserError
 
 _KINDS = {"full_attention": FullAttention, "hydra": Hydra}
+
+
+def short(value) -> str:
+    """Returns a value of a config as text that fits into a sentence."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def config_to_json(config: ModelConfig) -> dict:
@@ -36,7 +43,9 @@ def mixers_to_json(mixers: tuple[Mixer, ...]) -> list[dict]:
 def mixers_from_json(layers) -> tuple[Mixer, ...]:
     """Raises UserError, naming the layer, for what `mixers_to_json` would not write."""
     if not isinstance(layers, list):
-        raise UserError(f"'mixers' must be a list with one JSON object a layer, not {layers!r}")
+        raise UserError(
+            f"'mixers' must be a list with one JSON object a layer, not {short(layers)}"
+        )
     return tuple(_mixer_from_json(index, fields) for index, fields in enumerate(layers))
 
 
@@ -49,10 +58,12 @@ def _mixer_from_json(layer: int, fields) -> Mixer:
     if kind is Hydra:
         heads = rest.get("fa_heads")
         if not isinstance(heads, list) or any(type(h) is not int or h < 0 for h in heads):
-            raise UserError(f"{where}: 'fa_heads' must be a list of head numbers, not {heads!r}")
+            raise UserError(
+                f"{where}: 'fa_heads' must be a list of head numbers, not {short(heads)}"
+            )
         choices = rest.get("choices", {})
         if not isinstance(choices, dict):
-            raise UserError(f"{where}: 'choices' must be a JSON object, not {choices!r}")
+            raise UserError(f"{where}: 'choices' must be a JSON object, not {short(choices)}")
         rest["fa_heads"] = tuple(heads)
         rest["choices"] = _build(HydraChoices, choices, where)
     return _build(kind, rest, where)
@@ -61,13 +72,15 @@ def _mixer_from_json(layer: int, fields) -> Mixer:
 def _build(cls: type, fields: dict, where: str):
     hints = typing.get_type_hints(cls)
     if unknown := sorted(set(fields) - set(hints)):
-        raise UserError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(hints)}")
+        raise UserError(
+            f"{where}: unknown field {short(unknown[0])}; the fields are {', '.join(hints)}"
+        )
     needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in fields]:
         raise UserError(f"{where}: {', '.join(missing)} missing")
     for name, value in fields.items():
         if problem := _misfit(value, hints[name]):
-            raise UserError(f"{where}: {name}={value!r} must be {problem}")
+            raise UserError(f"{where}: {name}={short(value)} must be {problem}")
     try:
         return cls(**fields)
     except ValueError as error:

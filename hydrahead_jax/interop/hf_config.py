@@ -2,7 +2,8 @@
 
 from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.interop.config_json import config_from_json, mixers_to_json
+from hydrahead_jax.interop.config_json import config_from_json, mixers_to_json, short
+from hydrahead_jax.interop.rope_settings import positive, rope_theta
 
 TEACHER_TYPE = "qwen3"
 HYBRID_TYPE = "hydrahead"
@@ -14,8 +15,13 @@ _SIZES = {  # ours: theirs
     "query_heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
-    "rms_eps": "rms_norm_eps",
     "max_length": "max_position_embeddings",
+}
+_LIMITS = dict.fromkeys(_SIZES.values(), 2**31 - 1) | {
+    # Tables of heads and layers are made before the weights show that a number is impossible.
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "num_hidden_layers": 2**12,
 }
 
 
@@ -24,6 +30,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict:
     fields = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     fields |= {
         "num_hidden_layers": config.layers,
+        "rms_norm_eps": config.rms_eps,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_embeddings,
         "hidden_act": "silu",
@@ -54,39 +61,41 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict:
 
 def from_hf_config(fields: dict, where: str) -> ModelConfig:
     """Raises UserError, naming `where`, for a model that is not ours or that we cannot compute."""
+    try:
+        return _from_hf_config(fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _from_hf_config(fields: dict) -> ModelConfig:
     model_type = fields.get("model_type")
     if model_type not in (TEACHER_TYPE, HYBRID_TYPE):
         raise UserError(
-            f"{where}: model_type is {model_type!r}; only 'qwen3' and 'hydrahead' can be read"
+            f"model_type is {short(model_type)}; only 'qwen3' and 'hydrahead' can be read"
         )
-    _refuse_unsupported(fields, where)
-    needed = [*_SIZES.values(), "num_hidden_layers"]
-    if missing := [name for name in needed if fields.get(name) is None]:
-        raise UserError(f"{where}: {', '.join(missing)} missing")
+    if missing := [name for name in _LIMITS if fields.get(name) is None]:
+        raise UserError(f"{', '.join(missing)} missing")
+    for name, most in _LIMITS.items():
+        if type(fields[name]) is not int or not 1 <= fields[name] <= most:
+            raise UserError(f"{name}={short(fields[name])} must be a whole number, 1 to {most}")
+    _refuse_unsupported(fields)
+    theta = rope_theta(fields)
+    layers = fields["num_hidden_layers"]
     if model_type == TEACHER_TYPE:
-        layers = fields["num_hidden_layers"]
-        if type(layers) is not int or layers < 1:
-            raise UserError(f"{where}: num_hidden_layers={layers!r} must be 1 or more")
         mixers = mixers_to_json((FullAttention(),) * layers)
     else:
         mixers = fields.get("mixers")
-    sizes = {ours: fields[theirs] for ours, theirs in _SIZES.items()}
-    try:
-        config = config_from_json(
-            sizes
-            | {
-                "mixers": mixers,
-                "rope_theta": _rope_theta(fields, where),
-                "tied_embeddings": fields.get("tie_word_embeddings", False),
-            }
-        )
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    if config.layers != fields["num_hidden_layers"]:
-        raise UserError(
-            f"{where}: num_hidden_layers is {fields['num_hidden_layers']} and 'mixers' has "
-            f"{config.layers} layers"
-        )
+    config = config_from_json(
+        {ours: fields[theirs] for ours, theirs in _SIZES.items()}
+        | {
+            "rms_eps": _positive(fields, "rms_norm_eps"),
+            "mixers": mixers,
+            "rope_theta": theta,
+            "tied_embeddings": _tied(fields),
+        }
+    )
+    if config.layers != layers:
+        raise UserError(f"num_hidden_layers is {layers} and 'mixers' has {config.layers} layers")
     return config
 
 
@@ -95,31 +104,36 @@ def is_teacher(config: ModelConfig) -> bool:
     return all(isinstance(mixer, FullAttention) for mixer in config.mixers)
 
 
-def _refuse_unsupported(fields: dict, where: str) -> None:
+def _refuse_unsupported(fields: dict) -> None:
     """Settings of Qwen3's config that change the computation, and that we do not compute."""
-    unsupported = [name for name in ("attention_bias", "use_sliding_window") if fields.get(name)]
+    names = ("attention_bias", "use_sliding_window", "quantization_config", "compression_config")
+    unsupported = [name for name in names if fields.get(name)]
     if fields.get("hidden_act", "silu") != "silu":
-        unsupported.append(f"hidden_act={fields['hidden_act']!r}")
-    if "sliding_attention" in (fields.get("layer_types") or ()):
-        unsupported.append("layer_types with sliding_attention")
-    if fields.get("quantization_config"):
-        unsupported.append("quantization_config")
+        unsupported.append(f"hidden_act={short(fields['hidden_act'])}")
+    kinds = fields.get("layer_types")
+    if kinds is not None and not isinstance(kinds, list):
+        raise UserError(f"layer_types={short(kinds)} must be a list with one name a layer")
+    if others := [kind for kind in kinds or () if kind != "full_attention"]:
+        other = others[0] if isinstance(others[0], str) else short(others[0])
+        unsupported.append(f"layer_types with {other[:40]}")
     if unsupported:
-        raise UserError(f"{where}: not supported: {', '.join(unsupported)}")
+        raise UserError(f"not supported: {', '.join(unsupported)}")
+    if kinds is not None and len(kinds) != fields["num_hidden_layers"]:
+        raise UserError(
+            f"layer_types has {len(kinds)} layers and num_hidden_layers is "
+            f"{fields['num_hidden_layers']}"
+        )
 
 
-def _rope_theta(fields: dict, where: str):
-    """The base of RoPE: at the top, or in `rope_parameters` as transformers 5 writes it."""
-    theta = fields.get("rope_theta")
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = fields.get(name) or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
-            raise UserError(
-                f"{where}: {name} asks for RoPE of type {kind!r}; only plain RoPE can be read, so "
-                "remove the scaling from config.json"
-            )
-        theta = rope.get("rope_theta", theta)
-    if theta is None:
-        raise UserError(f"{where}: rope_theta missing")
-    return theta
+def _tied(fields: dict) -> bool:
+    tied = fields.get("tie_word_embeddings", False)
+    if type(tied) is not bool:
+        raise UserError(f"tie_word_embeddings={short(tied)} must be true or false")
+    return tied
+
+
+def _positive(fields: dict, name: str) -> float:
+    value = fields.get(name)
+    if value is None:
+        raise UserError(f"{name} missing")
+    return positive(name, value)

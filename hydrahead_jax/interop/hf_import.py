@@ -1,5 +1,6 @@
 """A Hugging Face folder in, ModelConfig and parameters out."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import from_hf_config
 from hydrahead_jax.interop.key_table import key_table, set_param, weight_shapes
+from hydrahead_jax.interop.not_finite import not_finite
 from hydrahead_jax.interop.weights import Weights, open_weights, read_json
 from hydrahead_jax.local_path import local_path
 
 _FLOATS = ("F32", "BF16", "F16")
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_LONGEST = 290
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -24,7 +28,13 @@ def read_config(folder: str | Path) -> ModelConfig:
     Raises:
       UserError: no config.json, another kind of model, or a setting that is not supported.
     """
-    path = local_path(folder) / "config.json"
+    folder = local_path(folder)
+    if not folder.exists():
+        how = ""
+        if _HUB_ID.fullmatch(str(folder)):
+            how = "; a model of the Hub is downloaded by `hf download ID --local-dir FOLDER`"
+        raise UserError(f"there is no folder {folder}{how}")
+    path = folder / "config.json"
     return from_hf_config(read_json(path), str(path))
 
 
@@ -42,23 +52,31 @@ def load_hf(
         puts it on JAX's default device if None.
 
     Raises:
-      UserError: as `read_config`; or a weight file that is missing or damaged, or weights that
-        are missing, left over or of the wrong shape, all of them named.
+      UserError: as `read_config`; or a weight file that is missing or damaged; weights that are
+        missing, left over, of the wrong shape or not finite, the first of each kind named.
     """
     folder = local_path(folder)
     config = read_config(folder)
     weights = open_weights(folder)
     _check(folder, config, weights)
-    params = {}
+    params, flawed = {}, []
     for row in key_table(config):
+        weight = weights.read(row.name)
+        if flaw := not_finite(weight):
+            flawed.append(f"{weights.files[row.name]}: {weights.stored[row.name]} has {flaw}")
+        if flawed:
+            continue
         row_dtype = jnp.float32 if dtype is not None and row.always_float32 else dtype
-        arrays = row.layout.load(weights.read(row.name))
+        arrays = row.layout.load(weight)
         for path, array in zip(row.paths, arrays, strict=True):
             if place is None:
                 value = jnp.asarray(array, row_dtype)
             else:
                 value = place("/".join(map(str, path)), np.asarray(array, row_dtype))
             set_param(params, path, value)
+    if flawed:
+        more = f", and {len(flawed) - 1} more weights are like it" if len(flawed) > 1 else ""
+        raise UserError(f"{flawed[0]}{more}; download or train the model again")
     return config, params
 
 
@@ -66,15 +84,17 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
     expected = weight_shapes(config)
     in_missing_files = {name for names in weights.missing_files.values() for name in names}
     found = {name: shape for name, shape in weights.shapes.items() if name in expected}
+    if _OUTPUT in weights.shapes and config.tied_embeddings and _INPUT in found:
+        _check_tied_copy(weights)
     problems = {
         "missing files": [
             f"{file} ({len(names)} weights)" for file, names in weights.missing_files.items()
         ],
         "missing weights": sorted(expected.keys() - found.keys() - in_missing_files),
         "unused weights": [
-            name
+            weights.stored[name]
             for name in weights.shapes
-            if name not in expected and not _is_tied_copy(config, weights, name)
+            if name not in expected and not (name == _OUTPUT and config.tied_embeddings)
         ],
         "wrong shapes": [
             f"{name} is {shape} in place of {expected[name]}"
@@ -87,15 +107,30 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
             if weights.dtypes[name] not in _FLOATS
         ],
     }
-    listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if listed:
+    if any(problems.values()):
         raise UserError(
-            f"{folder} does not hold the weights that its config.json asks for; {'; '.join(listed)}"
+            f"{folder} does not fit its config.json; {_named(problems, len(str(folder)))}"
         )
 
 
-def _is_tied_copy(config: ModelConfig, weights: Weights, name: str) -> bool:
-    """Whether this is an output matrix that repeats the embeddings it is tied to."""
-    if name != _OUTPUT or not config.tied_embeddings or _INPUT not in weights.shapes:
-        return False
-    return np.array_equal(weights.read(_OUTPUT), weights.read(_INPUT))
+def _named(problems: dict[str, list[str]], used: int) -> str:
+    """The first of each kind, and how many there are; as many kinds as fit into a sentence."""
+    listed = [
+        f"{kind}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for kind, names in problems.items()
+        if names
+    ]
+    room = max(_LONGEST - used, _LONGEST // 2)
+    shown = 1
+    while shown < len(listed) and len("; ".join(listed[: shown + 1])) < room:
+        shown += 1
+    return "; ".join(listed[:shown]) + ("; and more" if shown < len(listed) else "")
+
+
+def _check_tied_copy(weights: Weights) -> None:
+    """Raises UserError unless the output matrix repeats the embeddings that it is tied to."""
+    if not np.array_equal(weights.read(_OUTPUT), weights.read(_INPUT)):
+        raise UserError(
+            f"{weights.files[_OUTPUT]} holds {_OUTPUT} with other numbers than the embeddings, and "
+            "config.json ties the two; set tie_word_embeddings to false, or remove the weight"
+        )

@@ -1,73 +1,86 @@
 """A folder of safetensors, single or sharded, read one tensor at a time."""
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from hydrahead_jax import json_file
 from hydrahead_jax.errors import UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = "model*.safetensors*"
 SHARD_BYTES = 5_000_000_000
+_OTHER_FILES = ("pytorch_model*.bin*", "*.gguf", "*.pth", "*.pt", "consolidated*", "*.safetensors")
+_PREFIX = "model."
+_WITHOUT_PREFIX = ("embed_tokens.", "layers.", "norm.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
     """What a folder holds; only `read` reads numbers.
 
+    Names are those of Qwen3ForCausalLM; a folder of Qwen3Model has them without "model.".
+
     Attributes:
       files: the file of each weight.
       shapes: of each weight.
       dtypes: of each weight, in the letters of safetensors, such as "BF16".
       missing_files: files that the index names and that are not there, with their weights.
+      stored: the name of each weight in its file.
     """
 
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     missing_files: dict[str, list[str]]
+    stored: dict[str, str]
 
     def read(self, name: str) -> np.ndarray:
-        """One weight, in the dtype of the file."""
+        """Reads one weight in the dtype of the file."""
         with _open(self.files[name]) as handle:
-            return handle.get_tensor(name)
+            return handle.get_tensor(self.stored[name])
 
 
 def open_weights(folder: Path) -> Weights:
     """Reads the headers.
 
     Raises:
-      UserError: no safetensors there, or a file that cannot be read.
+      UserError: no safetensors there, an index that is wrong, a weight that is there twice, or a
+        file that cannot be read.
     """
-    files, shapes, dtypes, missing = {}, {}, {}, {}
+    found = Weights(files={}, shapes={}, dtypes={}, missing_files={}, stored={})
     for path, names in _shards(folder).items():
         if not path.exists():
-            missing[path.name] = names
+            found.missing_files[path.name] = [_full_name(name) for name in names]
             continue
         with _open(path) as handle:
-            for name in handle.keys():
-                part = handle.get_slice(name)
-                files[name] = path
-                shapes[name] = tuple(part.get_shape())
-                dtypes[name] = part.get_dtype()
-    return Weights(files=files, shapes=shapes, dtypes=dtypes, missing_files=missing)
+            for stored in handle.keys():
+                name, part = _full_name(stored), handle.get_slice(stored)
+                if name in found.files:
+                    raise UserError(
+                        f"{path} holds {stored}, which {found.files[name].name} holds as "
+                        f"{found.stored[name]}; remove one of the two"
+                    )
+                found.files[name], found.stored[name] = path, stored
+                found.shapes[name] = tuple(part.get_shape())
+                found.dtypes[name] = part.get_dtype()
+    return found
 
 
 def read_json(path: Path) -> dict:
     """Raises UserError where there is no such file or it holds no JSON object."""
-    try:
-        fields = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    fields = json_file.read_json(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no JSON object")
     return fields
+
+
+def _full_name(stored: str) -> str:
+    return _PREFIX + stored if stored.startswith(_WITHOUT_PREFIX) else stored
 
 
 def _shards(folder: Path) -> dict[Path, list[str]]:
@@ -75,13 +88,21 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
     if (folder / SINGLE).exists():
         return {folder / SINGLE: []}
     if not (folder / INDEX).exists():
-        raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+        others = [path.name for pattern in _OTHER_FILES for path in sorted(folder.glob(pattern))]
+        instead = f"; {others[0]} is not read, so save the model in that format" if others else ""
+        raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}{instead}")
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / INDEX} has no weight_map")
     shards = {}
     for name, file in weight_map.items():
-        shards.setdefault(folder / str(file), []).append(name)
+        inside = os.path.normpath(file) if isinstance(file, str) and file else ".."
+        if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", "."):
+            raise UserError(
+                f"{folder / INDEX} puts {name} into {str(file)[:60]!r}, which is no file of the "
+                "folder"
+            )
+        shards.setdefault(folder / inside, []).append(name)
     return shards
 
 

@@ -57,7 +57,7 @@ def batch() -> Batch:
 
 
 def first_step(stage: Stage, layout: Layout | None) -> dict[str, np.ndarray]:
-    """Loss, norm and gradients, which are the first moment after a step, times ten."""
+    """Loss, norm, ratios of heads, and gradients: the first moment after a step, times ten."""
     place = lambda tree: tree if layout is None else jax.device_put(tree, layout.shardings(tree))
     state, frozen = place(init_state(stage, init_params(STUDENT, jax.random.key(2))))
     teacher = place(init_params(small.TEACHER, jax.random.key(1)))
@@ -68,7 +68,7 @@ def first_step(stage: Stage, layout: Layout | None) -> dict[str, np.ndarray]:
     step = make_train_step(stage, STUDENT, small.TEACHER, POLICY, layout)
     state, metrics = step(state, frozen, teacher, rows)
     found = {f"gradient {path}": 10 * x for path, x in state.opt_state[1][0].mu.items()}
-    for name in ("loss", "gradient_norm"):
+    for name in ("loss", "gradient_norm", *(n for n in metrics if n.startswith("rms_ratio"))):
         found[name] = metrics[name][0] / metrics[name][1]
     if layout is None:
         return jax.device_get(found)

@@ -13,6 +13,7 @@ from tests.tolerances import OP, assert_close
 from tests.train import small
 from train import losses
 from train.data import Batch, DataConfig, NeedleData
+from train.loss_parts import with_rms_ratios
 from train.losses import OBJECTIVES
 from train.model_batch import make_model_batch, next_token_targets
 from train.optim import AdamW
@@ -191,14 +192,16 @@ def test_parts_of_a_batch_add_up(batch, models):
     part = jax.jit(loss)
     parts = [part(jax.tree.map(lambda x, i=i: x[i : i + 1], whole), counts) for i in range(2)]
     assert_close(sum(value for value, _ in parts), expected, OP)
-    added = jax.tree.map(jnp.add, *(found for _, found in parts))
-    for name in ("loss", "student_nll", "alpha", "fa_gate"):
+    added = with_rms_ratios(jax.tree.map(jnp.add, *(found for _, found in parts)))
+    metrics = with_rms_ratios(metrics)
+    for name in ("loss", "student_nll", "alpha", "fa_gate", "rms_ratio", "rms_ratio_layer_01"):
         assert_close(added[name][0] / added[name][1], metrics[name][0] / metrics[name][1], OP)
 
 
 def test_what_heads_do(batch, models):
     """Gates are 1 where their weights are 0; the ratio of both kinds of heads in a layer."""
     _, metrics = loss_of(stage("next_token"), models[1], batch)
+    metrics = with_rms_ratios(metrics)
     value = lambda name: metrics[name][0] / metrics[name][1]
     assert value("fa_gate") == value("gdn_gate") == 1
     assert 0 < value("alpha") < 1 and 0 < value("beta") < 1

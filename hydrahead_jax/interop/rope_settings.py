@@ -1,0 +1,64 @@
+"""The RoPE settings of a config.json, in every place where transformers has written them."""
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.config_json import short
+
+_PLACES = ("rope_parameters", "rope_scaling")
+_LAYER_TYPE = "full_attention"
+_MOST = 1e30
+
+
+def rope_theta(fields: dict) -> float:
+    """Returns the base of plain RoPE.
+
+    It stands at the top, or in `rope_parameters`, which may have an entry for each type of layer.
+
+    Raises:
+      UserError: it is missing or impossible, or RoPE of another form is asked for.
+    """
+    theta = fields.get("rope_theta")
+    _check_share(fields, "the config")
+    for name in _PLACES:
+        theta = _plain_rope(name, fields.get(name)).get("rope_theta", theta)
+    if theta is None:
+        raise UserError("rope_theta missing")
+    return positive("rope_theta", theta)
+
+
+def positive(name: str, value) -> float:
+    """Returns `value`; raises UserError where it is no positive finite number."""
+    if type(value) not in (int, float) or not 0 < value <= _MOST:
+        raise UserError(f"{name}={short(value)} must be a positive finite number")
+    return value
+
+
+def _plain_rope(name: str, rope) -> dict:
+    """The settings of the layers of full attention."""
+    if rope is None:
+        return {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{name}={short(rope)} must be a JSON object")
+    nested = {key: value for key, value in rope.items() if isinstance(value, dict)}
+    if unknown := sorted(nested.keys() - {_LAYER_TYPE}):
+        raise UserError(f"{name} has settings for {short(unknown[0])}, which no layer is")
+    if nested and len(rope) > 1:
+        raise UserError(f"{name} has settings for {_LAYER_TYPE} and others beside them")
+    settings = nested.get(_LAYER_TYPE, rope)
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    named = "rope_type" in settings or "type" in settings
+    if kind != "default" or (not named and settings.get("factor", 1) != 1):
+        raise UserError(
+            f"{name} asks for RoPE of type {short(kind) if named else 'unknown'}; only plain RoPE "
+            "can be read, so remove the scaling"
+        )
+    _check_share(settings, name)
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _check_share(settings: dict, name: str) -> None:
+    share = settings.get("partial_rotary_factor")
+    if share is not None and share != 1:
+        raise UserError(
+            f"{name} asks for RoPE on a share of each head, partial_rotary_factor={short(share)}; "
+            "only RoPE on whole heads can be read"
+        )
