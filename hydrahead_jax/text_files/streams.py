@@ -18,6 +18,7 @@ _FIRST_BYTES = {
     ".xz": b"\xfd7zXZ\x00",
     ".zst": b"\x28\xb5\x2f\xfd",
 }
+_BZ2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 COMPRESSED = tuple(_FIRST_BYTES)
 _BUFFER = 2**20
 _LARGEST_WINDOW = 2**27
@@ -55,7 +56,8 @@ def _check_first_bytes(path: Path, file: io.BufferedIOBase) -> None:
     if not head and ending:
         raise OSError("it is empty, not even a compressed file of nothing")
     found = next((e for e, first in _FIRST_BYTES.items() if head.startswith(first)), None)
-    if found and found != ending:
+    is_text = found == ".bz2" and ending is None and head[4:10] not in _BZ2_BLOCKS
+    if found not in (None, ending) and not is_text:
         raise OSError(f"it is compressed; let its name end in {found}")
     if ending not in (None, found, ".zst"):
         raise OSError(f"it is not compressed as {ending} says")
