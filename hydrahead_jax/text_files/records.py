@@ -142,19 +142,18 @@ class _Item:
     """The bytes of an item so far; they are dropped once there are too many."""
 
     def __init__(self):
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._raw, self._is_too_long = bytearray(), False
 
     def add(self, raw: bytes) -> None:
-        self._size += len(raw)
-        if self._size > LONGEST_RECORD:
-            self._parts.clear()
+        self._is_too_long |= len(self._raw) + len(raw) > LONGEST_RECORD
+        if self._is_too_long:
+            self._raw.clear()
         else:
-            self._parts.append(raw)
+            self._raw += raw
 
     def take(self) -> bytes | None:
-        raw = b"".join(self._parts) if self._size <= LONGEST_RECORD else None
-        self._parts, self._size = [], 0
+        raw = None if self._is_too_long else bytes(self._raw)
+        self._raw, self._is_too_long = bytearray(), False
         return raw
 
 
