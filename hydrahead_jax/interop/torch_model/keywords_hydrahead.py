@@ -28,3 +28,9 @@ def check_keywords(kwargs: dict, config):
     lengths_q, lengths_k = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
     if lengths_k is not None and lengths_q is None:
         raise ValueError("cu_seq_lens_k was given without cu_seq_lens_q")
+
+
+def check_not_empty(tokens):
+    """Raises ValueError where there is no row, or no token in the rows."""
+    if 0 in tokens.shape[:2]:
+        raise ValueError(f"an input of shape {tuple(tokens.shape)} holds no token")

@@ -4,6 +4,7 @@ Paper: "HydraHead" (arXiv 2606.20097); the delta rule: "Gated Delta Networks" (a
 Needs PyTorch and transformers only. tokens_hydrahead.py explains the letters at the end of names.
 """
 
+import functools
 import math
 
 import torch
@@ -25,7 +26,7 @@ from .convolution_hydrahead import ShortConvolution  # noqa: F401
 from .delta_rule_hydrahead import delta_rule  # noqa: F401
 from .documents_hydrahead import find_documents, positions_in_documents
 from .kernels_hydrahead import delta_rule as fast_delta_rule  # noqa: F401
-from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords
+from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords, check_not_empty
 from .mixers_hydrahead import Branch, DeltaHeads, FullAttention, HydraHeadAttention, RMSNorm
 from .tokens_hydrahead import Tokens, default_positions, real_tokens, rotary_angles
 
@@ -151,8 +152,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
-        if 0 in given.shape[:2]:
-            raise ValueError(f"an input of shape {tuple(given.shape)} holds no token")
+        check_not_empty(given)
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past, use_cache = self._cache(past, use_cache)
         tokens = self._tokens(x_BTD, attention_mask, position_ids, past, kwargs)
@@ -276,6 +276,14 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         one_cache(kwargs.get("past_key_values"), kwargs.get("cache"))
         kwargs["inputs_embeds"] = inputs_embeds
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, inputs=None, *args, **kwargs):
+        prompts = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
+        prompt = next((x for x in prompts if x is not None), None)
+        if torch.is_tensor(prompt):
+            check_not_empty(prompt)
+        return super().generate(inputs, *args, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Raises: `generate_batch` and continuous batching page keys and values only."""

@@ -1,0 +1,63 @@
+"""torch.export, torch.compile without a graph break, and tracing with fake tensors."""
+
+import pytest
+
+from tests.interop.clients.tiny import assert_close, load, logits, padded_batch, tokens, torch
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_torch_export(model, masked):
+    inputs = padded_batch() if masked else {"input_ids": tokens(2, 80)}
+    program = torch.export.export(model, (), inputs | {"use_cache": False}, strict=False)
+    with torch.inference_mode():
+        actual = program.module()(**inputs, use_cache=False).logits
+    assert_close(actual, logits(model, **inputs))
+
+
+def test_torch_export_for_any_number_of_rows(model):
+    rows = torch.export.Dim("rows", min=2, max=64)
+    program = torch.export.export(
+        model,
+        (),
+        {"input_ids": tokens(2, 80), "use_cache": False},
+        dynamic_shapes={"input_ids": {0: rows}, "use_cache": None},
+        strict=False,
+    )
+    with torch.inference_mode():
+        actual = program.module()(input_ids=tokens(5, 80), use_cache=False).logits
+    assert_close(actual, logits(model, tokens(5, 80)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_torch_compile_in_one_graph(model, masked):
+    inputs = padded_batch() if masked else {"input_ids": tokens(2, 80)}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected = logits(model, **inputs, use_cache=False)
+    with torch.no_grad():
+        actual = compiled(**inputs, use_cache=False).logits
+    assert_close(actual, expected)
+    torch._dynamo.reset()
+
+
+def test_compiled_training_step(folder):
+    batch = padded_batch()
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    plain, model = load(folder).train(), load(folder).train()
+    expected = plain(**batch, use_cache=False).loss
+    expected.backward()
+    loss = torch.compile(model, backend="eager", fullgraph=True)(**batch, use_cache=False).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    for weight, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert_close(weight.grad, other.grad)
+    torch._dynamo.reset()
+
+
+def test_fake_tensors(folder):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = load(folder)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        batch = {name: mode.from_tensor(value) for name, value in padded_batch().items()}
+        out = model(**batch, use_cache=False)
+    assert out.logits.shape == (2, 80, 97)
