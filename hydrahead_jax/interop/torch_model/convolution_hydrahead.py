@@ -25,18 +25,18 @@ def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
     T = x_BTM.shape[1]
     if tail_BMW is None:
         tail_BMW = x_BTM.new_zeros(x_BTM.shape[0], x_BTM.shape[2], TAPS - 1)
-    x_BTM = torch.cat([tail_BMW.transpose(1, 2).to(x_BTM.dtype), x_BTM], dim=1)
-    if documents_BT is None:
-        out_BTM = F.conv1d(
-            x_BTM.transpose(1, 2), weight_MW[:, None].to(x_BTM.dtype), groups=x_BTM.shape[2]
-        ).transpose(1, 2)
-    else:
+    dtype, weight_WM = x_BTM.dtype, weight_MW.float().t()
+    x_BTM = torch.cat([tail_BMW.transpose(1, 2).to(dtype), x_BTM], dim=1).float()
+    if documents_BT is not None:
         documents_BT = F.pad(documents_BT, (TAPS - 1, 0), value=-1)
-        out_BTM = 0
-        for w in range(TAPS):
-            same_BT1 = (documents_BT[:, w : w + T] == documents_BT[:, TAPS - 1 :])[..., None]
-            out_BTM = out_BTM + x_BTM[:, w : w + T] * same_BT1 * weight_MW[:, w].to(x_BTM.dtype)
-    return F.silu(out_BTM) if silu else out_BTM
+    out_BTM = x_BTM[:, TAPS - 1 :] * weight_WM[-1]
+    for w in range(TAPS - 1):
+        tap_BTM = x_BTM[:, w : w + T]
+        if documents_BT is not None:
+            same_BT = documents_BT[:, w : w + T] == documents_BT[:, TAPS - 1 :]
+            tap_BTM = tap_BTM * same_BT[..., None]
+        out_BTM = torch.addcmul(out_BTM, tap_BTM, weight_WM[w])
+    return (F.silu(out_BTM) if silu else out_BTM).to(dtype)
 
 
 class ShortConvolution(nn.Conv1d):

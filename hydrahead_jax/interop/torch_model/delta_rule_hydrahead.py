@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from .kernels_hydrahead import delta_rule as fast_delta_rule
 
 CHUNK = 64
+GROUP_TOKENS = 2**14  # tokens of all rows and heads that are worked on at once
 RESET = -1e4  # a log decay after which nothing is left in float32
 
 
@@ -50,52 +51,45 @@ def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):
 
 
 def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
-    """The same over many tokens: within a chunk the recurrence is one triangular system."""
-    T = q_BTNH.shape[1]
-    q, k, v, log_decay, beta = (
-        _chunks(x) for x in (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN[..., None], beta_BTN[..., None])
-    )
-    ones_CC = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device)
+    """The same over many tokens, some chunks at a time, so that memory does not grow with T."""
+    B, T, N, _ = q_BTNH.shape
+    inputs = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN[..., None], beta_BTN[..., None])
+    tokens = CHUNK * max(1, GROUP_TOKENS // (B * N * CHUNK))
+    state_XHP, outputs = state_BNHP.flatten(0, 1), []
+    for begin in range(0, T, tokens):
+        chunks = (_chunks(x[:, begin : begin + tokens]) for x in inputs)
+        out_XZCP, state_XHP = _run_chunks(*chunks, state_XHP)
+        out_BNTP = out_XZCP.flatten(1, 2).unflatten(0, (B, N))
+        outputs.append(out_BNTP[:, :, : min(tokens, T - begin)].transpose(1, 2))
+    out_BTNP = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return out_BTNP, state_XHP.unflatten(0, (B, N))
+
+
+def _run_chunks(q, k, v, log_decay, beta, state_XHP):
+    """[X, Z, C, H] each, X = B * N: within a chunk the recurrence is one triangular system."""
+    lower_CC = torch.ones(CHUNK, CHUNK, device=q.device).tril()
     # [i, j] = sum of log_decay over j < m <= i, as a sum and not as a difference of two.
-    between = log_decay.expand(*log_decay.shape[:-1], CHUNK).masked_fill(~ones_CC.tril(-1), 0)
-    decay = torch.where(ones_CC.tril(), between.cumsum(-2).exp(), 0.0)
+    decay = (lower_CC @ (log_decay * lower_CC.tril(-1))).exp() * lower_CC
     from_entry = log_decay.cumsum(-2).exp()
-    to_exit = decay[..., -1, :, None]
-    system = (beta * (k @ k.transpose(-1, -2)) * decay).tril(-1)
-    right_side = torch.cat([beta * v, beta * from_entry * k], dim=-1)
-    written, erased = (_unit_lower_inverse(system) @ right_side).split(
-        [v.shape[-1], k.shape[-1]], dim=-1
-    )
+    written_k = beta * k
+    written, erased = torch.linalg.solve_triangular(
+        (written_k @ k.transpose(-1, -2)) * decay,
+        torch.cat([beta * v, from_entry * written_k], dim=-1),
+        upper=False,
+        unitriangular=True,
+    ).split([v.shape[-1], k.shape[-1]], dim=-1)
     scores = (q @ k.transpose(-1, -2)) * decay
+    q, k = from_entry * q, (decay[..., -1, :, None] * k).transpose(-1, -2)
     outputs = []
-    for z in range(q.shape[0]):
-        write = written[z] - erased[z] @ state_BNHP
-        outputs.append(from_entry[z] * (q[z] @ state_BNHP) + scores[z] @ write)
-        added = (to_exit[z] * k[z]).transpose(-1, -2) @ write
-        state_BNHP = from_entry[z, :, :, -1:] * state_BNHP + added
-    out_BNTP = torch.cat(outputs, dim=2)
-    return out_BNTP.transpose(1, 2)[:, :T], state_BNHP
-
-
-def _unit_lower_inverse(lower_CC):
-    """(I + lower)^-1 for strictly lower triangular matrices, block by block as substitution goes.
-
-    Two neighbouring diagonal blocks of inverses X1, X2 become one: [[X1, 0], [-X2 L X1, X2]].
-    """
-    index_C = torch.arange(CHUNK, device=lower_CC.device)
-    inverse_CC = torch.eye(CHUNK, device=lower_CC.device).expand_as(lower_CC)
-    size = 1
-    while size < CHUNK:
-        block_C = index_C // size
-        below = (block_C[:, None] == block_C + 1) & (block_C % 2 == 0)
-        between_CC = torch.where(below, lower_CC, 0.0)
-        inverse_CC = inverse_CC - inverse_CC @ between_CC @ inverse_CC
-        size *= 2
-    return inverse_CC
+    for z in range(q.shape[1]):
+        write_XCP = torch.baddbmm(written[:, z], erased[:, z], state_XHP, alpha=-1)
+        outputs.append(torch.baddbmm(torch.bmm(scores[:, z], write_XCP), q[:, z], state_XHP))
+        state_XHP = torch.baddbmm(from_entry[:, z, -1:] * state_XHP, k[:, z], write_XCP)
+    return torch.stack(outputs, dim=1), state_XHP
 
 
 def _chunks(x_BTNH):
-    """[B, T, N, H] -> [Z, B, N, C, H]; what is added at the end neither decays nor writes."""
-    B, T, N, H = x_BTNH.shape
-    x_BTNH = F.pad(x_BTNH, (0, 0, 0, 0, 0, -T % CHUNK))
-    return x_BTNH.reshape(B, -1, CHUNK, N, H).permute(1, 0, 3, 2, 4)
+    """[B, T, N, H] -> [X, Z, C, H]; what is added at the end neither decays nor writes."""
+    x_BNTH = x_BTNH.transpose(1, 2)
+    x_BNTH = F.pad(x_BNTH, (0, 0, 0, -x_BNTH.shape[2] % CHUNK))
+    return x_BNTH.flatten(0, 1).unflatten(1, (-1, CHUNK))

@@ -85,10 +85,11 @@ class Branch(Projections):
 
     def _fuse(self, heads_BTNH, x_BTD):
         """gamma * gate * RMSNorm(heads); the gate is 1 where its weights are zero."""
-        gate_BTNH = 2 * self.g_proj(x_BTD).sigmoid().unflatten(-1, (-1, self.head_dim))
+        gate_BTNH = self.g_proj(x_BTD).sigmoid().unflatten(-1, (-1, self.head_dim))
         if self.choices["fusion"] == "none":
-            return heads_BTNH * gate_BTNH
-        return self.o_norm(heads_BTNH) * gate_BTNH * self.gamma[:, None].to(heads_BTNH.dtype)
+            return heads_BTNH * gate_BTNH * 2
+        scale_N1 = (2 * self.gamma[:, None]).to(heads_BTNH.dtype)
+        return self.o_norm(heads_BTNH) * gate_BTNH * scale_N1
 
 
 class SoftmaxHeads(Branch):
