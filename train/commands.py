@@ -191,16 +191,26 @@ def evaluate(
     evaluate_saved(run, assignments, source, out, say=_say)
 
 
-def export(run: Folder, out: Path) -> None:
+def export(
+    run: Folder,
+    out: Path,
+    dtype: str = "float32",
+    shard_size: str = "5GB",
+    check: bool = True,
+) -> None:
     """Write a run's hybrid as a Hugging Face folder that PyTorch loads.
 
     Args:
         run: Folder of a finished run.
-        out: New folder.
+        out: New folder, or an earlier export, which is replaced.
+        dtype: Of the weights: float32 or bfloat16.
+        shard_size: Of a weight file at most, such as 5GB or 500MB.
+        check: Compare with PyTorch, where it is installed; an export that computes something else
+            is not written.
     """
-    from train.export import export_run
+    from train.export import export_run, parse_size
 
-    export_run(run, out, say=_say)
+    export_run(run, out, say=_say, dtype=dtype, shard_bytes=parse_size(shard_size), check=check)
 
 
 def demo(config: ConfigFile, assignments: Assignments = ()) -> None:

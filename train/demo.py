@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.local_path import local_path
@@ -33,23 +34,44 @@ def demo(config: DemoConfig) -> dict:
 
     Returns:
       What stands in report.json.
+
+    Raises:
+      UserError: the export failed; the report is there all the same, and says so.
     """
     out = local_path(config.comparison.out)
     report = compare(config.comparison)
     clock = Clock()
     first = config.comparison.students[0].name
-    exported = []
-    difference = export_run(student_folder(out, first) / "run", out / "export", exported.append)
+    difference, sentence, failure = _export(student_folder(out, first) / "run", out / "export")
     clock.lap("export")
     pictures = draw(config, out)
     clock.lap("knock-out and pictures")
     report["export_max_abs_logit_difference"] = difference
+    if failure is not None:
+        report["export_failure"] = sentence
     report["seconds"] |= clock.laps
     report["versions"] = versions()
     page = write_report(out, report, pictures)
     print_table(report)
-    print(*exported, f"report: {page}", sep="\n")
+    if failure is not None:
+        print(f"report: {page}", flush=True)
+        raise UserError(f"the export failed: {sentence}") from failure
+    print(sentence, f"report: {page}", sep="\n")
     return report
+
+
+def _export(run: Path, out: Path) -> tuple[float | None, str, Exception | None]:
+    """The difference from PyTorch, a sentence, and the error if there was one.
+
+    An export depends on versions of other libraries; minutes of training are not lost to them.
+    """
+    said = []
+    try:
+        return export_run(run, out, said.append), " ".join(said), None
+    except UserError as error:
+        return None, str(error), error
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}".splitlines()[0], error
 
 
 def draw(config: DemoConfig, out: Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from hydrahead_jax.local_path import local_path
 from train.comparison import ComparisonConfig, Student, compare
 from train.parallel import Task, run_parallel
 from train.pretrain import PretrainConfig, pretrain
+from train.report import print_table, table_rows
 from train.run_folder import METRICS, write_json
 from train.versions import versions
 
@@ -60,7 +61,9 @@ def evidence(config: EvidenceConfig) -> dict:
     result = {"comparisons": comparisons, "versions": versions()}
     write_json(out / "evidence.json", result)
     header, rows = summary(comparisons)
-    (out / "evidence.md").write_text(markdown(header, rows))
+    longer = table_rows(comparisons["checked-in"])
+    (out / "evidence.md").write_text("\n".join([markdown(header, rows), markdown(*longer)]))
+    print_table(comparisons["checked-in"])
     table = Table(*header, title=f"{len(teachers)} teachers, {len(draws)} random draws each")
     for row in rows:
         table.add_row(*row)

@@ -59,7 +59,7 @@ def _page(report: dict, pictures: dict[str, Path]) -> str:
     parts = [
         page.paragraph(_ABOVE),
         page.table(*table_rows(report)),
-        page.paragraph(f"{_difference(report['export_max_abs_logit_difference'])} {_BELOW}"),
+        page.paragraph(f"{_exported(report)} {_BELOW}"),
         *(page.figure(caption, path) for caption, path in pictures.items()),
         page.paragraph(f"Time: {seconds}."),
         page.paragraph(f"Versions: {versions}."),
@@ -67,10 +67,13 @@ def _page(report: dict, pictures: dict[str, Path]) -> str:
     return page.page("HydraHead on a small teacher", parts)
 
 
-def _difference(value: float | None) -> str:
-    if value is None:
+def _exported(report: dict) -> str:
+    if "export_failure" in report:
+        return f"The export failed: {report['export_failure']}."
+    difference = report["export_max_abs_logit_difference"]
+    if difference is None:
         return "PyTorch is not installed here, so the export was not compared with it."
-    return f"Largest logit difference between JAX and the exported PyTorch model: {value:.1e}."
+    return f"Largest logit difference between JAX and the exported PyTorch model: {difference:.1e}."
 
 
 _ABOVE = (

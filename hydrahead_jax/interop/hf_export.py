@@ -64,7 +64,9 @@ def _tensors(config: ModelConfig, params: dict, dtype: np.dtype) -> Iterator[Ten
 
 def _maker(row: Row, params: dict, dtype: np.dtype):
     def make() -> np.ndarray:
-        arrays = [np.asarray(get_param(params, path)).astype(dtype) for path in row.paths]
+        arrays = [
+            np.asarray(get_param(params, path)).astype(dtype, copy=False) for path in row.paths
+        ]
         return row.layout.save(*arrays)
 
     return make

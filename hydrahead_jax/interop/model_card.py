@@ -13,7 +13,7 @@ pipeline_tag: text-generation
 tags:
 - hydrahead
 - hybrid-attention
----
+{header}---
 
 # HydraHead model
 
@@ -27,13 +27,24 @@ same layers (HydraHead, arXiv 2606.20097).
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER, padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True, padding_side="left")
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 inputs = tokenizer(["Once upon a time"], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
 ```
 
-It needs PyTorch and transformers 5.20 or newer, and runs on CPU. Batches are padded on the left.
+It needs PyTorch and transformers, tested with 5.21 to 5.24, and runs on CPU. Batches are padded on
+the left. Without `trust_remote_code=True` both lines ask on the terminal whether to run the code in
+this folder, and wait for the answer.
+
+## How to evaluate
+
+```bash
+lm_eval --model hf --tasks lambada_openai \\
+  --model_args pretrained=FOLDER,trust_remote_code=True,max_length={max_length}
+```
+
+Without `max_length`, lm_eval takes the tokenizer's `model_max_length` or 2048 for it.
 
 ## Heads
 
@@ -55,13 +66,14 @@ Choices: {choices}.
 - The cache is the model's own: assisted generation, static and quantised caches do not apply, and
   a conversation cannot be rolled back, only started anew.
 - It cannot be served by the Transformers backend of vLLM or SGLang, which expect plain attention.
+- It has no converter to GGUF (llama.cpp, Ollama), ONNX or MLX.
 - The gated delta rule runs in plain PyTorch: right, and slower than a fused kernel.
 - Sequences must not be packed into one row: state and convolution run through.
 """
 
 
-def model_card(config: ModelConfig, facts: dict, parity: Parity | None) -> str:
-    """Markdown. `facts` become rows of a table, as they are."""
+def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: str = "") -> str:
+    """Returns Markdown. `facts` become rows of a table, and `header` lines of the header."""
     total = config.layers * config.query_heads
     softmax = sum(len(_softmax_heads(config, layer)) for layer in range(config.layers))
     facts = {
@@ -70,6 +82,7 @@ def model_card(config: ModelConfig, facts: dict, parity: Parity | None) -> str:
         "Compared with JAX": _parity_sentence(parity),
     }
     return _CARD.format(
+        header=header,
         softmax=softmax,
         total=total,
         facts=_table({"": "", "---": "---", **facts}),
@@ -104,10 +117,9 @@ def _choices(config: ModelConfig) -> str:
 
 def _parity_sentence(parity: Parity | None) -> str:
     if parity is None:
-        return "not done: torch was not installed where the model was exported"
-    difference, equal, count = parity
-    tokens = "the same" if equal else "not the same"
+        return "not done where the model was exported"
+    tokens = "the same" if parity.greedy_tokens_equal else "not the same"
     return (
-        f"logits differ by at most {difference:.1e} in float32; {tokens} {count} tokens when "
-        "generating greedily"
+        f"logits differ by at most {parity.max_abs_logit_difference:.1e} in float32; {tokens} "
+        f"{parity.new_tokens} tokens when generating greedily"
     )

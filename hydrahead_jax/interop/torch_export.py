@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.card_header import card_header
 from hydrahead_jax.interop.hf_config import HYBRID_TYPE, is_teacher
 from hydrahead_jax.interop.hf_export import write_model
-from hydrahead_jax.interop.key_table import get_param, key_table, set_param
 from hydrahead_jax.interop.model_card import model_card
 from hydrahead_jax.interop.parity import Parity, check_parity, torch_is_installed
 from hydrahead_jax.interop.tokenizer_files import (
+    GENERATION,
     check_tokenizer_files,
     copy_tokenizer_files,
     is_tokenizer_file,
@@ -37,6 +38,8 @@ _CODE = (
     "modeling_hydrahead.py",
     "tokens_hydrahead.py",
 )
+_SHOWN = 100
+_ADVICE = "use tested versions of torch and transformers, or export unchecked with --no-check"
 _WRITTEN = ("config.json", "README.md", *_CODE)
 
 
@@ -45,12 +48,14 @@ class ExportReport:
     """Attributes:
     folder: where the export is.
     bytes: of its weights.
-    parity: against PyTorch, or None where PyTorch is not installed.
+    parity: against PyTorch, or None where it was not measured.
+    why_not: the reason, where it was not measured.
     """
 
     folder: Path
     bytes: int
     parity: Parity | None
+    why_not: str = ""
 
     @property
     def max_abs_logit_difference(self) -> float | None:
@@ -61,15 +66,12 @@ class ExportReport:
         """One sentence for the user."""
         where = f"{self.folder} ({self.bytes / 2**20:.1f} MiB of weights)"
         if self.parity is None:
-            return (
-                f"exported to {where}; not compared with PyTorch, because torch and transformers "
-                "are not installed"
-            )
-        difference, equal, count = self.parity
-        tokens = "the same" if equal else "NOT the same"
+            return f"exported to {where}; not compared with PyTorch, {self.why_not}"
+        problem = self.parity.generation_problem
+        warning = f"; warning: {GENERATION} is the teacher's, and save_pretrained will refuse it: "
         return (
-            f"exported to {where}; PyTorch's logits differ by at most {difference:.1e}, and greedy "
-            f"generation gives {tokens} {count} tokens"
+            f"exported to {where}; {_difference(self.parity)}"
+            f"{warning + problem[:_SHOWN] if problem else ''}"
         )
 
 
@@ -82,11 +84,14 @@ def export_torch(
     card: dict | None = None,
     dtype=jnp.float32,
     shard_bytes: int = SHARD_BYTES,
+    check: bool = True,
+    teacher: str | Path | None = None,
 ) -> ExportReport:
     """Writes a folder for `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`.
 
     The folder appears complete or not at all. Where torch and transformers are installed, the
-    export is loaded and compared before it appears.
+    export is loaded and compared before it appears: logits in float32 may differ by 1e-5 of their
+    range (1e-4 where that is below 10), and greedy tokens only where they are tied within that.
 
     Args:
       folder: new, empty, or an earlier export, which is replaced.
@@ -96,9 +101,12 @@ def export_torch(
       card: facts for the model card, such as {"Base model": "Qwen/Qwen3-1.7B"}.
       dtype: of the weights; gamma, A_log and dt_bias stay float32.
       shard_bytes: of a weight file at most.
+      check: whether to compare.
+      teacher: folder of the teacher, there or not, from which the card has license and base model.
 
     Raises:
-      UserError: the model has no hybrid layer, the target is in use, or there is no tokenizer.
+      UserError: the model has no hybrid layer, the target is in use, there is no tokenizer, or
+        PyTorch computes something else; an earlier export is then still there.
     """
     folder, tokenizer_folder = local_path(folder).absolute(), local_path(tokenizer_folder)
     _check(folder, config, tokenizer_folder)
@@ -112,15 +120,49 @@ def export_torch(
             (new / name).write_bytes(code.read_bytes())
         copy_tokenizer_files(tokenizer_folder, new)
         write_generation_config(new)
-        parity = None
-        if torch_is_installed():
-            parity = check_parity(new, config, _rounded(config, params, dtype))
-        (new / "README.md").write_text(model_card(config, card or {}, parity))
+        parity, why_not = None, ""
+        if not check:
+            why_not = "as asked"
+        elif not torch_is_installed():
+            why_not = "because torch and transformers are not installed"
+        else:
+            parity = _compare(new, folder, config, params, dtype)
+        header = card_header(teacher and Path(teacher))
+        text = model_card(config, card or {}, parity, header)
+        (new / "README.md").write_text(text, encoding="utf-8")
         size = sum(path.stat().st_size for path in new.glob("*.safetensors"))
         if folder.exists():
             os.replace(folder, Path(scratch) / "replaced")
         os.replace(new, folder)
-    return ExportReport(folder=folder, bytes=size, parity=parity)
+    return ExportReport(folder=folder, bytes=size, parity=parity, why_not=why_not)
+
+
+def _compare(new: Path, folder: Path, config: ModelConfig, params: dict, dtype) -> Parity:
+    """Raises UserError where the export is not what was exported."""
+    try:
+        parity = check_parity(new, config, params, dtype=dtype)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN]
+        raise UserError(
+            f"{folder} was not written, because PyTorch cannot run the model ({reason}); {_ADVICE}"
+        ) from error
+    if not parity.ok:
+        raise UserError(
+            f"{folder} was not written: {_difference(parity)}, where at most {parity.bound:.1e} "
+            f"and nearly tied tokens are allowed; {_ADVICE}"
+        )
+    return parity
+
+
+def _difference(parity: Parity) -> str:
+    tokens = "the same" if parity.greedy_tokens_equal else "NOT the same"
+    ties = ""
+    if parity.greedy_tokens_equal and parity.near_ties:
+        ties = f" but for {parity.near_ties} that were nearly tied"
+    return (
+        f"PyTorch's logits differ by at most {parity.max_abs_logit_difference:.1e}, and greedy "
+        f"generation gives {tokens} {parity.new_tokens} tokens{ties}"
+    )
 
 
 def _check(folder: Path, config: ModelConfig, tokenizer_folder: Path) -> None:
@@ -145,13 +187,3 @@ def _may_be_replaced(folder: Path) -> bool:
     if foreign or "config.json" not in names:
         return False
     return read_json(folder / "config.json").get("model_type") == HYBRID_TYPE
-
-
-def _rounded(config: ModelConfig, params: dict, dtype) -> dict:
-    """The parameters that the export holds."""
-    out = {}
-    for row in key_table(config):
-        for path in row.paths:
-            stored = jnp.float32 if row.always_float32 else dtype
-            set_param(out, path, jnp.asarray(get_param(params, path)).astype(stored))
-    return out

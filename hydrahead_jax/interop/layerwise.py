@@ -1,0 +1,62 @@
+"""A forward that holds one layer in float32 at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.interop.key_table import ParamPath, get_param, key_table, set_param
+from hydrahead_jax.models import layer_config, merge_block
+from hydrahead_jax.models.stream import make_stream
+from hydrahead_jax.ops.norms import rms_norm
+
+
+def rounded_logits(
+    config: ModelConfig, params: dict, dtype, tokens_BT: np.ndarray, real_BT: np.ndarray
+) -> np.ndarray:
+    """Computes in float32 what the parameters give once they were rounded for an export.
+
+    Args:
+      config: of the model.
+      params: of the model, as they are.
+      dtype: of the export; what an export keeps in float32 is not rounded.
+      tokens_BT: int32.
+      real_BT: 0 on padding.
+
+    Returns:
+      Logits [B, T, V], without meaning on padding.
+    """
+    part = functools.partial(_rounded, config, params, dtype)
+    with jax.default_matmul_precision("highest"):
+        x_BTD = _round(params["w_embed_VD"][tokens_BT], dtype)
+        for layer in range(config.layers):
+            x_BTD = _layer(layer_config(config, layer), part(("layers", layer)), x_BTD, real_BT)
+        hidden_BTD = rms_norm(x_BTD, part(("final_norm_D",)), eps=config.rms_eps)
+        if config.tied_embeddings:
+            w_DV = part(("w_embed_VD",)).T
+        else:
+            w_DV = part(("w_unembed_DV",))
+        return np.asarray(hidden_BTD @ w_DV)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _layer(config: ModelConfig, params: dict, x_BTD, segment_ids_BT) -> jax.Array:
+    stream = make_stream(segment_ids_BT.shape, segment_ids_BT, None, None, training=False)
+    return merge_block(config, params)(x_BTD, stream, None, None)[0]
+
+
+def _rounded(config: ModelConfig, params: dict, dtype, prefix: ParamPath):
+    """The parameter at `prefix`, or the parameters below it, rounded and widened again."""
+    out = {}
+    for row in key_table(config):
+        for path in row.paths:
+            if path[: len(prefix)] == prefix:
+                stored = jnp.float32 if row.always_float32 else dtype
+                set_param(out, path, _round(get_param(params, path), stored))
+    return get_param(out, prefix)
+
+
+def _round(array, dtype) -> jax.Array:
+    return jnp.asarray(array, dtype).astype(jnp.float32)
