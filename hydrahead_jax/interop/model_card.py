@@ -44,7 +44,7 @@ lm_eval --model hf --tasks lambada_openai \\
   --model_args pretrained=FOLDER,trust_remote_code=True,max_length={max_length}
 ```
 
-Without `max_length`, lm_eval takes the tokenizer's `model_max_length` or 2048 for it.
+lm_eval cuts longer inputs to `max_length`; give a larger one for tasks of long context.
 
 ## Heads
 
@@ -63,12 +63,14 @@ Choices: {choices}.
 ## Limits
 
 - Trained for up to {max_length} tokens.
-- The cache is the model's own: assisted generation, static and quantised caches do not apply, and
-  a conversation cannot be rolled back, only started anew.
+- The cache is transformers' `DynamicCache`. The state of the delta rule cannot be taken back to an
+  earlier token: `crop`, assisted generation, static and quantised caches are refused.
 - It cannot be served by the Transformers backend of vLLM or SGLang, which expect plain attention.
 - It has no converter to GGUF (llama.cpp, Ollama), ONNX or MLX.
-- The gated delta rule runs in plain PyTorch: right, and slower than a fused kernel.
-- Sequences must not be packed into one row: state and convolution run through.
+- The gated delta rule runs in plain PyTorch, and on a GPU by flash-linear-attention and
+  causal-conv1d where they are installed, which is faster.
+- Documents packed into one row are kept apart where `position_ids` start again or `cu_seq_lens_q`
+  tells where they do; such a row leaves no cache.
 """
 
 

@@ -103,7 +103,7 @@ def check_parity(
 
 
 def _generation_problem(folder) -> str:
-    """Why `save_pretrained` would refuse the generation_config.json that the teacher came with."""
+    """What strict validation says of the generation_config.json that the teacher came with."""
     from transformers import GenerationConfig
 
     try:

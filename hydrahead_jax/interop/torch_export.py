@@ -68,7 +68,7 @@ class ExportReport:
         if self.parity is None:
             return f"exported to {where}; not compared with PyTorch, {self.why_not}"
         problem = self.parity.generation_problem
-        warning = f"; warning: {GENERATION} is the teacher's, and save_pretrained will refuse it: "
+        warning = f"; warning: transformers does not accept all of the teacher's {GENERATION}: "
         return (
             f"exported to {where}; {_difference(self.parity)}"
             f"{warning + problem[:_SHOWN] if problem else ''}"

@@ -101,12 +101,10 @@ def test_a_token_that_is_nearly_tied_is_no_fault_and_another_one_is(monkeypatch)
     assert shifted.greedy_tokens_equal and not shifted.ok
 
 
-def test_a_generation_config_that_cannot_be_saved_is_reported(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs transformers: the 3.11 cell")
+def test_what_transformers_does_not_accept_of_a_generation_config_is_reported(tmp_path):
+    pytest.importorskip("transformers", reason="needs transformers: the 3.11 cell")
     path = tmp_path / "generation_config.json"
     path.write_text('{"do_sample": true, "temperature": 0.6, "eos_token_id": [5, 0]}')
     assert parity._generation_problem(tmp_path) == ""
     path.write_text('{"do_sample": false, "temperature": 0.6}')
     assert "temperature" in parity._generation_problem(tmp_path)
-    with pytest.raises(ValueError, match="temperature"):
-        transformers.GenerationConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "new")

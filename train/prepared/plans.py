@@ -1,7 +1,6 @@
 """Plans are made once: they lie beside the data, or in memory where that cannot be written."""
 
 import functools
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -39,12 +38,10 @@ def _load(saved: Path) -> Plan:
 def _save(plan: Plan, saved: Path) -> None:
     """All of it or nothing, whichever of several processes is first."""
     saved.parent.mkdir(exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=saved.parent, prefix="partial-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=saved.parent, prefix="partial-") as scratch:
+        partial = Path(scratch) / saved.name
+        partial.mkdir()  # with the mode that any folder here has, unlike the scratch folder
         for name, values in plan._asdict().items():
             np.save(partial / f"{name}.npy", values)
-        partial.chmod(0o755)
         if not saved.is_dir():
             partial.rename(saved)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
