@@ -5,7 +5,6 @@ that share a KV head are drawn apart, though in trained models they often matter
 """
 
 import argparse
-import json
 import logging
 import platform
 import time
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig, qwen3
+from hydrahead_jax.json_file import dumps
 from hydrahead_jax.selection import HeadScores, allocate, budget, plan_cost, trade_off
 from hydrahead_jax.selection.effects import PairEffects
 from hydrahead_jax.selection.probes import SubProbe
@@ -208,7 +208,7 @@ def main() -> None:
         "cpu_seconds_qwen3_32b": cpu_seconds_of_the_largest(),
         "draws": draws,
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    options.out.write_text(dumps(record, indent=1) + "\n")
     paper = [draw for draw in draws if draw["distribution"] == "like the paper's"]
     mean = lambda key: float(np.mean([draw[key] for draw in paper]))
     ranges = np.mean([draw["gini_range"] for draw in paper], axis=0)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hydrahead_jax.json_file import dumps
 from pallas_kernels.report.provenance import provenance
 from train.corpus import stdlib_documents
 from train.data import DataConfig, make_batches
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for length in BATCHES
         ],
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    options.out.write_text(dumps(record, indent=1) + "\n")
     print(table(record))
 
 

@@ -5,7 +5,6 @@ An implementation is timed only after its results on hostile inputs were found r
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ import jax
 
 from benchmarks import attention, attention_decode, gated_delta
 from benchmarks.contestant import Contestant
+from hydrahead_jax.json_file import dumps
 from pallas_kernels.report import tables
 from pallas_kernels.report.chips import CHIPS, chip_of
 from pallas_kernels.report.provenance import provenance
@@ -223,7 +223,7 @@ def write(path: Path, timings: Sequence[Timing], refused: dict[str, list[str]]) 
         "not_reported": refused,
         "timings": [dataclasses.asdict(timing) for timing in timings],
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(dumps(record, indent=1) + "\n")
     print(f"\n{path}")
 
 

@@ -6,7 +6,6 @@ hidden states and unembeddings, teacher and student of one width. Needs no TPU.
 
 import argparse
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrahead_jax.config import qwen3
+from hydrahead_jax.json_file import dumps
 from pallas_kernels.hardware_free.isolated import run_isolated
 from pallas_kernels.hardware_free.memory import memory_of
 from pallas_kernels.hardware_free.topology import TPU_ENVIRONMENT, tpu_devices
@@ -124,7 +124,7 @@ def main() -> None:
         "provenance": provenance(),
         "rows": rows,
     }
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    options.json.write_text(dumps(record, indent=1) + "\n")
     print(table(record))
 
 

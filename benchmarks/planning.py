@@ -12,6 +12,7 @@ import pkgutil
 from pathlib import Path
 
 import configs
+from hydrahead_jax.json_file import dumps
 from pallas_kernels.report.__main__ import replace_block
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.tables import markdown
@@ -80,7 +81,7 @@ def make_rows(name: str, *, again: bool, alike: bool) -> None:
             "asked": asked,
             "plan": dataclasses.asdict(found),
         }
-        FIGURES.write_text(json.dumps(read() | {key: row}, indent=1) + "\n")
+        FIGURES.write_text(dumps(read() | {key: row}, indent=1) + "\n")
 
 
 def read() -> dict[str, dict]:

@@ -9,7 +9,6 @@ with one exact round of senders and total effects: minutes on an accelerator, ma
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig, qwen3
+from hydrahead_jax.json_file import dumps
 from hydrahead_jax.models import abstract_params, merge
 from hydrahead_jax.selection import definition, receiver
 from hydrahead_jax.selection.circuit import by_layer
@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "provenance": provenance(),
         "rows": rows,
     }
-    print(json.dumps(record, indent=2) if options.pairs else table(record))
+    print(dumps(record, indent=2) if options.pairs else table(record))
     if options.json:
         path = RESULTS / options.json
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        path.write_text(dumps(record, indent=2) + "\n")
 
 
 def parser() -> argparse.ArgumentParser:

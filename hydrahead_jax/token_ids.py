@@ -3,8 +3,7 @@
 JAX reads another row of the embedding, or NaN, in place of one that is not there, without an error.
 """
 
-import operator
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,7 +26,7 @@ def check_token_ids(ids: np.ndarray, vocab: int, what: str) -> None:
 
 
 def check_tokenizer(
-    tokenizer, vocab: int, what: str = "the tokenizer", declared: Iterable[int] = ()
+    tokenizer, vocab: int, what: str = "the tokenizer", declared: Mapping[str, int] | None = None
 ) -> None:
     """Checks the largest id of a tokenizer, added tokens included; ids may have holes.
 
@@ -35,15 +34,14 @@ def check_tokenizer(
       tokenizer: of the tokenizers library.
       vocab: rows of the model's embedding.
       what: names the tokenizer, such as its path.
-      declared: further ids that its file gives to tokens.
+      declared: ids of further tokens, as its file gives them.
 
     Raises:
       UserError: some id is beyond the embedding.
     """
     tokens = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
     tokens |= {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
-    for i in declared:
-        tokens.setdefault(operator.index(i), "an added token")
+    tokens |= {i: token for token, i in (declared or {}).items()}
     if tokens and (largest := max(tokens)) >= vocab:
         raise UserError(
             f"{what} gives {tokens[largest]!r} the id {largest}, and the model knows 0 to "

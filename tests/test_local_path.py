@@ -14,7 +14,9 @@ from hydrahead_jax.selection.store import Store
 from tests.interop import toy
 from tests.train import small
 from train.__main__ import main
+from train.prepare.command import prepare
 from train.saved_model import load_saved
+from train.text import TextSource, read_documents
 
 SCHEMES = "gs s3 hf https http file az abfss dbfs hdfs GS r2 git+ssh".split()
 
@@ -46,6 +48,9 @@ LIBRARY_CALLS = {
     "HeadScores.load_csv": HeadScores.load_csv,
     "load_probes": load_probes,
     "Store": lambda path: Store(path, {}),
+    "read_documents": lambda path: read_documents(TextSource(folder=str(path))),
+    "prepare": lambda path: prepare((Path("a"),), Path("t"), path, workers=1),
+    "prepare, source": lambda path: prepare((path,), Path("t"), Path("out"), workers=1),
 }
 
 

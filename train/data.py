@@ -143,11 +143,18 @@ def calibration_tokens(data: DataConfig, corpus: Corpus, rows: int, length: int)
     """
     if data.prepared:
         folders = open_folders(data.prepared, corpus.vocabulary_checksum)
-        return calibration_stretches(data.prepared, folders, rows, length)
+        tokens_BT = calibration_stretches(data.prepared, folders, rows, length)
+        check_token_ids(tokens_BT, _known_ids(corpus), "prepared text")
+        return tokens_BT
     tokens = np.concatenate(corpus.documents(data.text))
     length = min(length, len(tokens))
     starts = np.linspace(0, len(tokens) - length, rows).astype(int)
     return np.stack([tokens[start : start + length] for start in starts])
+
+
+def _known_ids(corpus: Corpus) -> int:
+    """One more than the largest token id of the corpus."""
+    return 1 + max(corpus.tokenizer.get_vocab().values())
 
 
 class _TextBatches:
@@ -185,7 +192,7 @@ class _PreparedBatches:
             seed=seed,
         )
         self._weight = np.float32(data.text_weight)
-        self._known = 1 + max(corpus.tokenizer.get_vocab().values())
+        self._known = _known_ids(corpus)
         self.get_state, self.set_state = self._rows.get_state, self._rows.set_state
 
     def __iter__(self) -> Iterator[Batch]:

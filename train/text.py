@@ -13,6 +13,7 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.stop_tokens import stop_tokens
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.text_files.names import shown
 from hydrahead_jax.token_ids import check_tokenizer
 from train import distributed
@@ -60,7 +61,7 @@ def read_documents(source: TextSource, split: Split = "train") -> list[str]:
     """
     if source.folder is None:
         return stdlib_documents(split)
-    folder = Path(source.folder)
+    folder = local_path(source.folder)
     if not folder.exists():
         raise UserError(f"there is no data folder {shown(folder)}")
     found = find_files((folder,))

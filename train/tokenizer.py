@@ -60,11 +60,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def added_ids(path: Path) -> list[int]:
+def added_ids(path: Path) -> dict[str, int]:
     """Returns the ids that a tokenizer.json gives to its added tokens; the library gives others
     where they leave a hole."""
     tokens = read_json(path).get("added_tokens") or []
-    return [token["id"] for token in tokens if type(token.get("id")) is int]
+    return {token["content"]: token["id"] for token in tokens}
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:

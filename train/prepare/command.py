@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
 from hydrahead_jax.text_files.names import shown
 from train.documents.checksum import Fingerprint, fingerprints, first_changed
 from train.documents.find import Found, SourceFile, find_files
@@ -60,6 +61,8 @@ def prepare(
       UserError: the input is not right, `out` holds something else or cannot be written, or a
         record cannot be used.
     """
+    sources, out = tuple(local_path(source) for source in sources), local_path(out)
+    tokenizer = local_path(tokenizer)
     _check(workers, shard_tokens, held_out, split)
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     loaded = load_tokenizer(path)
