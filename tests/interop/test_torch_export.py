@@ -1,5 +1,6 @@
 """An exported model in PyTorch computes what ours computes."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,3 +84,11 @@ def test_tokenizer_loads_from_the_export(tmp_path, tokenizer, monkeypatch):
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert loaded.eos_token_id == 96
     assert load(tmp_path / "out").generation_config.eos_token_id == 96
+
+
+def test_the_check_of_a_rounded_export_is_as_exact(tmp_path, tokenizer):
+    params = toy.random_params(toy.MIXED)
+    report = export_torch(tmp_path / "out", toy.MIXED, params, tokenizer, dtype=jnp.bfloat16)
+    assert 0 < report.max_abs_logit_difference <= ATOL
+    unrounded = check_parity(tmp_path / "out", toy.MIXED, params)
+    assert unrounded.max_abs_logit_difference > 10 * report.max_abs_logit_difference
