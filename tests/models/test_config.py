@@ -30,6 +30,16 @@ def test_qwen3_presets_have_the_published_number_of_parameters(size):
     [
         (lambda: qwen3("2b"), r"no Qwen3 of size '2b'; there are 0\.6b, 1\.7b"),
         (lambda: HydraChoices(log_scale_base=1.0), "log_scale_base=1.0 must be above 1"),
+        (lambda: HydraChoices(log_scale_base=math.nan), "log_scale_base=nan must be above 1"),
+        *(
+            (lambda change=change: ModelConfig(**SIZES | change, mixers=()), message)
+            for change, message in [
+                ({"kv_heads": 0}, "kv_heads=0 must be 1 or more"),
+                ({"embed": -8}, "embed=-8 must be 1 or more"),
+                ({"rope_theta": 0.0}, "rope_theta=0.0 must be positive and finite"),
+                ({"rms_eps": math.nan}, "rms_eps=nan must be positive and finite"),
+            ]
+        ),
         (
             lambda: ModelConfig(**SIZES | {"kv_heads": 3}, mixers=(FullAttention(),)),
             "4 query heads are not a multiple of 3 KV heads",
