@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from transformers.utils.import_utils import is_tracing
 
 from .kernels_hydrahead import delta_rule as fast_delta_rule
 
@@ -54,7 +55,8 @@ def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BN
     """The same over many tokens, some chunks at a time, so that memory does not grow with T."""
     B, T, N, _ = q_BTNH.shape
     inputs = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN[..., None], beta_BTN[..., None])
-    tokens = CHUNK * max(1, GROUP_TOKENS // (B * N * CHUNK))
+    rows = 1 if is_tracing(q_BTNH) else B  # a graph serves any number of rows
+    tokens = CHUNK * max(1, GROUP_TOKENS // (rows * N * CHUNK))
     state_XHP, outputs = state_BNHP.flatten(0, 1), []
     for begin in range(0, T, tokens):
         chunks = (_chunks(x[:, begin : begin + tokens]) for x in inputs)

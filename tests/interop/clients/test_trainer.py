@@ -157,8 +157,10 @@ def test_trainer_evaluates_and_saves(folder, model, tmp_path):
         ),
         eval_dataset=texts(4),
         data_collator=pad_right,
+        compute_metrics=lambda result: {"width": result.predictions.shape[-1]},
     )
     metrics = trainer.evaluate()
+    assert metrics["eval_width"] == 97  # logits alone, without the cache
     assert metrics["eval_loss"] == pytest.approx(mean_loss(model, texts(4)).item(), abs=1e-4)
     trainer.save_model(str(tmp_path / "saved"))
     batch = tokens(1, 40)
