@@ -16,7 +16,9 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 MIXED, DELTA = toy.hybrid((0, 3), ()).mixers
 CONFIG = dataclasses.replace(toy.TEACHER, mixers=(MIXED, FullAttention(), DELTA))
-ATOL = 2e-5
+ATOL = 1e-4
+"""The bound of the export's own check, in logits that span 9; faults show from 1e-2 on."""
+
 PADDING = 13
 """Padding tokens on the left of the second row of `padded_batch`."""
 
