@@ -22,13 +22,18 @@ demo: $(VENV)/installed
 evidence: $(VENV)/installed
 	$(VENV)/bin/python -m train evidence configs/evidence.py
 
-test: $(VENV)/installed lint
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
+# make test TESTS="tests/ops -k rope" runs those only; DURATIONS=25 names the 25 longest.
+TESTS ?= tests
+DURATIONS ?= 10
+PYTEST = pytest -n $(WORKERS) --dist worksteal --durations=$(DURATIONS) $(TESTS)
 
-# The newest jax, on Python 3.12 or 3.13, and the real TPU and GPU compilers. PyTorch parity tests
-# run in `make test` only.
+test: $(VENV)/installed lint
+	$(VENV)/bin/python -m $(PYTEST) --cell test
+
+# The newest jax, on Python 3.12 or 3.13, the kernels' interpreters, and the real TPU and GPU
+# compilers. PyTorch parity tests run in `make test` only.
 test-latest: $(LATEST_VENV)/hardware_free
-	$(LATEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests
+	$(LATEST_VENV)/bin/python -m $(PYTEST) --cell test-latest
 
 # Unlocked: the newest releases that pyproject.toml and $(NEWEST_PYTHON) allow. PyTorch's clients, and
 # each command once. make test-newest BEYOND="transformers" ignores that package's upper bound.

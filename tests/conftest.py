@@ -1,11 +1,101 @@
-"""One CPU device and nothing kept between runs, unless the environment says otherwise."""
+"""How the suite runs: on one CPU device, with quick compilers, and each test in its cells."""
 
+import atexit
+import importlib.util
 import os
+import shutil
+import tempfile
 
 import jax
+import pytest
+
+from tests import quick
 
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 if "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _share_compiled_programs() -> None:
+    """One cache for all processes of a run, which inherit its place; it ends with the run."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="compiled_")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+_share_compiled_programs()
+if "XLA_FLAGS" not in os.environ:
+    # Read once a process, at the first program. Compilers for TPU and GPU, in processes of their
+    # own, must not inherit it: their code is what some tests measure.
+    with quick.variable("XLA_FLAGS", quick.FLAGS):
+        jax.block_until_ready(jax.jit(lambda: 0)())
+
+TARGETS = ("test", "test-latest")
+ONE_TARGET = {
+    "torch": "test",
+    "interpreter": "test-latest",
+    "tpu_compiler": "test-latest",
+    "gpu_compiler": "test-latest",
+}
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--cell",
+        choices=TARGETS,
+        help="the make target that runs: tests of the other one are skipped, and what a test "
+        "needs must be there. Without it all tests run that can.",
+    )
+
+
+def targets(item) -> dict[str, str]:
+    """The make target that the test is bound to by each of its marks, and why."""
+    found = {}
+    for mark in item.iter_markers():
+        if mark.name in ONE_TARGET:
+            found[ONE_TARGET[mark.name]] = mark.name
+        if mark.name == "only_in":
+            target, reason = mark.args
+            found[target] = reason
+    return found
+
+
+def missing(item) -> str:
+    """What the test needs and this environment lacks, or nothing."""
+    from pallas_kernels.hardware_free import gpu  # jaxtyping's hook comes before this import
+    from pallas_kernels.hopper.machine import OLDEST_JAX
+
+    marks = {mark.name for mark in item.iter_markers()}
+    mosaic_gpu = "gpu_compiler" in marks or ("gpu",) in {
+        mark.args for mark in item.iter_markers("interpreter")
+    }
+    if mosaic_gpu and jax.__version_info__ < OLDEST_JAX:
+        return f"jax 0.11 for the Hopper kernels, this is {jax.__version__}"
+    if "torch" in marks and not importlib.util.find_spec("torch"):
+        return "PyTorch (extra torch)"
+    if "tpu_compiler" in marks and not importlib.util.find_spec("libtpu"):
+        return "libtpu (extra hardware-free)"
+    if "gpu_compiler" in marks and (tools := gpu.missing_tools()):
+        return f"{', '.join(tools)} (extra hardware-free)"
+    return ""
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if len(found := targets(item)) > 1:
+            raise pytest.UsageError(f"{item.nodeid} would run in no cell: {found}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    cell = item.config.getoption("cell")
+    for target, why in targets(item).items():
+        if cell not in (None, target):
+            pytest.skip(f"{why}: in `make {target}`")
+    if tool := missing(item):
+        (pytest.fail if cell else pytest.skip)(f"needs {tool}")

@@ -4,9 +4,9 @@ apart, output and gradients, as JSON: run -> result -> [largest difference in ea
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+from tests import quick
+
+os.environ["XLA_FLAGS"] = quick.flags(devices=8)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # threads; with fewer than devices, collectives wait for each other
 

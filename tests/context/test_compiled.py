@@ -16,7 +16,7 @@ from tests.context.programs import (
     delta_gradients,
 )
 
-pytest.importorskip("libtpu", reason="the TPU compiler needs the extra `hardware-free`")
+pytestmark = pytest.mark.tpu_compiler
 TOKENS = 512
 
 

@@ -44,6 +44,11 @@ class Implementation:
     def is_kernel(self) -> bool:
         return bool(self.head_dims)
 
+    @property
+    def marks(self) -> tuple:
+        """Of tests that run it."""
+        return (pytest.mark.interpreter(self.name),) if self.is_kernel else ()
+
     def takes(self, case: Case) -> bool:
         sizes = {case.key_dim, case.value_dim}
         return case.dtype in self.dtypes and (not self.head_dims or sizes <= set(self.head_dims))
@@ -98,6 +103,11 @@ IMPLEMENTATIONS = {
         ),
     )
 }
+
+
+names = pytest.mark.parametrize(
+    "name", [pytest.param(x.name, marks=x.marks) for x in IMPLEMENTATIONS.values()]
+)
 
 
 @functools.cache

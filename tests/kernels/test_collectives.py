@@ -1,6 +1,5 @@
 """What a compiled program sends, read from its text."""
 
-import importlib.util
 import textwrap
 
 import jax
@@ -13,9 +12,6 @@ from pallas_kernels.hardware_free.collectives import Collective, traffic
 from pallas_kernels.hardware_free.isolated import run_isolated
 from pallas_kernels.hardware_free.memory import Memory
 from pallas_kernels.hardware_free.topology import TPU_ENVIRONMENT, tpu_devices
-
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 
 # In the ways that libtpu and XLA for GPU write them, names and shapes shortened.
 PROGRAM = textwrap.dedent("""\
@@ -140,7 +136,7 @@ def gathered_product(topology: str) -> tuple[str, Memory, Memory]:
     return assigned.text, assigned.memory, compiled
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_program_is_settled_before_its_code_is_generated():
     text, assigned, compiled = run_isolated(
         gathered_product, "v5e:2x2", environment=dict(TPU_ENVIRONMENT)
@@ -151,7 +147,7 @@ def test_program_is_settled_before_its_code_is_generated():
     assert assigned.temporaries == pytest.approx(compiled.temporaries, abs=2**20)
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_slice_that_the_compiler_refuses():
     with pytest.raises(ValueError, match=r"Topology layout .*3x3x3"):
         tpu_devices("v5p:3x3x3")

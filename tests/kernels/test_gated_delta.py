@@ -8,12 +8,16 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import gated_delta, gated_delta_step
 from tests.kernels.cases import FORMS, SEGMENTS, Case, Inputs, in_dtype, make_inputs, wide
-from tests.kernels.implementations import IMPLEMENTATIONS, assert_results
+from tests.kernels.implementations import IMPLEMENTATIONS, assert_results, names
 from tests.kernels.oracle import float64_results
 from tests.tolerances import KERNEL, error_ratio
 
-EVERY = [(name, case) for name, x in IMPLEMENTATIONS.items() for case in x.cases]
-names = pytest.mark.parametrize("name", IMPLEMENTATIONS)
+SMOKE = "1 head, H=128"  # of a kernel: with every version of jax
+EVERY = [
+    pytest.param(name, case, marks=() if case.name == SMOKE else x.marks)
+    for name, x in IMPLEMENTATIONS.items()
+    for case in x.cases
+]
 
 
 def in_shape_of(name: str, case: Case) -> Case:

@@ -8,19 +8,11 @@ import pytest
 
 from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
-from pallas_kernels.hardware_free.gpu import compile_for_h200, missing_tools
-from pallas_kernels.hopper.machine import OLDEST_JAX
+from pallas_kernels.hardware_free.gpu import compile_for_h200
 
 SHARED_MEMORY = 232448  # bytes a program of an H200 can have
 SCALE = 128**-0.5
 KERNELS = ("intra", "scan", "sweeps", "gradients")
-
-
-def needs_gpu_compiler():
-    if jax.__version_info__ < OLDEST_JAX:
-        pytest.skip(f"the Hopper kernels need jax 0.11, this is {jax.__version__}")
-    if missing := missing_tools():
-        pytest.skip(f"no {', '.join(missing)} here (extra hardware-free)")
 
 
 def shapes(*, batch: int, length: int, key_heads: int, value_heads: int):
@@ -37,8 +29,8 @@ def forward_and_backward(*arrays):
     return results, pull(jax.tree.map(jnp.ones_like, results))
 
 
+@pytest.mark.gpu_compiler
 def test_forward_and_backward_compile_at_production_size():
-    needs_gpu_compiler()
     sizes = shapes(batch=1, length=8192, key_heads=16, value_heads=16)
     program = compile_for_h200(forward_and_backward, *sizes)
     kernels = {kernel.name.rsplit("_", 1)[0]: kernel for kernel in program.kernels}
@@ -52,8 +44,8 @@ def test_forward_and_backward_compile_at_production_size():
         assert kernels[f"gated_delta_{scan}"].loop.wgmma > 0
 
 
+@pytest.mark.gpu_compiler
 def test_step_compiles_without_spills():
-    needs_gpu_compiler()
     sizes = shapes(batch=8, length=1, key_heads=16, value_heads=32)
     tokens = [jax.ShapeDtypeStruct((8, *x.shape[2:]), x.dtype) for x in sizes[:5]]
     step = functools.partial(gated_delta_step_gpu, scale=SCALE)
@@ -67,8 +59,8 @@ def forward_and_backward_by_shards(*arrays):
     return jax.shard_map(forward_and_backward, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
 
 
+@pytest.mark.gpu_compiler
 def test_compiles_under_shard_map():
-    needs_gpu_compiler()
     sizes = shapes(batch=2, length=128, key_heads=1, value_heads=2)
     program = compile_for_h200(forward_and_backward_by_shards, *sizes)
     names = {kernel.name.rsplit("_", 1)[0] for kernel in program.kernels}

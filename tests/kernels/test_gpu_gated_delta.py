@@ -41,10 +41,7 @@ CASES = [
 ]
 SMALL = Case(name="small", **{**HOPPER_SIZE, "length": 65, "value_heads": 1})
 
-needs_new_jax = pytest.mark.skipif(
-    jax.__version_info__ < OLDEST_JAX,
-    reason=f"the Hopper kernels need jax 0.11, this is {jax.__version__}",
-)
+interpreter = pytest.mark.interpreter("gpu")
 
 
 @functools.cache
@@ -68,32 +65,32 @@ def assert_results(actual: Results, case: Case) -> None:
         assert cosine(getattr(actual, name), getattr(exact, name)) >= LIMITS.gate_cosine
 
 
-@needs_new_jax
+@interpreter
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_float64(case):
     assert_results(gpu_rule()(make_inputs(case)), case)
 
 
-@needs_new_jax
+@interpreter
 def test_is_free_of_races():
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
     assert_results(gpu_rule(plgpu.InterpretGPUParams(detect_races=True))(make_inputs(SMALL)), SMALL)
 
 
-@needs_new_jax
+@interpreter
 def test_heads_of_64_are_filled_up():
     case = dataclasses.replace(SMALL, name="small heads", key_dim=64, value_dim=64, length=64)
     assert_results(gpu_rule()(make_inputs(case)), case)
 
 
-@needs_new_jax
+@interpreter
 def test_wide_values_are_several_heads():
     case = dataclasses.replace(SMALL, name="wide values", value_dim=192)
     assert_results(gpu_rule()(make_inputs(case)), case)
 
 
-@needs_new_jax
+@interpreter
 def test_vmap_changes_nothing():
     inputs = make_inputs(SMALL)
     run = lambda q: gated_delta_gpu(q, *inputs[1:6], scale=0.1, interpret=True)
@@ -104,7 +101,7 @@ def test_vmap_changes_nothing():
     assert error_ratio(state[0], alone[1]) < 1e-6
 
 
-@needs_new_jax
+@interpreter
 @pytest.mark.parametrize("size", [dict(), dict(key_dim=64, value_dim=256, dtype="float32")])
 def test_step_equals_the_reference(size):
     case = Case(name="step", **{**HOPPER_SIZE, "batch": 2, "length": 2, **size})
@@ -118,7 +115,7 @@ def test_step_equals_the_reference(size):
     assert error_ratio(state, exact_state) < 1e-6
 
 
-@needs_new_jax
+@interpreter
 def test_gradient_of_the_step_is_that_of_the_reference():
     inputs = make_inputs(SMALL)
     arrays = [*(x[:, 1].astype(jnp.float32) for x in inputs[:5]), inputs.state_BNHP]
@@ -134,7 +131,7 @@ def test_gradient_of_the_step_is_that_of_the_reference():
         assert error_ratio(actual, wanted) < 1e-5
 
 
-@needs_new_jax
+@interpreter
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

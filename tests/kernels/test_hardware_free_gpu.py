@@ -29,13 +29,6 @@ LISTING = """
 """
 
 
-def needs_gpu_compiler():
-    if missing := gpu.missing_tools():
-        pytest.skip(f"no {', '.join(missing)} here (extra hardware-free)")
-    if jax.__version_info__ < (0, 11):
-        pytest.skip(f"Mosaic GPU as used here needs jax 0.11, this is {jax.__version__}")
-
-
 def test_listing_counts_every_instruction_and_its_stalls():
     code = read_code(LISTING)
     assert (code.instructions, code.wgmma) == (8, 2)
@@ -75,8 +68,8 @@ def test_kernel_is_put_together_from_its_dumps(tmp_path):
     )
 
 
+@pytest.mark.gpu_compiler
 def test_small_kernel_compiles_for_h200():
-    needs_gpu_compiler()
     program = gpu.compile_for_h200(programs.wgmma_matmul, TILE, TILE)
     (kernel,) = program.kernels
     assert kernel.name.startswith("small_matmul")

@@ -11,8 +11,6 @@ import pytest
 from pallas_kernels.hardware_free import branches, bundles, hlo, tpu
 from tests.kernels import programs
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 FACTORS = (
     jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
     jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16),
@@ -36,7 +34,7 @@ def kernel(compiled, name):
     return found
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize(
     ("chip", "multiply_adds_a_slot", "capacity"),
     [
@@ -62,7 +60,7 @@ def test_matmul_holds_the_matrix_units_exactly_as_long_as_it_must(
     assert compiled.memory.results == 4096 * 4096 * 2
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_program_is_the_sum_of_its_kernels():
     compiled = program(programs.tpu_matmul, *FACTORS)
     assert {x.name.partition(".")[0] for x in compiled.kernels} == {"tpu_matmul", "TLP"}
@@ -72,14 +70,14 @@ def test_program_is_the_sum_of_its_kernels():
     assert 0.6 < compiled.share("MATMUL") < 0.9
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_loop_inside_a_kernel_counts_its_trips():
     found = kernel(program(programs.tpu_loop_and_branch, POWERS), "powers")
     assert found.grid_steps == 16 + 2
     assert found.slots["MATMUL"] == pytest.approx(16 * 7 * 256**3 / (8 * 128 * 128), rel=1e-12)
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_bodies_count_as_often_as_their_kind_occurs(chip):
     a_product = 256**3 / {"v5e": 128 * 128, "v6e": 8 * 128 * 128}[chip]
@@ -95,7 +93,7 @@ def test_bodies_count_as_often_as_their_kind_occurs(chip):
     assert found.cycles < always.cycles
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_a_share_of_what_is_not_there_is_refused():
     compile_with = lambda **known: tpu.compile_for_tpu(programs.tpu_kinds, KINDS, known=known)
     with pytest.raises(ValueError, match=r"kinds\S*: no region runs if == 14"):
@@ -104,7 +102,7 @@ def test_a_share_of_what_is_not_there_is_refused():
         compile_with(other=bundles.Known())
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize(("chip", "matmul_mib"), [("v5e", 160), ("v6e", 160), ("tpu7x", 48)])
 def test_copies_from_and_to_hbm(chip, matmul_mib):
     """Of 64 steps with three blocks of 1, 1 and 0.5 MiB; a tpu7x keeps both factors in VMEM."""
@@ -113,7 +111,7 @@ def test_copies_from_and_to_hbm(chip, matmul_mib):
     assert powers.dma_bytes == 4096 * 256 * (2 + 4)
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_kernel_in_an_xla_loop_counts_once_a_trip():
     compiled = program(programs.tpu_scan, *FACTORS)
     found = kernel(compiled, "tpu_matmul")
@@ -130,13 +128,13 @@ def test_missing_libtpu_is_said_with_the_remedy(monkeypatch):
         tpu.compile_for_tpu(programs.tpu_matmul, *FACTORS)
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_refusal_arrives_as_refusal():
     with pytest.raises(NotImplementedError, match="dtype bfloat16; none is accepted"):
         tpu.compile_for_tpu(programs.refuses, FACTORS[0])
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 def test_old_dumps_are_not_mixed_with_new_ones(tmp_path):
     with pytest.raises(FileExistsError):
         tpu.compile_for_tpu(programs.tpu_matmul, *FACTORS, dump=str(tmp_path))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -23,7 +22,6 @@ BEGIN, END = command.marks("report")
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 SHAPE = Shape(tokens=8192, heads=16, key_heads=16)
 SMALL = Shape(tokens=64, heads=2, key_heads=1, head_size=16)
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 
 def task(**changes):
@@ -223,7 +221,7 @@ def test_command_measures_the_device_at_hand(small_op, capsys, tmp_path):
     assert [row.implementation for row in both] == ["chunked"] * 2 + ["reference"] * 2
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
+@pytest.mark.tpu_compiler
 def test_command_reads_a_real_schedule_and_fills_the_page(small_op, capsys, tmp_path):
     path = tmp_path / "page.md"
     path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")

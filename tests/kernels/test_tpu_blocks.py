@@ -62,6 +62,7 @@ def test_large_heads_leave_room_in_memory():
     assert shares(size=256, dtype="float32")[0].heads < 16
 
 
+@pytest.mark.interpreter("tpu")
 @pytest.mark.parametrize(("key_heads", "value_heads"), [(3, 3), (1, 4)])
 def test_filled_up_heads_and_shared_key_heads_change_nothing(monkeypatch, key_heads, value_heads):
     """With programs of two heads: one head of zeros, and two programs on one key head."""

@@ -5,7 +5,7 @@ import pytest
 from pallas_kernels.hardware_free.tpu import compile_for_tpu
 from pallas_kernels.report.gated_delta import Shape, program
 
-pytest.importorskip("libtpu", reason="the TPU compiler needs the extra `hardware-free`")
+pytestmark = pytest.mark.tpu_compiler
 SHORT = Shape(tokens=8192, heads=16, key_heads=16)
 LONG = Shape(tokens=32768, heads=32, key_heads=16)
 

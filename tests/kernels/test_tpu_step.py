@@ -1,7 +1,6 @@
 """The decode step on TPU: in the interpreter, and through the TPU compiler."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ CASES = [
     Case(name="beta 2", beta=2.0, keys="identical", key_dim=64, value_dim=64),
     Case(name="zero keys", keys="zero", key_dim=64, value_dim=64),
 ]
+interpreter = pytest.mark.interpreter("tpu")
 HBM_BYTES_A_CYCLE = {"v5e": 819 / 1.5, "v6e": 1640 / 1.75, "v5p": 2765 / 1.75}
 
 
@@ -41,7 +41,11 @@ def run(implementation: str):
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [CASES[0], *(pytest.param(case, marks=interpreter) for case in CASES[1:])],
+    ids=lambda case: case.name,
+)
 def test_equals_the_reference(case):
     inputs = step_inputs(case)
     exact = run("reference")(*(x.astype(jnp.float32) for x in inputs))
@@ -51,6 +55,7 @@ def test_equals_the_reference(case):
     assert error_ratio(state, exact[1]) < 1e-6
 
 
+@interpreter
 def test_gradients_and_vmap_equal_the_reference():
     inputs = step_inputs(CASES[0])
 
@@ -102,7 +107,7 @@ def step_program(chip: str, B: int, K: int, N: int, H: int):
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu to compile")
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize(
     ("chip", "H", "most"),
     [("v6e", 128, 1.0), ("v6e", 64, 1.25), ("v6e", 256, 1.0), ("v5e", 128, 1.0), ("v5p", 128, 1.0)],
@@ -118,6 +123,6 @@ def test_the_compiled_step_waits_for_memory(chip, H, most):
     assert kernel.cycles < most * 2 * state_bytes / HBM_BYTES_A_CYCLE[chip]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu to compile")
+@pytest.mark.tpu_compiler
 def test_it_compiles_for_one_row_on_tpu7x():
     assert step_program("tpu7x", 1, 1, 2, 128).cycles > 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import gated_delta
+from tests import quick
 from tests.kernels.cases import Case, make_inputs, wide
-from tests.kernels.implementations import IMPLEMENTATIONS, assert_results, expected
+from tests.kernels.implementations import IMPLEMENTATIONS, assert_results, expected, names
 from tests.kernels.oracle import Results, cotangents
 from tests.tolerances import KERNEL, error_ratio
 
@@ -31,7 +31,7 @@ def case_of(name: str) -> Case:
     return dataclasses.replace(case, dtype=implementation.dtypes[0])
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@names
 def test_vmap_and_rematerialisation_change_nothing(name):
     case = case_of(name)
     inputs = make_inputs(case)
@@ -55,15 +55,14 @@ def test_vmap_and_rematerialisation_change_nothing(name):
     assert error_ratio(found[0][1], expected(case).dq) < KERNEL[case.dtype].gradient
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@names
 def test_shards_of_rows_and_heads_equal_the_whole(name):
     """Rows over four devices, heads over two; no initial state, which then varies over none."""
     case = case_of(name)
-    flags = "--xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-m", "tests.kernels.sharded", name],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=quick.environment(devices=8),
         capture_output=True,
         text=True,
         timeout=300,

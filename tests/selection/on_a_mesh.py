@@ -4,7 +4,9 @@ prints how far they are apart, as JSON."""
 import json
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+from tests import quick
+
+os.environ["XLA_FLAGS"] = quick.flags(devices=4)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # threads; with fewer than devices, collectives wait for each other
 

@@ -14,7 +14,7 @@ from hydrahead_jax.selection import sender
 from hydrahead_jax.selection.memory import stream_bytes
 from pallas_kernels.hardware_free.tpu import compile_for_tpu
 
-pytest.importorskip("libtpu", reason="the TPU compiler is not installed: run `make test-latest`")
+pytestmark = pytest.mark.tpu_compiler
 
 TOKENS, BEFORE, STREAMS, ANSWER = 256, 256, 4, 8
 

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import quick
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,8 +47,7 @@ def launch(
     for index in range(processes):
         settings = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": quick.flags(devices=devices),
             "NPROC": "16",  # fewer threads than devices would wait for each other forever
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

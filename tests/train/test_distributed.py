@@ -1,5 +1,6 @@
 """Two real processes: killed, stopped by a signal, resumed, restored elsewhere."""
 
+import dataclasses
 import json
 import os
 import re
@@ -25,10 +26,14 @@ from train.paths import flatten, unflatten
 from train.run_folder import CHECKPOINTS, METRICS
 from train.saved_model import load_run
 
-pytest.importorskip("libtpu", reason="a minute of CPU: in the cell of `make test-latest` only")
-
 STEPS = 8
 WITHIN = 120  # seconds for everything that waits
+
+
+def real_pair(test):
+    for mark in ("slow", "multiprocess"):
+        test = getattr(pytest.mark, mark)(test)
+    return pytest.mark.only_in("test-latest", "a minute of CPU")(test)
 
 
 def start(folder: Path) -> list[Member]:
@@ -68,6 +73,7 @@ def assert_bitwise(actual: dict, expected: dict) -> None:
         np.testing.assert_array_equal(np.asarray(actual[path]), np.asarray(leaf), err_msg=path)
 
 
+@real_pair
 def test_a_pair_that_is_stopped_and_killed_resumes_together(uninterrupted, tmp_path):
     """A signal to one stops both at one step; a kill of one is named by the other in time; the
     parameters are those of a pair that was left alone."""
@@ -101,10 +107,12 @@ def test_a_pair_that_is_stopped_and_killed_resumes_together(uninterrupted, tmp_p
     assert logged(tmp_path) == list(range(1, STEPS + 1))
 
 
+@real_pair
 def test_checkpoint_of_a_pair_on_another_mesh_and_process_count(uninterrupted):
     """The parameters and the position in the data are the same in one process on one device."""
-    job = pair.job(uninterrupted, STEPS, MeshConfig())
     said = []
+    job = pair.job(uninterrupted, STEPS, MeshConfig())
+    job = dataclasses.replace(job, say=said.append)
     store = CheckpointStore(job.folder / CHECKPOINTS)
     try:
         saved = restore(job, store)

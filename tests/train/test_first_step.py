@@ -5,7 +5,11 @@ import pytest
 
 from tests.train import first_step, processes
 
-pytest.importorskip("torch", reason="two minutes of CPU: in the cell of `make test` only")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.multiprocess,
+    pytest.mark.only_in("test", "minutes of CPU"),
+]
 
 
 @pytest.fixture(scope="module")

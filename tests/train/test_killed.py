@@ -12,13 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import quick
 from tests.train import small
 from train.__main__ import main
 from train.paths import flatten
 from train.run_folder import CHECKPOINTS, METRICS, PLAN, TOKENIZER
 from train.saved_model import load_run
 
-pytest.importorskip("torch", reason="two minutes of CPU: in the cell of `make test` only")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.multiprocess,
+    pytest.mark.only_in("test", "minutes of CPU"),
+]
 
 ROOT = Path(__file__).parents[2]
 STEPS, CHECKPOINT_EVERY, KILL_AT = 40, 4, 6
@@ -37,7 +42,7 @@ def start(work: Path, run: Path) -> subprocess.Popen:
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(work / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+        "XLA_FLAGS": quick.FLAGS,
     }
     command = [sys.executable, "-W", "error", "-m", "train", "transfer"]
     return subprocess.Popen(

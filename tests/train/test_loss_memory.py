@@ -1,14 +1,10 @@
 """What the distillation loss takes of a device's memory, by the compilers."""
 
-import importlib.util
-
 import jax
 import pytest
 
 from benchmarks.loss_memory import measure, ours
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 needs_new_cpu = pytest.mark.skipif(
     jax.__version_info__ < (0, 11),
     reason="the CPU compiler of jax 0.10.2 takes 4.4 GiB here; that of 0.12 takes 0.81",
@@ -17,7 +13,7 @@ needs_new_cpu = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     "platform",
-    [pytest.param("cpu", marks=needs_new_cpu), pytest.param("tpu", marks=needs_libtpu)],
+    [pytest.param("cpu", marks=needs_new_cpu), pytest.param("tpu", marks=pytest.mark.tpu_compiler)],
 )
 def test_temporaries_of_the_loss(platform):
     """65,536 tokens by a vocabulary of 151,936, forward and backward, of width 2048."""

@@ -1,7 +1,6 @@
 """The planner: targets, assumptions, memory and floors, tables, and what is refused."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 
@@ -19,9 +18,6 @@ from train.plan.compile import Arguments, Compiled, needed_bytes
 from train.plan.stage_plan import GIB, refused, stage_plan
 from train.plan.table import lines, scaled, terminal_table
 from train.plan.target import parse_target
-
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,11 @@ class Implementation:
     def is_kernel(self) -> bool:
         return bool(self.head_dims)
 
+    @property
+    def marks(self) -> tuple:
+        """Of tests that run it."""
+        return (pytest.mark.interpreter(self.name),) if self.is_kernel else ()
+
     def takes(self, case: Case) -> bool:
         fits = not self.head_dims or case.head_dim in self.head_dims
         return fits and case.dtype in self.dtypes
@@ -89,6 +94,11 @@ _HOPPER = Implementation(  # with tests of its own, because its interpreter is s
     else f"the Hopper kernels need jax 0.11, this is {jax.__version__}",
 )
 MEASURED = IMPLEMENTATIONS | {_HOPPER.name: _HOPPER}
+
+
+names = pytest.mark.parametrize(
+    "name", [pytest.param(x.name, marks=x.marks) for x in IMPLEMENTATIONS.values()]
+)
 
 
 def call(name: str, case: Case, interpret) -> Callable:

@@ -10,11 +10,16 @@ from tests.kernels.attention.implementations import (
     assert_results,
     bounds,
     expected,
+    names,
 )
 from tests.tolerances import error_ratio
 
-EVERY = [(name, case) for name, x in IMPLEMENTATIONS.items() for case in x.cases]
-names = pytest.mark.parametrize("name", IMPLEMENTATIONS)
+SMOKE = "T=1, H=128"  # of a kernel: with every version of jax
+EVERY = [
+    pytest.param(name, case, marks=() if case.name == SMOKE else x.marks)
+    for name, x in IMPLEMENTATIONS.items()
+    for case in x.cases
+]
 
 
 def in_shape_of(name: str, case: Case) -> Case:

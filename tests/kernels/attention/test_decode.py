@@ -34,13 +34,16 @@ CASES = [
 ]
 HEAD_DIM = {"chunked": 16, "reference": 16, "tpu": 128}  # "tpu" reads other sizes otherwise
 ON_TPU = {"decode, window 64", "decode, mixed", "decode (2, 0, 2)", "decode near -1e4"}
+interpreter = pytest.mark.interpreter("tpu")
 EVERY = [
     *((name, case) for name in ("chunked", "reference") for case in both(CASES)),
-    *(("tpu", case) for case in CASES if case.name in ON_TPU),
+    *(pytest.param("tpu", case, marks=interpreter) for case in CASES if case.name in ON_TPU),
     *(("tpu", in_dtype(case, "bfloat16")) for case in CASES if "(0, 2, 2, 3)" in case.name),
 ]
 FORMS = [("rows", 1, 64), ("rows", 2, None), ("heads", 2, 64), ("columns", 1, None)]
-names = pytest.mark.parametrize("name", HEAD_DIM)
+names = pytest.mark.parametrize(
+    "name", ["chunked", "reference", pytest.param("tpu", marks=interpreter)]
+)
 
 
 def step_inputs(case: Case) -> Inputs:
@@ -101,6 +104,7 @@ def test_results_and_gradients_equal_float64(name, case):
     assert found.out.dtype == jnp.dtype(case.dtype) and found.lse.dtype == np.float32
 
 
+@interpreter
 @pytest.mark.parametrize(("form", "splits", "window"), FORMS)
 def test_every_form_of_the_cache_and_split_on_tpu(form, splits, window):
     """Three blocks of which the last is not full, and rows that need fewer or none."""

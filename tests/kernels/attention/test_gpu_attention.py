@@ -63,10 +63,7 @@ DECODED = [
 ]
 LENGTHS = (300, 129, 0, 1)
 
-needs_new_jax = pytest.mark.skipif(
-    jax.__version_info__ < OLDEST_JAX,
-    reason=f"the Hopper kernels need jax 0.11, this is {jax.__version__}",
-)
+interpreter = pytest.mark.interpreter("gpu")
 
 
 def in_kernel_shape(case: Case) -> Case:
@@ -93,14 +90,14 @@ def run(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
     )
 
 
-@needs_new_jax
+@interpreter
 @pytest.mark.parametrize("case", [*map(in_kernel_shape, TRIED)], ids=lambda case: case.name)
 def test_equals_float64(case):
     results = with_gradients(functools.partial(run, case))(make_inputs(case))
     assert_results(results, expected(case), case.dtype)
 
 
-@needs_new_jax
+@interpreter
 def test_vmap_over_starts_changes_nothing():
     """Keys and values are shared."""
     case = in_kernel_shape(dataclasses.replace(TRIED[1], name="vmap", keys=160, traced=True))
@@ -127,7 +124,7 @@ def decode(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
     return out[:, None], lse[:, None]
 
 
-@needs_new_jax
+@interpreter
 @pytest.mark.parametrize("case", [*map(in_kernel_shape, DECODED)], ids=lambda case: case.name)
 def test_decode_equals_float64(case):
     case = dataclasses.replace(case, length=1, keys=300, batch=len(LENGTHS))
@@ -147,7 +144,7 @@ def test_shares_busy_a_gpu_and_write_little():
     assert choose_decode_blocks(128, readers=4, keys=32768, programs=MULTIPROCESSORS).shares == 1
 
 
-@needs_new_jax
+@interpreter
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

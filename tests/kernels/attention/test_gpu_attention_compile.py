@@ -10,18 +10,10 @@ from pallas_kernels.attention.gpu.blocks import SHARED_MEMORY
 from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
 from pallas_kernels.attention.gpu.op import attention_gpu
 from pallas_kernels.attention.visibility import Segments, Visibility
-from pallas_kernels.hardware_free.gpu import compile_for_h200, missing_tools
-from pallas_kernels.hopper.machine import OLDEST_JAX
+from pallas_kernels.hardware_free.gpu import compile_for_h200
 
 HEADS = (0, 2, 2, 3)
 KERNELS = {f"attention_{x}" for x in ("forward", "dq", "dkv")}
-
-
-def needs_gpu_compiler():
-    if jax.__version_info__ < OLDEST_JAX:
-        pytest.skip(f"the Hopper kernels need jax 0.11, this is {jax.__version__}")
-    if missing := missing_tools():
-        pytest.skip(f"no {', '.join(missing)} here (extra hardware-free)")
 
 
 def shapes(length: int, head_dim: int, batch: int = 1):
@@ -57,16 +49,16 @@ def names(kernels) -> set[str]:
     return {kernel.name.rsplit("_", 1)[0] for kernel in kernels}
 
 
+@pytest.mark.gpu_compiler
 @pytest.mark.parametrize(("length", "head_dim"), [(8192, 64), (32768, 128), (8192, 256)])
 def test_forward_and_backward_compile_without_spills(length, head_dim):
-    needs_gpu_compiler()
     kernels = compile_for_h200(forward_and_backward, *shapes(length, head_dim)).kernels
     assert names(kernels) == KERNELS
     assert_compiled_well(kernels)
 
 
+@pytest.mark.gpu_compiler
 def test_segments_in_a_window_compile_without_spills():
-    needs_gpu_compiler()
     ids = jax.ShapeDtypeStruct((1, 8192), jnp.int32)
     fn = functools.partial(forward_and_backward, window=512)
     assert_compiled_well(compile_for_h200(fn, *shapes(8192, 128), ids, ids).kernels)
@@ -85,9 +77,9 @@ def decode(q, k, v, lengths, ids, cache_ids):
     )
 
 
+@pytest.mark.gpu_compiler
 @pytest.mark.parametrize("head_dim", [128, 256])
 def test_decode_compiles_without_spills(head_dim):
-    needs_gpu_compiler()
     q, k, v = shapes(32768, head_dim, batch=2)
     q = jax.ShapeDtypeStruct((2, *q.shape[2:]), q.dtype)
     ids, cache_ids = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2,), (2, 32768)))
@@ -103,9 +95,9 @@ def forward_and_backward_by_shards(*arrays):
     return jax.shard_map(run, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
 
 
+@pytest.mark.gpu_compiler
 def test_compiles_under_shard_map_and_without_a_causal_mask():
     """As a ring of devices needs it."""
-    needs_gpu_compiler()
     ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
     program = compile_for_h200(forward_and_backward_by_shards, *shapes(256, 64, batch=2), ids, ids)
     assert names(program.kernels) == KERNELS

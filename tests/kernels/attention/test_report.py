@@ -1,7 +1,6 @@
 """Attention in the report: the work that is counted, and how often the kernels' steps run what."""
 
 import dataclasses
-import importlib.util
 
 import jax
 import numpy as np
@@ -17,8 +16,6 @@ from pallas_kernels.report.attention import Shape, regular_shape
 from pallas_kernels.report.rows import Task, make_row
 from tests.kernels.test_report import tpu_program
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="no libtpu (extra hardware-free)")
 SHAPE = regular_shape(8192, 16, 16)
 IRREGULAR = Shape(tokens=256, kv_head_of_query=(0, 0, 2), kv_heads=4, head_size=16)
 
@@ -100,7 +97,7 @@ def test_shares_are_those_of_the_lists_that_the_kernels_get(heads, window, passe
             assert share == np.mean((np.asarray(steps.words) & bit) != 0) > 0
 
 
-@needs_libtpu
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize("implementation", ["tpu", "splash"])
 def test_an_empty_or_masked_block_is_counted_as_such(implementation):
     """Cycles of a kernel follow the area of its mask: twice the length, not four times."""

@@ -46,6 +46,9 @@ TRIED = [
 ]
 
 
+interpreter = pytest.mark.interpreter("tpu")
+
+
 def run(case: Case, choice: BlockChoice, q, k, v, q_start, segment_ids, kv_segment_ids):
     return attention_tpu(
         q,
@@ -67,6 +70,7 @@ def assert_right(case: Case, blocks: Blocks, parts: int):
     assert_results(results, expected(case), case.dtype)
 
 
+@interpreter
 @pytest.mark.parametrize(
     ("case", "blocks", "parts"),
     TRIED,
@@ -76,17 +80,20 @@ def test_results_and_gradients_equal_float64(case, blocks, parts):
     assert_right(in_dtype(wide(case, 128), "bfloat16"), blocks, parts)
 
 
+@interpreter
 def test_float32():
     case = dataclasses.replace(wide(LONG, 128), name="float32", segments="packed", length=200)
     assert_right(case, SQUARE, 2)
 
 
+@interpreter
 def test_two_heads_of_a_kv_head_add_up_over_two_parts():
     """A part's sums are those of all heads of its KV head, in a group of their own."""
     case = dataclasses.replace(LONG, name="groups", kv_head_of_query=(0, 0, 1, 1))
     assert_right(in_dtype(wide(case, 128), "bfloat16"), SQUARE, 2)
 
 
+@interpreter
 def test_scale_zero_is_a_mean():
     case = in_dtype(wide(Case(name="scale 0.0", scale=0.0), 128), "bfloat16")
     assert_right(case, SQUARE, 1)

@@ -5,7 +5,7 @@ import pytest
 from pallas_kernels.report.attention import SOME_OF_16, Shape, regular_shape
 from pallas_kernels.report.rows import Task, make_row
 
-pytest.importorskip("libtpu", reason="the TPU compiler needs the extra `hardware-free`")
+pytestmark = pytest.mark.tpu_compiler
 
 
 def row(shape: Shape, passes: str, chip: str):

@@ -9,7 +9,7 @@ import pytest
 from pallas_kernels.attention.tpu.decode import attention_decode_tpu
 from pallas_kernels.hardware_free.tpu import TpuKernel, TpuProgram, compile_for_tpu
 
-pytest.importorskip("libtpu", reason="the TPU compiler needs the extra `hardware-free`")
+pytestmark = pytest.mark.tpu_compiler
 HBM_BYTES_A_CYCLE = {"v5e": 819 / 1.5, "v6e": 1640 / 1.75, "v5p": 2765 / 1.75}
 ROWS = 8
 

@@ -1,7 +1,6 @@
 """Every implementation under jit, vmap, jax.checkpoint and shard_map."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import quick
 from tests.kernels.attention.cases import Case, in_dtype, make_inputs, wide
-from tests.kernels.attention.implementations import IMPLEMENTATIONS, assert_results, call
+from tests.kernels.attention.implementations import IMPLEMENTATIONS, assert_results, call, names
 from tests.kernels.attention.oracle import Results, cotangents, float64_results
 
 STARTS = (45, -30, 200)
@@ -28,7 +28,7 @@ def case_of(name: str) -> Case:
     return in_dtype(case, implementation.dtypes[0])
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@names
 def test_vmap_and_rematerialisation_change_nothing(name):
     """Over queries, positions of the queries, and segments; keys and values are shared."""
     case = case_of(name)
@@ -53,17 +53,16 @@ def test_vmap_and_rematerialisation_change_nothing(name):
         assert_results(actual, float64_results(one, case), case.dtype)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@names
 def test_shards_of_rows_and_heads_equal_the_whole(name):
     """Rows over four devices, KV heads and their query heads over two; q_start is the same for
     all.
     """
     case = case_of(name)
-    flags = "--xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-m", "tests.kernels.attention.sharded", name],
         cwd=Path(__file__).parents[3],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=quick.environment(devices=8),
         capture_output=True,
         text=True,
         timeout=300,

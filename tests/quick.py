@@ -1,0 +1,34 @@
+"""XLA's flags for programs that compile longer than they run."""
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Iterator
+
+FLAGS = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+
+
+def flags(*, devices: int = 1) -> str:
+    """XLA_FLAGS of a process with so many fake CPU devices."""
+    return f"--xla_force_host_platform_device_count={devices} {FLAGS}"
+
+
+def environment(*, devices: int = 1, **more: str) -> dict[str, str]:
+    """This process's variables and those of one that compiles quickly, on CPU."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices=devices)} | more
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """The environment has it inside, and what it had afterwards."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
