@@ -111,6 +111,10 @@ selection-benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.selection --json selection_2_cpu_cores.json $(BENCHMARK)
 	$(VENV)/bin/python -m benchmarks.allocation
 
+# The exported hybrid beside transformers' Qwen3 on the CPU: prefill, decoding, memory.
+export-benchmark: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m benchmarks.torch_export $(BENCHMARK)
+
 # Kills a short run at random moments, in one process and in two, and compares the parameters.
 chaos: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.chaos $(CHAOS)
