@@ -12,6 +12,8 @@ from hydrahead_jax.models import layer_config, merge_block
 from hydrahead_jax.models.stream import make_stream
 from hydrahead_jax.ops.norms import rms_norm
 
+_WORDS = 8192
+
 
 def rounded_logits(
     config: ModelConfig, params: dict, dtype, tokens_BT: np.ndarray, real_BT: np.ndarray
@@ -34,11 +36,20 @@ def rounded_logits(
         for layer in range(config.layers):
             x_BTD = _layer(layer_config(config, layer), part(("layers", layer)), x_BTD, real_BT)
         hidden_BTD = rms_norm(x_BTD, part(("final_norm_D",)), eps=config.rms_eps)
+        return _logits(config, params, dtype, hidden_BTD)
+
+
+def _logits(config: ModelConfig, params: dict, dtype, hidden_BTD) -> np.ndarray:
+    """A piece of the vocabulary at a time."""
+    pieces = []
+    for first in range(0, config.vocab, _WORDS):
+        words = slice(first, first + _WORDS)
         if config.tied_embeddings:
-            w_DV = part(("w_embed_VD",)).T
+            w_DV = _round(params["w_embed_VD"][words], dtype).T
         else:
-            w_DV = part(("w_unembed_DV",))
-        return np.asarray(hidden_BTD @ w_DV)
+            w_DV = _round(params["w_unembed_DV"][:, words], dtype)
+        pieces.append(np.asarray(hidden_BTD @ w_DV))
+    return np.concatenate(pieces, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="config")

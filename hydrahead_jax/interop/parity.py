@@ -1,6 +1,7 @@
 """Whether an exported folder computes in PyTorch what its parameters compute here."""
 
 import functools
+import gc
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from hydrahead_jax.interop.layerwise import rounded_logits
 ABSOLUTE_BOUND = 1e-4
 RELATIVE_BOUND = 1e-5
 _PADDING = 13
+_WORDS = 8192
 
 
 class Parity(NamedTuple):
@@ -84,6 +86,7 @@ def check_parity(
     real_BT = np.ones_like(tokens_BT)
     real_BT[1, : min(_PADDING, length - 1)] = 0
     theirs_BTV, new_BT = _run_torch(folder, tokens_BT, real_BT, new_tokens)
+    gc.collect()  # modules of PyTorch hold each other
     tokens_BT = np.concatenate([tokens_BT, new_BT[:, :-1]], axis=1, dtype=np.int32)
     real_BT = np.pad(real_BT, ((0, 0), (0, new_tokens - 1)), constant_values=1)
     ours_BTV = rounded_logits(config, params, dtype, tokens_BT, real_BT)
@@ -151,10 +154,15 @@ def _widen_in_turn(model) -> None:
             parameter.data = data
         kept.clear()
 
+    def logits(weight_VD, hidden_BTD):
+        pieces = [hidden_BTD @ w_VD.float().T for w_VD in weight_VD.split(_WORDS)]
+        return torch.cat(pieces, dim=-1)
+
     if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
         return
     model.model.embed_tokens.register_forward_hook(lambda module, inputs, out: out.float())
-    for module in (*model.model.layers, model.model.norm, model.lm_head):
+    model.lm_head.forward = functools.partial(logits, model.lm_head.weight)
+    for module in (*model.model.layers, model.model.norm):
         kept = {}
         module.register_forward_pre_hook(functools.partial(widen, kept))
         module.register_forward_hook(functools.partial(restore, kept))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hydrahead_jax.interop import check_parity, export_torch, torch_export
+from hydrahead_jax.interop import check_parity, export_torch, parity, torch_export
 from tests.interop import toy
 
 torch = pytest.importorskip(
@@ -86,7 +86,8 @@ def test_tokenizer_loads_from_the_export(tmp_path, tokenizer, monkeypatch):
     assert load(tmp_path / "out").generation_config.eos_token_id == 96
 
 
-def test_the_check_of_a_rounded_export_is_as_exact(tmp_path, tokenizer):
+def test_the_check_of_a_rounded_export_is_as_exact(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(parity, "_WORDS", 40)
     params = toy.random_params(toy.MIXED)
     report = export_torch(tmp_path / "out", toy.MIXED, params, tokenizer, dtype=jnp.bfloat16)
     assert 0 < report.max_abs_logit_difference <= ATOL
