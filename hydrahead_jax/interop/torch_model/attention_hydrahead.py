@@ -11,15 +11,19 @@ MASK_ELEMENTS = 2**22  # of one block of queries at most
 
 def take(x, indices: list[int], dim: int):
     """x.index_select by a list, without an index on the device; a view where it can be."""
+    return merge([x], indices, dim)
+
+
+def merge(parts: list, indices: list[int], dim: int):
+    """`take` from the concatenated parts, with one copy."""
+    sources = [(part, i) for part, x in enumerate(parts) for i in range(x.shape[dim])]
     runs = []
-    for index in indices:
-        if runs and runs[-1][1] == index:
-            runs[-1][1] += 1
+    for part, i in (sources[index] for index in indices):
+        if runs and runs[-1][0] == part and runs[-1][2] == i:
+            runs[-1][2] += 1
         else:
-            runs.append([index, index + 1])
-    if runs == [[0, x.shape[dim]]]:
-        return x
-    pieces = [x.narrow(dim, start, end - start) for start, end in runs]
+            runs.append([part, i, i + 1])
+    pieces = [parts[part].narrow(dim, start, end - start) for part, start, end in runs]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 

@@ -35,7 +35,7 @@ def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
         if documents_BT is not None:
             same_BT = documents_BT[:, w : w + T] == documents_BT[:, TAPS - 1 :]
             tap_BTM = tap_BTM * same_BT[..., None]
-        out_BTM = torch.addcmul(out_BTM, tap_BTM, weight_WM[w])
+        out_BTM.addcmul_(tap_BTM, weight_WM[w])
     return (F.silu(out_BTM) if silu else out_BTM).to(dtype)
 
 

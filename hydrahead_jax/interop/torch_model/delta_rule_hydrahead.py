@@ -32,13 +32,12 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, docu
     if documents_BT is not None:
         begins_BT = documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0
         log_decay_BTN = log_decay_BTN.masked_fill(begins_BT[..., None], RESET)
-    q, k, v = q_BTNH.float() * H**-0.5, k_BTNH.float(), v_BTNP.float()
-    inputs = (q, k, v, log_decay_BTN, beta_BTN)
+    inputs = (q_BTNH.float(), k_BTNH.float(), v_BTNP.float(), log_decay_BTN, beta_BTN)
     if T > 1:
-        out_BTNP, state_BNHP = delta_rule_chunked(*inputs, state_BNHP)
+        out_BTNP, state_BNHP = delta_rule_chunked(*inputs, state_BNHP, H**-0.5)
     else:
         out_BNP, state_BNHP = delta_rule_step(*(x[:, 0] for x in inputs), state_BNHP)
-        out_BTNP = out_BNP[:, None]
+        out_BTNP = out_BNP[:, None] * H**-0.5
     return out_BTNP.to(v_BTNP.dtype), state_BNHP
 
 
@@ -51,7 +50,9 @@ def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):
     return torch.einsum("bnhp,bnh->bnp", state_BNHP, q_BNH), state_BNHP
 
 
-def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
+def delta_rule_chunked(
+    q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, scale: float = 1.0
+):
     """The same over many tokens, some chunks at a time, so that memory does not grow with T."""
     B, T, N, _ = q_BTNH.shape
     inputs = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN[..., None], beta_BTN[..., None])
@@ -60,14 +61,14 @@ def delta_rule_chunked(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BN
     state_XHP, outputs = state_BNHP.flatten(0, 1), []
     for begin in range(0, T, tokens):
         chunks = (_chunks(x[:, begin : begin + tokens]) for x in inputs)
-        out_XZCP, state_XHP = _run_chunks(*chunks, state_XHP)
+        out_XZCP, state_XHP = _run_chunks(*chunks, state_XHP, scale)
         out_BNTP = out_XZCP.flatten(1, 2).unflatten(0, (B, N))
         outputs.append(out_BNTP[:, :, : min(tokens, T - begin)].transpose(1, 2))
     out_BTNP = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return out_BTNP, state_XHP.unflatten(0, (B, N))
 
 
-def _run_chunks(q, k, v, log_decay, beta, state_XHP):
+def _run_chunks(q, k, v, log_decay, beta, state_XHP, scale: float):
     """[X, Z, C, H] each, X = B * N: within a chunk the recurrence is one triangular system."""
     lower_CC = torch.ones(CHUNK, CHUNK, device=q.device).tril()
     # [i, j] = sum of log_decay over j < m <= i, as a sum and not as a difference of two.
@@ -85,7 +86,8 @@ def _run_chunks(q, k, v, log_decay, beta, state_XHP):
     outputs = []
     for z in range(q.shape[1]):
         write_XCP = torch.baddbmm(written[:, z], erased[:, z], state_XHP, alpha=-1)
-        outputs.append(torch.baddbmm(torch.bmm(scores[:, z], write_XCP), q[:, z], state_XHP))
+        out_XCP = torch.bmm(scores[:, z], write_XCP)
+        outputs.append(torch.baddbmm(out_XCP, q[:, z], state_XHP, beta=scale, alpha=scale))
         state_XHP = torch.baddbmm(from_entry[:, z, -1:] * state_XHP, k[:, z], write_XCP)
     return torch.stack(outputs, dim=1), state_XHP
 

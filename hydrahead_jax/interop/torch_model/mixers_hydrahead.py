@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention_hydrahead import GroupedAttention, take
+from .attention_hydrahead import GroupedAttention, merge, take
 from .cache_hydrahead import HydraHeadCacheLayer
 from .configuration_hydrahead import HydraHeadConfig
 from .convolution_hydrahead import ShortConvolution
@@ -39,7 +39,8 @@ def rotate(x_BTNH, tokens: Tokens):
     """Rotary position embedding, half-split as in Qwen3."""
     left, right = x_BTNH.float().chunk(2, dim=-1)
     cos, sin = tokens.cos_B1TH.transpose(1, 2), tokens.sin_B1TH.transpose(1, 2)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BTNH.dtype)
+    halves = ((left * cos).addcmul_(right, sin, value=-1), (right * cos).addcmul_(left, sin))
+    return torch.cat(halves, dim=-1).to(x_BTNH.dtype)
 
 
 class Projections(nn.Module):
@@ -194,7 +195,7 @@ class HydraHeadAttention(Projections):
             if self.gated_fusion:
                 part_BTNH = part_BTNH * weights_BT2[:, :, index, None, None]
             parts.append(part_BTNH)
-        heads_BTNH = take(torch.cat(parts, dim=2), self.order, 2)
+        heads_BTNH = merge(parts, self.order, 2)
         return self.o_proj(heads_BTNH.flatten(2))
 
 
