@@ -6,7 +6,9 @@ torch = pytest.importorskip(
     "torch",
     reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
 )
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
+
+import itertools
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -82,3 +84,34 @@ def test_a_decode_step_copies_no_keys(heads):
         with Largest() as largest:
             model(tokens(1, 1), cache=cache)
     assert largest.elements < 600 * 8
+
+
+def by_boundaries(module, query, key, value, mask, scaling, **kwargs):
+    """A stand-in for flash attention: grouped, causal, documents by cu_seq_lens."""
+    assert mask is None
+    length = query.shape[2]
+    cu_seq_lens = kwargs.get("cu_seq_lens_q", torch.tensor([0, length])).tolist()
+    out = []
+    for begin, end in itertools.pairwise(cu_seq_lens):
+        q, k, v = (x[:, :, begin:end] for x in (query, key, value))
+        options = {"scale": scaling, "enable_gqa": True, "is_causal": True}
+        out.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, **options))
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+def test_an_attention_function_of_the_user():
+    """It is given grouped heads and the boundaries of documents; what it cannot do is refused."""
+    transformers.AttentionInterface.register("by_boundaries", by_boundaries)
+    batch = tokens(1, 40)
+    positions = torch.arange(40).remainder(23)[None]
+    model = make((0, 3), (0, 1, 2))
+    options = {"position_ids": positions, "use_cache": False}
+    expected = logits(model, batch), logits(model, batch, **options)
+    model.set_attn_implementation("by_boundaries")
+    actual = logits(model, batch), logits(model, batch, **options)
+    torch.testing.assert_close(actual, expected, atol=SAME, rtol=0)
+    with pytest.raises(ValueError, match="documents of one row apart only"):
+        model(batch.repeat(2, 1), **options)
+    mask = torch.ones_like(batch)
+    with pytest.raises(ValueError, match="has no mask function, so padding cannot be hidden"):
+        model(batch, attention_mask=mask)

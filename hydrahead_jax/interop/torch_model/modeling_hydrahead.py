@@ -8,15 +8,11 @@ import functools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
-from transformers.utils.import_utils import is_tracing
 
 # Older versions of transformers copy only the files that this one imports.
 from .attention_hydrahead import GroupedAttention  # noqa: F401
@@ -24,44 +20,15 @@ from .cache_hydrahead import CACHE_FIELD, one_cache, prepare
 from .configuration_hydrahead import HydraHeadConfig
 from .convolution_hydrahead import ShortConvolution  # noqa: F401
 from .delta_rule_hydrahead import delta_rule  # noqa: F401
-from .documents_hydrahead import find_documents, positions_in_documents
+from .documents_hydrahead import find_documents  # noqa: F401
+from .inputs_hydrahead import read_tokens
 from .kernels_hydrahead import delta_rule as fast_delta_rule  # noqa: F401
 from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords, check_not_empty
-from .mixers_hydrahead import Branch, DeltaHeads, FullAttention, HydraHeadAttention, RMSNorm
-from .tokens_hydrahead import Tokens, default_positions, real_tokens, rotary_angles
+from .layers_hydrahead import HydraHeadLayer
+from .mixers_hydrahead import Branch, DeltaHeads, RMSNorm
+from .tokens_hydrahead import Tokens  # noqa: F401
 
 logger = logging.get_logger(__name__)
-
-
-class MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: HydraHeadConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class HydraHeadLayer(GradientCheckpointingLayer):
-    """Norm, mixer, residual; norm, MLP, residual."""
-
-    def __init__(self, config: HydraHeadConfig, mixer: dict, layer_idx: int):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if mixer["kind"] == "hydra":
-            self.self_attn = HydraHeadAttention(config, mixer, layer_idx)
-        else:
-            self.self_attn = FullAttention(config, layer_idx)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x_BTD, tokens: Tokens, past):
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), tokens, past)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
 class HydraHeadPreTrainedModel(PreTrainedModel):
@@ -155,7 +122,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         check_not_empty(given)
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past, use_cache = self._cache(past, use_cache)
-        tokens = self._tokens(x_BTD, attention_mask, position_ids, past, kwargs)
+        tokens = read_tokens(self.config, x_BTD, attention_mask, position_ids, past, kwargs)
         if tokens.documents_BT is not None and past is not None:
             if use_cache == "asked":
                 raise ValueError(
@@ -200,61 +167,6 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         if past is not None:
             prepare(past, len(self.layers))
         return past, use_cache and ("asked" if asked else "default")
-
-    def _tokens(self, x_BTD, attention_mask, position_ids, past, kwargs) -> Tokens:
-        B, T, _ = x_BTD.shape
-        device = x_BTD.device
-        seen, real_BS = 0, None
-        if past is not None:
-            seen, real_BS = past.get_seq_length(), past.layers[0].real_BS
-            if seen and past.batch_size != B:
-                raise ValueError(f"the cache holds {past.batch_size} rows, and the input has {B}")
-        if position_ids is not None:
-            if tuple(position_ids.shape) not in ((B, T), (1, T)):
-                shape = tuple(position_ids.shape)
-                raise ValueError(f"position_ids has shape {shape}; it must be ({B}, {T})")
-            position_ids = position_ids.to(device)
-        real_BT, real_BS = real_tokens(attention_mask, real_BS, seen, B, T, device)
-        cu_seq_lens, seq_idx = kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
-        looked_at = None if past is not None and is_tracing(x_BTD) else position_ids
-        documents_BT = find_documents(looked_at, cu_seq_lens, seq_idx, attention_mask, seen, B, T)
-        if documents_BT is not None:
-            if real_BT is not None:
-                raise ValueError("documents in one row go without attention_mask; leave it out")
-            documents_BT = documents_BT.to(device)
-            if position_ids is None:
-                position_ids = positions_in_documents(documents_BT)
-        if position_ids is None:
-            position_ids = default_positions(real_BS, seen, T, device)
-        theta, head_dim = self.config.rope_theta, self.config.head_dim
-        return Tokens(
-            position_ids.clamp(min=0),
-            *rotary_angles(position_ids.clamp(min=0), theta, head_dim),
-            real_BT=real_BT,
-            real_BS=real_BS,
-            documents_BT=documents_BT,
-            packed=_flash_keywords(kwargs, documents_BT),
-            mask=self._library_mask(x_BTD, real_BS, position_ids, documents_BT, past),
-        )
-
-    def _library_mask(self, x_BTD, real_BS, position_ids, documents_BT, past):
-        """The mask of attention implementations that make their own, such as flex_attention."""
-        if self.config._attn_implementation in ("sdpa", "eager"):
-            return None
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=x_BTD,
-            attention_mask=real_BS,
-            position_ids=None if documents_BT is None else position_ids,
-            **{CACHE_FIELD: past if documents_BT is None else None},
-        )
-
-
-def _flash_keywords(kwargs: dict, documents_BT) -> dict | None:
-    if documents_BT is None:
-        return None
-    names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
 
 def _as_dict(return_dict, config) -> bool:
