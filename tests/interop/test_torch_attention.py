@@ -1,5 +1,7 @@
 """Grouped attention of an exported model: any map of heads, masks in blocks, keys never copied."""
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip(
@@ -7,8 +9,6 @@ torch = pytest.importorskip(
     reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
 )
 transformers = pytest.importorskip("transformers")
-
-import itertools
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
