@@ -13,8 +13,8 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest test-newest lock lint kernels-report kernels-benchmark \
-  kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory clean
+.PHONY: demo evidence test test-latest test-oldest test-newest lock lint kernels-report \
+  kernels-benchmark kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -35,10 +35,21 @@ test: $(VENV)/installed lint
 test-latest: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m $(PYTEST) --cell test-latest
 
+# PyTorch's clients with the oldest transformers that pyproject.toml allows; `make test` has the newest.
+test-oldest: TESTS = tests/interop/clients tests/interop/test_torch_*.py
+test-oldest: $(VENV)/oldest
+	PYTHONPATH=$(abspath $<) $(VENV)/bin/python -m $(PYTEST)
+
+$(VENV)/oldest: $(VENV)/installed
+	rm -rf $@
+	$(VENV)/bin/python -m pip install --quiet --no-compile --no-deps --target $@ \
+	  transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+	touch $@
+
 # Unlocked: the newest releases that pyproject.toml and $(NEWEST_PYTHON) allow. PyTorch's clients, and
 # each command once. make test-newest BEYOND="transformers" ignores that package's upper bound.
 BEYOND ?=
-NEWEST_TESTS = tests/interop tests/test_readme.py tests/train/test_commands.py
+test-newest: TESTS = tests/interop tests/test_readme.py tests/train/test_commands.py
 test-newest:
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
@@ -47,7 +58,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m pip freeze --exclude-editable
 	@echo "Newer releases, which a package's bounds keep out:"
 	$(NEWEST_VENV)/bin/python -m pip list --outdated
-	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+	$(NEWEST_VENV)/bin/python -m $(PYTEST)
 
 # Resolves all locks anew, one a Python: the cells of `make test` and `make test-latest` together.
 # make lock UPGRADE= keeps every version that pyproject.toml still allows.

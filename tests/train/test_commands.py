@@ -70,7 +70,7 @@ def test_cache_teacher(tmp_path):
     assert list((tmp_path / "cache").rglob("*.arrayrecord"))
 
 
+@pytest.mark.tpu_compiler
 def test_plan(tmp_path, capsys):
-    pytest.importorskip("libtpu", reason="the TPU compiler is missing: run `make test-latest`")
     assert main(["plan", small.write_config(tmp_path), "--target", "v5e:1x1"]) == 0
     assert "fits" in capsys.readouterr().out
