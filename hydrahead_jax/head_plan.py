@@ -114,8 +114,10 @@ class HeadPlan:
         """Raises UserError, with the file's name, where it is not a head plan."""
         path = local_path(path)
         try:
-            return _parse(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
+            return _parse(json.loads(path.read_text(encoding="utf-8-sig")))
+        except OSError as error:
+            raise UserError(f"{path} is not a head plan: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a head plan: {error}") from error
 
 

@@ -143,5 +143,14 @@ def test_another_file_is_a_user_error_with_its_name(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=rf"plan\.json is not a head plan: .*{message}"):
         HeadPlan.load(path)
-    with pytest.raises(UserError, match=r"none\.json is not a head plan"):
-        HeadPlan.load(tmp_path / "none.json")
+    none = tmp_path / "none.json"
+    with pytest.raises(UserError) as caught:
+        HeadPlan.load(none)
+    assert str(caught.value) == f"{none} is not a head plan: No such file or directory"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "plan.json"
+    PLAN.save(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert HeadPlan.load(path) == PLAN

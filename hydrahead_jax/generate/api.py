@@ -107,10 +107,7 @@ def _run(
 
 def _row(config: ModelConfig, index: int, prompt) -> np.ndarray:
     """A prompt's tokens, int32."""
-    try:
-        row = np.asarray(prompt)
-    except ValueError:  # lists of unequal length
-        row = np.array(None)
+    row = _array(prompt)
     if row.ndim != 1:
         raise UserError(f"prompt {index} is no list of token ids; give a list for each prompt")
     if not row.size:
@@ -119,12 +116,23 @@ def _row(config: ModelConfig, index: int, prompt) -> np.ndarray:
     return row.astype(np.int32)
 
 
+def _array(value) -> np.ndarray:
+    """Makes an array; lists of unequal length become one object."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.array(None)
+
+
 def _stops(config: ModelConfig, stop_token) -> tuple[int, ...]:
     """The stop tokens in ascending order, so that their order compiles nothing anew."""
     if stop_token is None:
         return ()
-    several = isinstance(stop_token, (Collection, np.ndarray))
-    stops = np.array(list(stop_token) if several else [stop_token])
+    is_array = hasattr(stop_token, "ndim")
+    several = isinstance(stop_token, Collection) and not is_array
+    stops = np.atleast_1d(_array(list(stop_token) if several else stop_token))
+    if stops.ndim != 1:
+        raise UserError("stop_token is neither a token id nor a list of them")
     check_token_ids(stops, config.vocab, "stop_token")
     return tuple(sorted(set(stops.tolist())))
 

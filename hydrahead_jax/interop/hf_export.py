@@ -12,6 +12,7 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import is_teacher, to_hf_config
 from hydrahead_jax.interop.key_table import Row, get_param, key_table, weight_shapes
+from hydrahead_jax.interop.not_finite import not_finite
 from hydrahead_jax.interop.weight_writer import Tensor, write_weights
 from hydrahead_jax.interop.weights import SHARD_BYTES, WEIGHT_FILES
 from hydrahead_jax.json_file import write_json
@@ -31,7 +32,7 @@ def save_hf_teacher(
     Weights of an earlier call are replaced, and only once the new ones are complete.
 
     Raises:
-      UserError: some layer is not full attention.
+      UserError: some layer is not full attention, or a number is not finite in that dtype.
     """
     if not is_teacher(config):
         raise UserError("only a model of full-attention layers can be saved as a Qwen3 folder")
@@ -64,9 +65,13 @@ def _tensors(config: ModelConfig, params: dict, dtype: np.dtype) -> Iterator[Ten
 
 def _maker(row: Row, params: dict, dtype: np.dtype):
     def make() -> np.ndarray:
-        arrays = [
-            np.asarray(get_param(params, path)).astype(dtype, copy=False) for path in row.paths
-        ]
-        return row.layout.save(*arrays)
+        with np.errstate(over="ignore"):  # the check below says more
+            arrays = [
+                np.asarray(get_param(params, path)).astype(dtype, copy=False) for path in row.paths
+            ]
+        weight = row.layout.save(*arrays)
+        if flaw := not_finite(weight):
+            raise UserError(f"{row.name} in {dtype.name} has {flaw}; the model was not written")
+        return weight
 
     return make

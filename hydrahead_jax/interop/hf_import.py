@@ -15,6 +15,7 @@ from hydrahead_jax.interop.key_table import key_table, set_param, weight_shapes
 from hydrahead_jax.interop.not_finite import not_finite
 from hydrahead_jax.interop.weights import Weights, open_weights, read_json
 from hydrahead_jax.local_path import local_path
+from hydrahead_jax.text_files.names import shown
 
 _FLOATS = ("F32", "BF16", "F16")
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -62,11 +63,11 @@ def load_hf(
     params, flawed = {}, []
     for row in key_table(config):
         weight = weights.read(row.name)
-        if flaw := not_finite(weight):
-            flawed.append(f"{weights.files[row.name]}: {weights.stored[row.name]} has {flaw}")
+        row_dtype = jnp.float32 if dtype is not None and row.always_float32 else dtype
+        if flaw := _flaw(weight, row_dtype):
+            flawed.append(f"{weights.files[row.name]}: {weights.stored[row.name]} {flaw}")
         if flawed:
             continue
-        row_dtype = jnp.float32 if dtype is not None and row.always_float32 else dtype
         arrays = row.layout.load(weight)
         for path, array in zip(row.paths, arrays, strict=True):
             if place is None:
@@ -80,7 +81,24 @@ def load_hf(
     return config, params
 
 
+def _flaw(weight: np.ndarray, dtype) -> str:
+    """Says which numbers cannot be used in that dtype, the weight's own if None; "" for none."""
+    if flaw := not_finite(weight):
+        return f"has {flaw}"
+    if dtype is None or jnp.finfo(dtype).max >= jnp.finfo(weight.dtype).max:
+        return ""
+    with np.errstate(over="ignore"):
+        flaw = not_finite(weight.astype(dtype))
+    return f"has numbers that {jnp.dtype(dtype).name} cannot hold" if flaw else ""
+
+
 def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
+    known = len(weights.shapes) + sum(map(len, weights.missing_files.values()))
+    if config.layers > known:  # tables of layers that are not there would take minutes
+        raise UserError(
+            f"{folder} does not fit its config.json; there are {config.layers} layers and "
+            f"{known} weights"
+        )
     expected = weight_shapes(config)
     in_missing_files = {name for names in weights.missing_files.values() for name in names}
     found = {name: shape for name, shape in weights.shapes.items() if name in expected}
@@ -116,15 +134,16 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
 def _named(problems: dict[str, list[str]], used: int) -> str:
     """The first of each kind, and how many there are; as many kinds as fit into a sentence."""
     listed = [
-        f"{kind}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        f"{kind}: {shown(names[0], _LONGEST // 3)}"
+        + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         for kind, names in problems.items()
         if names
     ]
     room = max(_LONGEST - used, _LONGEST // 2)
-    shown = 1
-    while shown < len(listed) and len("; ".join(listed[: shown + 1])) < room:
-        shown += 1
-    return "; ".join(listed[:shown]) + ("; and more" if shown < len(listed) else "")
+    count = 1
+    while count < len(listed) and len("; ".join(listed[: count + 1])) < room:
+        count += 1
+    return "; ".join(listed[:count]) + ("; and more" if count < len(listed) else "")
 
 
 def _check_tied_copy(weights: Weights) -> None:

@@ -5,6 +5,9 @@ from hydrahead_jax.interop.config_json import short
 
 _PLACES = ("rope_parameters", "rope_scaling")
 _LAYER_TYPE = "full_attention"
+_KINDS = ("rope_type", "type")
+# Settings that a config may have without a name of its kind of RoPE.
+_PLAIN = {"rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"}
 _MOST = 1e30
 
 
@@ -43,16 +46,18 @@ def _plain_rope(name: str, rope) -> dict:
         raise UserError(f"{name} has settings for {short(unknown[0])}, which no layer is")
     if nested and len(rope) > 1:
         raise UserError(f"{name} has settings for {_LAYER_TYPE} and others beside them")
-    settings = nested.get(_LAYER_TYPE, rope)
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    named = "rope_type" in settings or "type" in settings
-    if kind != "default" or (not named and settings.get("factor", 1) != 1):
+    given = nested.get(_LAYER_TYPE, rope)
+    settings = {key: value for key, value in given.items() if value is not None or key in _KINDS}
+    kinds = [short(settings[key]) for key in _KINDS if key in settings]
+    if not kinds and (settings.keys() - _PLAIN or settings.get("factor", 1) != 1):
+        kinds = ["unknown"]
+    if others := [kind for kind in kinds if kind != short("default")]:
         raise UserError(
-            f"{name} asks for RoPE of type {short(kind) if named else 'unknown'}; only plain RoPE "
-            "can be read, so remove the scaling"
+            f"{name} asks for RoPE of type {others[0]}; only plain RoPE can be read, so remove the "
+            "scaling"
         )
     _check_share(settings, name)
-    return {key: value for key, value in settings.items() if value is not None}
+    return settings
 
 
 def _check_share(settings: dict, name: str) -> None:

@@ -107,8 +107,9 @@ def export_torch(
       teacher: folder of the teacher, there or not, from which the card has license and base model.
 
     Raises:
-      UserError: the model has no hybrid layer, the target is in use, there is no tokenizer, or
-        PyTorch computes something else; an earlier export is then still there.
+      UserError: the model has no hybrid layer, the target is in use, there is no tokenizer, a
+        number is not finite in that dtype, or PyTorch computes something else; an earlier export
+        is then still there.
     """
     folder, tokenizer_folder = local_path(folder).absolute(), local_path(tokenizer_folder)
     _check(folder, config, tokenizer_folder)

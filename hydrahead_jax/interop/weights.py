@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from hydrahead_jax import json_file
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.text_files.names import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -54,7 +56,7 @@ def open_weights(folder: Path) -> Weights:
     """
     found = Weights(files={}, shapes={}, dtypes={}, missing_files={}, stored={})
     for path, names in _shards(folder).items():
-        if not path.exists():
+        if not _exists(path):
             found.missing_files[path.name] = [_full_name(name) for name in names]
             continue
         with _open(path) as handle:
@@ -62,8 +64,8 @@ def open_weights(folder: Path) -> Weights:
                 name, part = _full_name(stored), handle.get_slice(stored)
                 if name in found.files:
                     raise UserError(
-                        f"{path} holds {stored}, which {found.files[name].name} holds as "
-                        f"{found.stored[name]}; remove one of the two"
+                        f"{path} holds {shown(stored, 60)}, which {found.files[name].name} holds "
+                        f"as {shown(found.stored[name], 60)}; remove one of the two"
                     )
                 found.files[name], found.stored[name] = path, stored
                 found.shapes[name] = tuple(part.get_shape())
@@ -79,15 +81,29 @@ def read_json(path: Path) -> dict:
     return fields
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; raises UserError for a link that leads nowhere."""
+    try:
+        about = os.lstat(path)
+    except OSError:
+        return False
+    if stat.S_ISLNK(about.st_mode) and not path.exists():
+        raise UserError(
+            f"{path} is a link that leads nowhere, as in a copy of the Hub's cache; copy or "
+            "download the file itself"
+        )
+    return True
+
+
 def _full_name(stored: str) -> str:
     return _PREFIX + stored if stored.startswith(_WITHOUT_PREFIX) else stored
 
 
 def _shards(folder: Path) -> dict[Path, list[str]]:
     """Each weight file that should be there, with the weights that the index puts into it."""
-    if (folder / SINGLE).exists():
+    if _exists(folder / SINGLE):
         return {folder / SINGLE: []}
-    if not (folder / INDEX).exists():
+    if not _exists(folder / INDEX):
         others = [path.name for pattern in _OTHER_FILES for path in sorted(folder.glob(pattern))]
         instead = f"; {others[0]} is not read, so save the model in that format" if others else ""
         raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}{instead}")
@@ -99,8 +115,8 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
         inside = os.path.normpath(file) if isinstance(file, str) and file else ".."
         if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", "."):
             raise UserError(
-                f"{folder / INDEX} puts {name} into {str(file)[:60]!r}, which is no file of the "
-                "folder"
+                f"{folder / INDEX} puts {shown(name, 60)} into {shown(str(file), 60)!r}, which is "
+                "no file of the folder"
             )
         shards.setdefault(folder / inside, []).append(name)
     return shards

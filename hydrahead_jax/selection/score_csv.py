@@ -60,10 +60,12 @@ def load(path: Path) -> Table:
     """
     path = local_path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             table = _parse(list(csv.reader(file)))
         _check(table)
-    except (OSError, ValueError, csv.Error) as error:
+    except OSError as error:
+        raise UserError(f"{path} is not a table of head scores: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a table of head scores: {error}") from error
     return table
 

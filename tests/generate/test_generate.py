@@ -77,7 +77,7 @@ def test_a_stop_token_ends_a_reply_and_is_not_part_of_it():
     whole = run()
     stop = whole[2][3]
     cut = [row[: row.index(stop)] if stop in row else row for row in whole]
-    assert run(stop_token=stop) == cut != whole
+    assert run(stop_token=stop) == run(stop_token=np.array(stop)) == cut != whole
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, set])
@@ -160,6 +160,7 @@ def test_no_prompts_no_replies():
         (dict(seed=True), "seed is True"),
         (dict(stop_token=96), "stop_token has token ids from 96 to 96, the model knows 0 to 95"),
         (dict(stop_token=(3, -1)), "stop_token has token ids from -1 to 3"),
+        (dict(stop_token=np.array([[3]])), "stop_token is neither a token id nor a list of them"),
     ],
 )
 def test_impossible_requests_are_refused_in_one_sentence(settings, message):

@@ -152,6 +152,25 @@ def test_a_weight_that_no_index_names_is_named(folder):
     assert refusal(path).endswith("unused weights: extra")
 
 
+def test_names_of_any_length_are_shown_in_short(folder):
+    path = folder("shards")
+    edit(path / INDEX, lambda fields: fields["weight_map"].update({"w\n" * 300: "x" * 400}))
+    assert "missing files: xxx" in refusal(path)
+
+
+def test_weights_behind_a_broken_link_are_named(folder):
+    path = folder("plain")
+    (path / SINGLE).unlink()
+    (path / SINGLE).symlink_to("../../blobs/0f")
+    assert f"{path / SINGLE} is a link that leads nowhere" in refusal(path)
+
+
+def test_many_more_layers_than_weights_are_refused_at_once(folder):
+    path = folder("plain")
+    edit(path / "config.json", lambda fields: fields | {"num_hidden_layers": 4000})
+    assert "there are 4000 layers and 24 weights" in refusal(path)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float64, ml_dtypes.float8_e4m3fn])
 def test_number_formats_that_are_not_read_are_named(folder, dtype):
     path = folder("plain")
@@ -241,6 +260,9 @@ ROPE = [
     ({"rope_type": ["yarn"]}, "RoPE of type ['yarn']"),
     ({"rope_type": LONG}, "RoPE of type 'xxx"),
     ({"factor": 4.0}, "RoPE of type unknown"),
+    ({"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, "RoPE of type unknown"),
+    ({"full_attention": "yarn"}, "RoPE of type unknown"),
+    ({"rope_type": "default", "type": "yarn", "factor": 4.0}, "RoPE of type 'yarn'"),
     ({"type": "linear", "factor": 2.0}, "RoPE of type 'linear'"),
     *(
         ({"rope_type": kind}, f"type '{kind}'")
@@ -354,3 +376,21 @@ def test_weights_that_are_not_finite_are_named(folder, kind, dtype):
     assert refusal(path).startswith(wanted)
     edit_weights(path, lambda weights: weights[DOWN].__setitem__((0, slice(3)), 0), file.name)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(load_hf(path)[1]))
+
+
+def test_weights_that_a_dtype_cannot_hold_are_named(folder):
+    path = folder("plain")
+    edit_weights(path, lambda weights: weights[DOWN].__setitem__((0, 0), 1e5))
+    load_hf(path, jnp.bfloat16)
+    said = refusal(path, lambda folder: load_hf(folder, jnp.float16))
+    assert f"{DOWN} has numbers that float16 cannot hold" in said
+
+
+@pytest.mark.parametrize("number", [math.nan, 1e5])
+def test_a_model_with_numbers_that_are_not_finite_is_not_written(tmp_path, number):
+    params = toy.random_params(toy.TEACHER)
+    params["final_norm_D"] = params["final_norm_D"].at[3].set(number)
+    wanted = f"{int(math.isnan(number))} NaN and {int(not math.isnan(number))} infinite of 32"
+    with pytest.raises(UserError, match=f"model.norm.weight in float16 has {wanted} numbers"):
+        save_hf_teacher(tmp_path, toy.TEACHER, params, jnp.float16)
+    assert not list(tmp_path.iterdir())

@@ -200,3 +200,11 @@ def test_another_file_is_a_user_error(tmp_path):
     for name in ("none.csv", "picture.csv"):
         with pytest.raises(UserError, match=rf"{name} is not a table"):
             HeadScores.load_csv(tmp_path / name)
+
+
+def test_a_csv_that_a_spreadsheet_saved_with_a_byte_order_mark_is_read(tmp_path):
+    path, scores = tmp_path / "scores.csv", made_scores(np.full((2, 2, 2), 0.5))
+    scores.save_csv(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    again = HeadScores.load_csv(path)
+    np.testing.assert_array_equal(again.receiver.clamped_PLN, scores.receiver.clamped_PLN)
