@@ -43,6 +43,14 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+def check_target(path: Path) -> None:
+    """Raises UserError where no file can be at `path`, before what it shall hold is computed."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent.name}")
+
+
 def dumps(value, indent: int | None = None) -> str:
     """Returns `value` as JSON; a number that is not finite, which JSON does not have, is null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)

@@ -10,8 +10,16 @@ import pytest
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
-from hydrahead_jax.json_file import dumps, plain, read_json, replacing, write_json
+from hydrahead_jax.json_file import (
+    check_target,
+    dumps,
+    plain,
+    read_json,
+    replacing,
+    write_json,
+)
 from hydrahead_jax.selection.store import Store
+from train.evaluate import evaluate_saved
 from train.metrics import MetricsLog
 from train.plots import save_loss_curves
 
@@ -78,6 +86,17 @@ def test_mode_bits_are_those_of_open(tmp_path, writer):
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {0o640}
+
+
+def test_a_file_that_cannot_be_is_refused_by_the_commands_that_write_it(tmp_path):
+    check_target(tmp_path / "report.json")
+    folder, below = tmp_path / "reports", tmp_path / "none" / "report.json"
+    folder.mkdir()
+    for path, why in ((folder, "is a folder; name a file in it"), (below, "cannot be written: ")):
+        for check in (check_target, lambda path: evaluate_saved(tmp_path, out=path)):
+            with pytest.raises(UserError) as caught:
+                check(path)
+            assert str(caught.value).startswith(f"{path} {why}")
 
 
 def test_mode_bits_and_links_of_an_old_file_stay(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydrahead_jax.evals import EvalSettings, evaluate
-from hydrahead_jax.json_file import dumps
+from hydrahead_jax.json_file import check_target, dumps
 from hydrahead_jax.local_path import local_path
 from train.config_file import override
 from train.run_folder import write_json
@@ -30,9 +30,11 @@ def evaluate_saved(
       say: takes the report.
 
     Raises:
-      UserError: the folder holds no model, or the settings do not suit it.
+      UserError: the folder holds no model, the settings do not suit it, or `out` cannot be
+        written.
     """
-    out = None if out is None else local_path(out)
+    if out is not None:
+        check_target(out := local_path(out))
     model = load_saved(folder)
     longest = model.config.max_length
     settings = EvalSettings(lengths=(longest, 2 * longest, 4 * longest))

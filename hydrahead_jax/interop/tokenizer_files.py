@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.weights import read_json
+from hydrahead_jax.token_ids import check_tokenizer
 
 GENERATION = "generation_config.json"
 TEMPLATES = "additional_chat_templates"
@@ -49,11 +50,20 @@ def copy_tokenizer_files(source: Path, target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def check_tokenizer_files(folder: Path) -> None:
-    """Raises UserError where a file that an export needs is missing, or is not readable JSON."""
+def check_tokenizer_files(folder: Path, vocab: int) -> None:
+    """Raises UserError where a file that an export needs is missing or cannot be read, or the
+    tokenizer has ids that a model of `vocab` tokens does not know."""
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}, which the export needs")
+    path = folder / "tokenizer.json"
+    added = read_json(path).get("added_tokens") or []
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more exact
+        raise UserError(f"{path} is no tokenizer: {str(error)[:100]}") from error
+    declared = {token["content"]: token["id"] for token in added}
+    check_tokenizer(tokenizer, vocab, str(path), declared)
     read_json(folder / "tokenizer_config.json")
     if (folder / GENERATION).is_file():
         read_json(folder / GENERATION)

@@ -113,7 +113,11 @@ def export_torch(
     """
     folder, tokenizer_folder = local_path(folder).absolute(), local_path(tokenizer_folder)
     _check(folder, config, tokenizer_folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve() if folder.is_symlink() else folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
         new.mkdir()
@@ -175,7 +179,7 @@ def _check(folder: Path, config: ModelConfig, tokenizer_folder: Path) -> None:
         raise UserError(
             f"{folder} is not empty and holds more than an earlier export; choose another folder"
         )
-    check_tokenizer_files(tokenizer_folder)
+    check_tokenizer_files(tokenizer_folder, config.vocab)
 
 
 def _may_be_replaced(folder: Path) -> bool:

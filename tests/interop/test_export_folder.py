@@ -129,3 +129,31 @@ def test_teacher_and_missing_tokenizer_are_refused(tmp_path, params, tokenizer):
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(tmp_path, params, tokenizer):
+    path = tokenizer / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    added = {"id": 500, "content": "<|more|>", "special": True, "normalized": False}
+    added |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    path.write_text(json.dumps(fields | {"added_tokens": [*fields["added_tokens"], added]}))
+    with pytest.raises(UserError, match=r"gives '<\|more\|>' the id 500, and the model knows 0 to"):
+        export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+        export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, params, tokenizer):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out cannot be written: "):
+        export_torch(tmp_path / "file" / "out", toy.MIXED, params, tokenizer)
+
+
+def test_a_link_to_an_earlier_export_stays_a_link(tmp_path, params, tokenizer):
+    export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
+    (tmp_path / "link").symlink_to("out")
+    export_torch(tmp_path / "link", toy.MIXED, params, tokenizer, dtype=jnp.bfloat16)
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"

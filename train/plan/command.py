@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import write_json
+from hydrahead_jax.json_file import check_target, write_json
 from hydrahead_jax.local_path import local_path
 from pallas_kernels.hardware_free.isolated import IsolatedError, run_isolated
 from pallas_kernels.report.provenance import provenance
@@ -43,9 +43,10 @@ def plan(
       say: takes a sentence for the user.
 
     Raises:
-      UserError: the target is unknown, or the models are.
+      UserError: the target is unknown, or the models are, or the file cannot be written.
     """
-    json_file = None if json_file is None else local_path(json_file)
+    if json_file is not None:
+        check_target(json_file := local_path(json_file))
     place = parse_target(target)
     models = models_of(config, alike=alike)
     check_stages(config.stages, models.teacher.max_length, hybrid=True)
