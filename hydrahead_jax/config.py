@@ -8,6 +8,7 @@ Dimension letters, used in array and parameter names everywhere:
 
 import dataclasses
 import math
+import reprlib
 from typing import Literal
 
 Fusion = Literal["scale", "none", "gated"]
@@ -96,8 +97,8 @@ class ModelConfig:
                 not 0 <= h < self.query_heads for h in heads
             ):
                 raise ValueError(
-                    f"layer {index}: fa_heads={heads} must be sorted, unique and below "
-                    f"{self.query_heads}"
+                    f"layer {index}: fa_heads={reprlib.repr(heads)} must be sorted, unique and "
+                    f"below {self.query_heads}"
                 )
 
     @property

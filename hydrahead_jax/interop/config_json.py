@@ -50,9 +50,10 @@ def mixers_from_json(layers) -> tuple[Mixer, ...]:
 
 
 def _mixer_from_json(layer: int, fields) -> Mixer:
-    if not isinstance(fields, dict) or fields.get("kind") not in _KINDS:
+    kind = fields.get("kind") if isinstance(fields, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"mixer of layer {layer}: 'kind' must be one of {', '.join(_KINDS)}")
-    kind = _KINDS[fields["kind"]]
+    kind = _KINDS[kind]
     rest = {name: value for name, value in fields.items() if name != "kind"}
     where = f"mixer of layer {layer}"
     if kind is Hydra:

@@ -108,7 +108,9 @@ def _cloze(path: Path, place: str, raw: bytes | None) -> Cloze:
             raise UserError(f"{where} has no {name!r}; it needs {_fields()}")
     for name, value in found.items():
         if name not in _REQUIRED + _OPTIONAL:
-            raise UserError(f"{where} has an unknown field {name!r}; it may have {_fields()}")
+            raise UserError(
+                f"{where} has an unknown field {ascii(name)[:80]}; it may have {_fields()}"
+            )
         if not isinstance(value, str) or not value.strip() or _NO_TEXT.search(value):
             raise UserError(f"{where}: {name!r} is {ascii(value)[:80]} and must be text")
     return Cloze(place, **found)

@@ -1,5 +1,7 @@
 """From the texts of a counterfactual pair to its tokens."""
 
+from reprlib import repr as short
+
 from tokenizers import Tokenizer
 
 from hydrahead_jax.selection.pairs import PairRow
@@ -54,11 +56,13 @@ def answer_tokens(
     ids = [_added(tokenizer, prompt, prompt_ids, text) for text in (answer, distractor)]
     if len(ids[0]) != len(ids[1]):
         raise UnequalTokens(
-            f"answer {answer!r} and distractor {distractor!r} have {len(ids[0])} and "
+            f"answer {short(answer)} and distractor {short(distractor)} have {len(ids[0])} and "
             f"{len(ids[1])} tokens"
         )
     if ids[0] == ids[1]:
-        raise UnequalTokens(f"answer {answer!r} and distractor {distractor!r} have the same tokens")
+        raise UnequalTokens(
+            f"answer {short(answer)} and distractor {short(distractor)} have the same tokens"
+        )
     return ids[0], ids[1]
 
 
@@ -66,7 +70,7 @@ def _added(tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], ending: str
     whole = token_ids(tokenizer, prompt + ending)
     if whole[: len(prompt_ids)] != prompt_ids:
         raise UnequalTokens(
-            f"the prompt's last tokens change where {ending!r} follows; a space between them "
+            f"the prompt's last tokens change where {short(ending)} follows; a space between them "
             "belongs to the latter"
         )
     return whole[len(prompt_ids) :]

@@ -315,7 +315,9 @@ def test_plain_rope_in_every_form_is_read(folder, rope):
 MIXERS = [
     (None, "'mixers' must be a list"),
     (LONG, "'mixers' must be a list"),
+    ([{"kind": ["hydra"]}] * 3, "mixer of layer 0: 'kind' must be one of"),
     ([{"kind": "hydra", "fa_heads": LONG}] * 3, "'fa_heads' must be a list"),
+    ([{"kind": "hydra", "fa_heads": [0] * 999}] * 3, "layer 0: fa_heads=(0, 0, 0, 0, 0, 0, ...)"),
     ([{"kind": "hydra", "fa_heads": [0], "choices": LONG}] * 3, "'choices' must be"),
     ([{"kind": "hydra", "fa_heads": [0], LONG: 1}] * 3, "unknown field 'xxx"),
     (

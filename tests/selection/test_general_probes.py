@@ -114,6 +114,7 @@ def test_an_answer_that_runs_into_the_prompt(tmp_path):
         ("[1]", "FILE, line 2 is not a JSON object"),
         ({"prompt": "a", "answer": " b"}, "FILE, line 2 has no 'distractor'; it needs"),
         ({**PARIS, "foil": "x"}, "FILE, line 2 has an unknown field 'foil'; it may have"),
+        ({**PARIS, "f" * 999: "x"}, f"FILE, line 2 has an unknown field '{'f' * 79}; it may have"),
         ({**PARIS, "answer": 4}, "FILE, line 2: 'answer' is 4 and must be text"),
         ({**PARIS, "distractor": " "}, "FILE, line 2: 'distractor' is ' ' and must be text"),
         ({**PARIS, "answer": "\ud800"}, "FILE, line 2: 'answer' is '\\ud800' and must be text"),
