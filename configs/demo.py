@@ -29,11 +29,16 @@ def config() -> DemoConfig:
                     ratio="3:1",
                 ),
             ),
-            selection=SelectionSettings(pairs=6, length=LENGTH, total=False),
-            transfer=TransferConfig(run="", teacher=TEACHER, head_plan="", stages=stages()),
+            selection=SelectionSettings(
+                pairs=6, length=LENGTH, total=False, compare_attribution=False
+            ),
+            transfer=TransferConfig(
+                run="",
+                teacher=TEACHER,
+                head_plan="",
+                stages=stages(align=50, distill=50, finetune=5),
+            ),
             evaluation=EvalSettings(lengths=(LENGTH,), documents=64, batch=64),
         ),
-        knock_out=KnockOutSettings(
-            counts=(0, 2, 3, 4, 6, 8, 16, 32), draws=2, documents=32, batch=32
-        ),
+        knock_out=KnockOutSettings(counts=(0, 2, 4, 8, 32), draws=2, documents=32, batch=32),
     )

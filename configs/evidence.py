@@ -11,7 +11,7 @@ this teacher is too easy to tell 3:1 from 7:1.
 import dataclasses
 
 from configs import demo, tiny_teacher
-from configs.tiny_transfer import LENGTH
+from configs.tiny_transfer import LENGTH, stages
 from train.comparison import Student
 from train.evidence import EvidenceConfig
 
@@ -26,7 +26,8 @@ def config() -> EvidenceConfig:
                 *comparison.students,
                 Student(name="global-interp-7:1", strategy="global-interp-C", ratio="7:1"),
             ),
-            selection=dataclasses.replace(comparison.selection, pairs=8),
+            selection=dataclasses.replace(comparison.selection, pairs=8, compare_attribution=True),
+            transfer=dataclasses.replace(comparison.transfer, stages=stages()),
             evaluation=dataclasses.replace(
                 comparison.evaluation, lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH), batch=32
             ),

@@ -26,8 +26,14 @@ def config() -> TransferConfig:
     )
 
 
-def stages() -> tuple[Stage, ...]:
-    """The three stages at the small scale: aligned, distilled, then trained without teacher."""
+def stages(*, align: int = 100, distill: int = 100, finetune: int = 20) -> tuple[Stage, ...]:
+    """The three stages at the small scale: aligned, distilled, then trained without teacher.
+
+    Args:
+      align: steps of the first stage.
+      distill: of the second.
+      finetune: of the third.
+    """
     data = DataConfig(
         length=LENGTH,
         batch=4,
@@ -40,17 +46,21 @@ def stages() -> tuple[Stage, ...]:
             name="align",
             loss="align",
             trainable=MIXERS,
-            steps=100,
+            steps=align,
             optim=adam(3e-3, end_fraction=0.1),
             **every,
         ),
         Stage(
-            name="distill", loss="distill", steps=100, optim=adam(1e-3, end_fraction=0.1), **every
+            name="distill",
+            loss="distill",
+            steps=distill,
+            optim=adam(1e-3, end_fraction=0.1),
+            **every,
         ),
         Stage(
             name="finetune",
             loss="next_token",
-            steps=20,
+            steps=finetune,
             optim=adam(1e-5, schedule="constant"),
             **every,
         ),

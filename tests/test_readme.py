@@ -1,12 +1,13 @@
 """Every command of the README runs, in its order, on the small teacher; only made shorter."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import quick
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,7 +41,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = quick.environment(PYTHONPATH=str(ROOT))
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 

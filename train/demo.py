@@ -1,6 +1,7 @@
 """The whole path on one machine, with a report at the end."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hydrahead_jax.errors import UserError
@@ -18,6 +19,7 @@ from train.knock_out import KNOCK_OUT, knock_out_questions, measure_knock_out
 from train.plots import save_loss_curves
 from train.report import print_table, write_report
 from train.run_folder import METRICS, PLAN, PROBES
+from train.short_compiles import compile_quickly
 from train.versions import versions
 
 
@@ -38,14 +40,16 @@ def demo(config: DemoConfig) -> dict:
     Raises:
       UserError: the export failed; the report is there all the same, and says so.
     """
+    compile_quickly()
     out = local_path(config.comparison.out)
     report = compare(config.comparison)
     clock = Clock()
-    first = config.comparison.students[0].name
-    difference, sentence, failure = _export(student_folder(out, first) / "run", out / "export")
-    clock.lap("export")
-    pictures = draw(config, out)
-    clock.lap("knock-out and pictures")
+    run = student_folder(out, config.comparison.students[0].name) / "run"
+    with ThreadPoolExecutor(1) as beside:
+        exported = beside.submit(_export, run, out / "export")
+        pictures = draw(config, out)
+        difference, sentence, failure = exported.result()
+    clock.lap("export, knock-out and pictures")
     report["export_max_abs_logit_difference"] = difference
     if failure is not None:
         report["export_failure"] = sentence

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import dumps, replacing
@@ -41,6 +40,8 @@ class MetricsLog:
         self._file = self._board = self._wandb = None
         if not distributed.is_first():
             return
+        from tensorboardX import SummaryWriter  # imports PyTorch where it is installed
+
         self._path = folder / file_name
         _drop_after(self._path, step)
         self._file = self._path.open("a")

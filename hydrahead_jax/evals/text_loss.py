@@ -43,6 +43,7 @@ def text_loss(
     """
     check_text(text_tokens, length, config.vocab)
     starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
+    batch = min(batch, windows)
     tokens_XT = np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
     loss_XT = np.concatenate(
         [

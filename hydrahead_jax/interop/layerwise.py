@@ -13,10 +13,17 @@ from hydrahead_jax.models.stream import make_stream
 from hydrahead_jax.ops.norms import rms_norm
 
 _WORDS = 8192
+_ULP = 2.0**-23
 
 
 def rounded_logits(
-    config: ModelConfig, params: dict, dtype, tokens_BT: np.ndarray, real_BT: np.ndarray
+    config: ModelConfig,
+    params: dict,
+    dtype,
+    tokens_BT: np.ndarray,
+    real_BT: np.ndarray,
+    *,
+    nudge: np.random.Generator | None = None,
 ) -> np.ndarray:
     """Computes in float32 what the parameters give once they were rounded for an export.
 
@@ -26,13 +33,14 @@ def rounded_logits(
       dtype: of the export; what an export keeps in float32 is not rounded.
       tokens_BT: int32.
       real_BT: 0 on padding.
+      nudge: moves every number of the layers by its last float32 digit, up or down at random.
 
     Returns:
       Logits [B, T, V], without meaning on padding.
     """
-    part = functools.partial(_rounded, config, params, dtype)
+    part = functools.partial(_rounded, config, params, dtype, nudge)
     with jax.default_matmul_precision("highest"):
-        x_BTD = _round(params["w_embed_VD"][tokens_BT], dtype)
+        x_BTD = _nudged(_round(params["w_embed_VD"][tokens_BT], dtype), nudge)
         for layer in range(config.layers):
             x_BTD = _layer(layer_config(config, layer), part(("layers", layer)), x_BTD, real_BT)
         hidden_BTD = rms_norm(x_BTD, part(("final_norm_D",)), eps=config.rms_eps)
@@ -58,16 +66,23 @@ def _layer(config: ModelConfig, params: dict, x_BTD, segment_ids_BT) -> jax.Arra
     return merge_block(config, params)(x_BTD, stream, None, None)[0]
 
 
-def _rounded(config: ModelConfig, params: dict, dtype, prefix: ParamPath):
+def _rounded(config: ModelConfig, params: dict, dtype, nudge, prefix: ParamPath):
     """The parameter at `prefix`, or the parameters below it, rounded and widened again."""
     out = {}
     for row in key_table(config):
         for path in row.paths:
             if path[: len(prefix)] == prefix:
                 stored = jnp.float32 if row.always_float32 else dtype
-                set_param(out, path, _round(get_param(params, path), stored))
+                set_param(out, path, _nudged(_round(get_param(params, path), stored), nudge))
     return get_param(out, prefix)
 
 
 def _round(array, dtype) -> jax.Array:
     return jnp.asarray(array, dtype).astype(jnp.float32)
+
+
+def _nudged(array_X: jax.Array, nudge: np.random.Generator | None) -> jax.Array:
+    if nudge is None:
+        return array_X
+    up_X = nudge.integers(2, size=array_X.shape, dtype=np.int8)
+    return array_X * jnp.where(up_X, np.float32(1 + _ULP), np.float32(1 - _ULP))

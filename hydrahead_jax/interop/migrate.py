@@ -77,6 +77,12 @@ def migrate(
       UserError: the two configs differ in more than the mixers, or the RMS is for another model.
     """
     _check(teacher_config, student_config, head_rms_LN)
+    return _migrate(student_config, teacher_params, key, head_rms_LN)
+
+
+@functools.partial(jax.jit, static_argnames="student_config")
+def _migrate(student_config: ModelConfig, teacher_params: dict, key, head_rms_LN) -> dict:
+    """One program: what is drawn and then replaced is never computed."""
     # Only the mixers are drawn; the rest, most of the memory, is copied.
     drawn = init_params(dataclasses.replace(student_config, vocab=1, mlp=1), key)["layers"]
     copies = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), teacher_params)

@@ -14,6 +14,8 @@ from hydrahead_jax.interop.layerwise import rounded_logits
 
 ABSOLUTE_BOUND = 1e-4
 RELATIVE_BOUND = 1e-5
+LARGEST_RELATIVE_BOUND = 1e-3
+TIMES_MOVED = 8
 _PADDING = 13
 _WORDS = 8192
 
@@ -48,13 +50,21 @@ def torch_is_installed() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
-def bound_on_difference(logits_XV: np.ndarray) -> float:
+def bound_on_difference(logits_XV: np.ndarray, moved: float) -> float:
     """Returns how far two float32 computations of the same logits may be apart.
 
-    Rounding errors grow with the numbers that are rounded: the bound is 1e-5 of the logits' range,
-    the largest one less the smallest at the same token, and 1e-4 where the range is below 10.
+    Rounding errors grow with the numbers that are rounded and with what the model makes of them.
+    The bound is 1e-5 of the logits' range, the largest one less the smallest at the same token, and
+    1e-4 where the range is below 10; or, where that is more, 8 times what the logits move when each
+    weight does by its last digit, but at most 1e-3 of the range.
+
+    Args:
+      logits_XV: ours.
+      moved: the largest difference that moving the weights by their last digits made to them.
     """
-    return max(ABSOLUTE_BOUND, RELATIVE_BOUND * float(np.ptp(logits_XV, axis=-1).max()))
+    spread = max(float(np.ptp(logits_XV, axis=-1).max()), ABSOLUTE_BOUND / RELATIVE_BOUND)
+    measured = min(TIMES_MOVED * moved, LARGEST_RELATIVE_BOUND * spread)
+    return max(RELATIVE_BOUND * spread, measured)
 
 
 def check_parity(
@@ -90,13 +100,16 @@ def check_parity(
     tokens_BT = np.concatenate([tokens_BT, new_BT[:, :-1]], axis=1, dtype=np.int32)
     real_BT = np.pad(real_BT, ((0, 0), (0, new_tokens - 1)), constant_values=1)
     ours_BTV = rounded_logits(config, params, dtype, tokens_BT, real_BT)
-    bound = bound_on_difference(ours_BTV[real_BT == 1])
-    difference = np.abs(ours_BTV - theirs_BTV)[real_BT == 1].max()
+    nudge = np.random.default_rng(seed)
+    nudged_BTV = rounded_logits(config, params, dtype, tokens_BT, real_BT, nudge=nudge)
+    apart = lambda other_BTV: float(np.abs(ours_BTV - other_BTV)[real_BT == 1].max())
+    bound = bound_on_difference(ours_BTV[real_BT == 1], apart(nudged_BTV))
+    difference = apart(theirs_BTV)
     ours_BTV = ours_BTV[:, length - 1 :]
     taken_BT = np.take_along_axis(ours_BTV, new_BT[..., None], axis=-1)[..., 0]
     behind_BT = ours_BTV.max(axis=-1) - taken_BT
     return Parity(
-        max_abs_logit_difference=float(difference),
+        max_abs_logit_difference=difference,
         greedy_tokens_equal=bool((behind_BT <= 2 * bound).all()),
         new_tokens=new_tokens,
         bound=bound,

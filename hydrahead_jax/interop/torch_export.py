@@ -92,8 +92,8 @@ def export_torch(
     """Writes a folder for `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`.
 
     The folder appears complete or not at all. Where torch and transformers are installed, the
-    export is loaded and compared before it appears: logits in float32 may differ by 1e-5 of their
-    range (1e-4 where that is below 10), and greedy tokens only where they are tied within that.
+    export is loaded and compared before it appears: logits in float32 may differ by
+    `parity.bound_on_difference`, and greedy tokens only where they are tied within that.
 
     Args:
       folder: new, empty, or an earlier export, which is replaced.

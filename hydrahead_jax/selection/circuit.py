@@ -68,7 +68,9 @@ def find_circuit(
         return _nobody(probes, settings)
     if new:
         _log.warning("senders were still being found in round %s", len(rounds))
-    estimates = last.estimates or stage.estimates("attribution", last.receivers)
+    estimates = last.estimates
+    if estimates is None and settings.compare_attribution:
+        estimates = stage.estimates("attribution", last.receivers)
     total = _totals(stage, settings, estimates, candidates) if settings.total else None
     clamped_PLN = np.stack([_mean(np.clip(x, 0, 1)) for x in last.sender_BLN])
     account = {
@@ -76,8 +78,9 @@ def find_circuit(
         "rounds": rounds,
         "converged": not new,
         "missed": missed_mass(clamped_PLN, last.drawn, last.ruled_out),
-        "attribution": _agreements(stage, settings, last, estimates, total),
     }
+    if estimates is not None:
+        account["attribution"] = _agreements(stage, settings, last, estimates, total)
     return Circuit(last.sender_BLN, total, account)
 
 

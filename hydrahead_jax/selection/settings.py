@@ -26,6 +26,8 @@ class SelectionSettings:
       senders: "exact" patches every head before the last receiver; "screened" those that
         attribution does not rule out, and a sample of the others; "attribution" only estimates.
       total: total effects too, by the method of the senders.
+      compare_attribution: estimate by attribution too where senders are exact; the report then has
+        a table of how well the two agree.
       sender_rounds: rounds of promoting senders to receivers, at most.
       sample: heads, of those that attribution ruled out, that are patched all the same.
       memory_gib: for activations, on each device, beside the parameters; see `memory`.
@@ -39,6 +41,7 @@ class SelectionSettings:
     seed: int = 0
     senders: Method = "exact"
     total: bool = True
+    compare_attribution: bool = True
     sender_rounds: int = 8
     sample: int = 32
     memory_gib: float = 8.0

@@ -1,7 +1,6 @@
 """The numbers that head scores are made of."""
 
 import numpy as np
-from scipy.stats import spearmanr
 
 THRESHOLD = 0.01
 MIN_RANKED = 3
@@ -34,4 +33,6 @@ def rank_correlation(a_X: np.ndarray, b_X: np.ndarray) -> float | None:
     """Spearman's; None where there are fewer than 3 numbers, or all of one side are equal."""
     if len(a_X) < MIN_RANKED or np.ptp(a_X) == 0 or np.ptp(b_X) == 0:
         return None
+    from scipy.stats import spearmanr  # takes a second to import
+
     return float(spearmanr(a_X, b_X).statistic)

@@ -63,8 +63,34 @@ def test_a_difference_within_the_bound_of_a_wide_range_passes(checked):
 
 
 def test_the_bound_is_a_share_of_the_range_and_never_below_the_absolute_one():
-    assert bound_on_difference(np.array([[-1.0, 1.0], [0.0, 5.0]])) == 1e-4
-    assert bound_on_difference(np.array([[-20.0, 20.0], [100.0, 101.0]])) == pytest.approx(4e-4)
+    assert bound_on_difference(np.array([[-1.0, 1.0], [0.0, 5.0]]), 0.0) == pytest.approx(1e-4)
+    wide = np.array([[-20.0, 20.0], [100.0, 101.0]])
+    assert bound_on_difference(wide, 0.0) == pytest.approx(4e-4)
+    assert bound_on_difference(wide, 1e-5) == pytest.approx(4e-4)
+
+
+def test_the_bound_follows_what_rounding_does_to_the_model_up_to_a_thousandth_of_the_range():
+    wide = np.array([[-20.0, 20.0], [100.0, 101.0]])
+    assert bound_on_difference(wide, 1e-4) == pytest.approx(8e-4)
+    assert bound_on_difference(wide, 1.0) == pytest.approx(4e-2)
+
+
+def test_nudged_weights_move_the_logits_by_rounding_errors():
+    config = toy.HYBRIDS["default"]
+    params, tokens_BT = toy.random_params(config), toy.random_tokens(config, 2, 20)
+    logits = lambda **how: rounded_logits(
+        config, params, jnp.float32, tokens_BT, np.ones_like(tokens_BT), **how
+    )
+    moved_BTV = np.abs(logits(nudge=np.random.default_rng(0)) - logits())
+    assert 0 < moved_BTV.max() < 1e-4
+
+
+def test_nudging_moves_each_number_by_its_last_digit():
+    numbers = np.float32([1.0, -3.0, 2.0**-30, 0.0] * 8)
+    nudged = np.asarray(layerwise._nudged(jnp.asarray(numbers), np.random.default_rng(0)))
+    ulps = np.abs(nudged.view(np.int32) - numbers.view(np.int32))
+    assert set(ulps[numbers != 0]) <= {1, 2} and not nudged[numbers == 0].any()
+    assert {-1, 1} == set(np.sign(nudged - numbers)[numbers != 0])
 
 
 @pytest.mark.parametrize("name", ["default", "silu", "with full attention"])
@@ -82,7 +108,7 @@ def test_layer_by_layer_is_the_whole_model(name, monkeypatch):
 
 def with_torch(our_logits, chosen_BT, monkeypatch, shift=0.0):
     """The verdict where PyTorch gave our logits, shifted, and chose those tokens."""
-    monkeypatch.setattr(parity, "rounded_logits", lambda *_: our_logits)
+    monkeypatch.setattr(parity, "rounded_logits", lambda *_, **__: our_logits)
     monkeypatch.setattr(parity, "_run_torch", lambda *_: (our_logits + shift, chosen_BT))
     monkeypatch.setattr(parity, "_generation_problem", lambda _: "")
     return check_parity("out", toy.MIXED, {}, length=2, new_tokens=2)

@@ -1,12 +1,13 @@
 """`make demo`, with fewer steps and documents: everything that the report promises is there."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import quick
 
 pytest.importorskip("torch", reason="the demo compares with PyTorch: run `make test`")
 
@@ -41,7 +42,7 @@ def start(folder: Path, *python: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *python, "demo", "configs/demo.py", *SHORTER],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=quick.environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,33 @@
+"""XLA flags for programs of many small kernels that compile longer than they run, on a CPU."""
+
+import importlib.metadata
+import importlib.util
+import os
+
+_FLAGS = (
+    "--xla_backend_optimization_level=1",
+    "--xla_cpu_prefer_vector_width=128",
+    "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_disable_slp_vectorizer",
+)
+_FLAG_OF_0_10 = "--xla_cpu_use_fusion_emitters=false"  # later releases of jaxlib have none such
+
+
+def compile_quickly() -> None:
+    """Makes this process and those that it starts compile in about half the time.
+
+    XLA reads its flags when JAX first looks for devices: call it before. Does nothing where the
+    user has set XLA_FLAGS, or where JAX may find another device than the CPU.
+    """
+    if "XLA_FLAGS" in os.environ or not _only_cpu():
+        return
+    flags = _FLAGS
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        flags += (_FLAG_OF_0_10,)
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _only_cpu() -> bool:
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
