@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
 .PHONY: demo evidence test test-latest test-oldest test-newest lock lint kernels-report \
-  kernels-benchmark kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory clean
+  kernels-benchmark kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory house clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 evidence: $(VENV)/installed
 	$(VENV)/bin/python -m train evidence configs/evidence.py
 
-# make test TESTS="tests/ops -k rope" runs those only; DURATIONS=25 names the 25 longest.
+# make test TESTS="tests/hydrahead_jax/ops -k rope" runs those only; DURATIONS=25 names the 25 longest.
 TESTS ?= tests
 DURATIONS ?= 10
 PYTEST = pytest -n $(WORKERS) --dist worksteal --durations=$(DURATIONS) $(TESTS)
@@ -36,7 +36,7 @@ test-latest: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m $(PYTEST) --cell test-latest
 
 # PyTorch's clients with the oldest transformers that pyproject.toml allows; `make test` has the newest.
-test-oldest: TESTS = tests/interop/clients tests/interop/test_torch_*.py
+test-oldest: TESTS = tests/hydrahead_jax/interop/clients tests/hydrahead_jax/interop/test_torch_*.py
 test-oldest: $(VENV)/oldest
 	PYTHONPATH=$(abspath $<) $(VENV)/bin/python -m $(PYTEST)
 
@@ -49,7 +49,7 @@ $(VENV)/oldest: $(VENV)/installed
 # Unlocked: the newest releases that pyproject.toml and $(NEWEST_PYTHON) allow. PyTorch's clients, and
 # each command once. make test-newest BEYOND="transformers" ignores that package's upper bound.
 BEYOND ?=
-test-newest: TESTS = tests/interop tests/test_readme.py tests/train/test_commands.py
+test-newest: TESTS = tests/hydrahead_jax/interop tests/test_readme.py tests/train/commands/test_commands.py
 test-newest:
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
@@ -109,8 +109,8 @@ $(LATEST_VENV)/installed: pyproject.toml $(LOCKS)
 # Every implementation on every case, against float64: the tables of docs/numerics.md.
 # make kernels-hostile HOSTILE=tpu measures one of them.
 kernels-hostile: $(LATEST_VENV)/installed
-	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.error_table $(HOSTILE)
-	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.kernels.attention.error_table $(HOSTILE)
+	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.pallas_kernels.gated_delta.error_table $(HOSTILE)
+	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.pallas_kernels.attention.error_table $(HOSTILE)
 
 # What the shipped configs take on their machines, into docs/planning.md; neither TPU nor GPU needed.
 # make planning PLANS="qwen3_8b_3to1 --again" makes the rows of one config anew.
@@ -137,6 +137,10 @@ data-benchmark: $(VENV)/installed
 # What the distillation loss over a vocabulary of 151,936 takes of a TPU's memory.
 loss-memory: $(LATEST_VENV)/hardware_free
 	$(LATEST_VENV)/bin/python -m benchmarks.loss_memory
+
+# Rooms, the imports between them, and sizes.
+house: $(VENV)/installed
+	$(VENV)/bin/python -m tests.house
 
 clean:
 	rm -rf $(VENV) $(LATEST_VENV) $(NEWEST_VENV) .venv-lock runs

@@ -23,7 +23,7 @@ from pallas_kernels.report.attention import (
     least_bytes,
     regular_shape,
 )
-from tests.kernels.attention.cases import (
+from tests.pallas_kernels.attention.cases import (
     HEADS,
     LOGITS,
     SEGMENTS,
@@ -32,8 +32,8 @@ from tests.kernels.attention.cases import (
     Case,
     make_inputs,
 )
-from tests.kernels.attention.implementations import bounds, error_ratios
-from tests.kernels.attention.oracle import Results, cotangents, float64_results
+from tests.pallas_kernels.attention.implementations import bounds, error_ratios
+from tests.pallas_kernels.attention.oracle import Results, cotangents, float64_results
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
 LINEAR = False  # in the length

@@ -17,8 +17,8 @@ from pallas_kernels.report.attention_decode import (
     inputs,
     least_bytes,
 )
-from tests.kernels.attention.cases import HEADS, LOGITS, VISIBILITY, Case, make_inputs
-from tests.kernels.attention.oracle import Results, float64_results
+from tests.pallas_kernels.attention.cases import HEADS, LOGITS, VISIBILITY, Case, make_inputs
+from tests.pallas_kernels.attention.oracle import Results, float64_results
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
 LINEAR = True  # in the length

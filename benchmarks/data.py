@@ -19,14 +19,14 @@ import numpy as np
 
 from hydrahead_jax.json_file import dumps
 from pallas_kernels.report.provenance import provenance
-from train.corpus import stdlib_documents
-from train.data import DataConfig, make_batches
+from train.data.batches import DataConfig, make_batches
+from train.data.prepared.folder import PreparedFolder, PreparedText
+from train.data.prepared.packing import make_plan
+from train.data.stdlib_text import stdlib_documents
+from train.data.text import Corpus
+from train.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from train.prepare.command import prepare
 from train.prepare.workers import cores
-from train.prepared.folder import PreparedFolder, PreparedText
-from train.prepared.packing import make_plan
-from train.text import Corpus
-from train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "data_2_cpu_cores.json"
 PACKINGS = ("best_fit", "split")

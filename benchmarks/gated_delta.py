@@ -10,8 +10,13 @@ import numpy as np
 from benchmarks.contestant import Contestant, installed
 from pallas_kernels import gated_delta
 from pallas_kernels.report.gated_delta import Shape, flops, implementations, inputs, least_bytes
-from tests.kernels.cases import HOSTILE, LENGTHS, Case, make_inputs
-from tests.kernels.oracle import Results, cotangents, float64_results, with_gradients
+from tests.pallas_kernels.gated_delta.cases import HOSTILE, LENGTHS, Case, make_inputs
+from tests.pallas_kernels.gated_delta.oracle import (
+    Results,
+    cotangents,
+    float64_results,
+    with_gradients,
+)
 from tests.tolerances import KERNEL, cosine, error_ratio
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]

@@ -18,8 +18,8 @@ import jax
 from benchmarks import attention, attention_decode, gated_delta
 from benchmarks.contestant import Contestant
 from hydrahead_jax.json_file import dumps
+from pallas_kernels.hardware.chips import CHIPS, chip_of
 from pallas_kernels.report import tables
-from pallas_kernels.report.chips import CHIPS, chip_of
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.rows import median_seconds
 

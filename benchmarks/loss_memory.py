@@ -17,14 +17,14 @@ import numpy as np
 
 from hydrahead_jax.config import qwen3
 from hydrahead_jax.json_file import dumps
-from pallas_kernels.hardware_free.isolated import run_isolated
-from pallas_kernels.hardware_free.memory import memory_of
-from pallas_kernels.hardware_free.topology import TPU_ENVIRONMENT, tpu_devices
+from hydrahead_jax.vocabulary import Unembedding, pair_scores
+from hydrahead_jax.vocabulary.tiles import TOKENS_AT_ONCE
+from pallas_kernels.hardware.isolated import run_isolated
+from pallas_kernels.hardware.memory import memory_of
+from pallas_kernels.hardware.topology import TPU_ENVIRONMENT, tpu_devices
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.tables import markdown
-from train.losses import VOCABULARY_AT_ONCE
-from train.vocabulary import Unembedding, pair_scores
-from train.vocabulary.tiles import TOKENS_AT_ONCE
+from train.losses.objectives import VOCABULARY_AT_ONCE
 
 TOKENS = 65536
 WIDTHS = (2048, 4096)

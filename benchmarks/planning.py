@@ -16,7 +16,7 @@ from hydrahead_jax.json_file import dumps
 from pallas_kernels.report.__main__ import replace_block
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.tables import markdown
-from train.config_file import to_plain
+from train.files.config_file import to_plain
 from train.plan.command import device_count, plan_stage
 from train.plan.models import models_of
 from train.plan.stage_plan import GIB, Memory, StagePlan

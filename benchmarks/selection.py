@@ -20,16 +20,16 @@ import numpy as np
 from hydrahead_jax.config import ModelConfig, qwen3
 from hydrahead_jax.json_file import dumps
 from hydrahead_jax.models import abstract_params, merge
-from hydrahead_jax.selection import definition, receiver
 from hydrahead_jax.selection.circuit import by_layer
-from hydrahead_jax.selection.effects import effects
-from hydrahead_jax.selection.measure import Measure
-from hydrahead_jax.selection.memory import at_once
-from hydrahead_jax.selection.pairs import ProbePairs
-from hydrahead_jax.selection.readout import readout_positions
+from hydrahead_jax.selection.effects import direct, reference
+from hydrahead_jax.selection.effects.measure import Measure
+from hydrahead_jax.selection.effects.memory import at_once
+from hydrahead_jax.selection.effects.readout import readout_positions
+from hydrahead_jax.selection.effects.store import Store
+from hydrahead_jax.selection.effects.trace import trace_pairs
+from hydrahead_jax.selection.probes.pairs import ProbePairs
+from hydrahead_jax.selection.scores.pair_effects import effects
 from hydrahead_jax.selection.screening import sample
-from hydrahead_jax.selection.store import Store
-from hydrahead_jax.selection.trace import trace_pairs
 from pallas_kernels.report.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,8 +87,8 @@ def measure(config: ModelConfig, params: dict, length: int, depth: float, option
     receivers_s, (_, patched_BLN) = timed(lambda: receivers(config, params, pairs))
     every = list(np.ndindex(config.layers, config.query_heads))
     heads = sample(every, options.heads, seed=0)
-    clean = definition.clean_readouts(config, params, pairs)
-    slow = lambda some: definition.receiver_readouts(config, params, pairs, some)
+    clean = reference.clean_readouts(config, params, pairs)
+    slow = lambda some: reference.receiver_readouts(config, params, pairs, some)
     one_s, _ = median_seconds(lambda: slow(heads[:1]), repeats=1)
     start = time.perf_counter()
     exact_BX = slow(heads)
@@ -179,7 +179,7 @@ def _forward(config: ModelConfig, params: dict, tokens_BT):
 
 def receivers(config: ModelConfig, params: dict, pairs: ProbePairs):
     trace = trace_pairs(config, params, pairs)
-    patched_BLN = receiver.patched_readouts(config, params, trace)
+    patched_BLN = direct.patched_readouts(config, params, trace)
     return (trace.clean_B, trace.corrupted_B), patched_BLN
 
 

@@ -10,10 +10,10 @@ One student and one control, at the training length: configs/evidence.py has mor
 from configs.tiny_transfer import LENGTH, TEACHER, stages
 from hydrahead_jax.evals import EvalSettings
 from hydrahead_jax.selection import SelectionSettings
-from hydrahead_jax.selection.knockout import KnockOutSettings
-from train.comparison import ComparisonConfig, Student
-from train.demo import DemoConfig
-from train.transfer import TransferConfig
+from hydrahead_jax.selection.checks.knockout import KnockOutSettings
+from train.commands.transfer import TransferConfig
+from train.evidence.comparison import ComparisonConfig, Student
+from train.evidence.demo import DemoConfig
 
 
 def config() -> DemoConfig:

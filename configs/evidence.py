@@ -12,8 +12,8 @@ import dataclasses
 
 from configs import demo, tiny_teacher
 from configs.tiny_transfer import LENGTH, stages
-from train.comparison import Student
-from train.evidence import EvidenceConfig
+from train.evidence.comparison import Student
+from train.evidence.evidence import EvidenceConfig
 
 
 def config() -> EvidenceConfig:

@@ -7,11 +7,11 @@
 import dataclasses
 
 from hydrahead_jax.sharding import MeshConfig
-from train.data import DataConfig
-from train.optim import AdamW
-from train.prepared.folder import PreparedText
-from train.stage import MIXERS, Stage
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
+from train.data.batches import DataConfig
+from train.data.prepared.folder import PreparedText
+from train.stage.optimizer import AdamW
+from train.stage.stage import MIXERS, Stage
 
 LONG = 512 * 1024
 

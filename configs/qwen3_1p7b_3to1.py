@@ -8,7 +8,7 @@ Expected: RULER single at the native length 98.7 with global-interp (arXiv 2606.
 """
 
 from configs import halo
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
 
 MACHINE = halo.MACHINES["1.7b"]
 

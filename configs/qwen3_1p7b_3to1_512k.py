@@ -10,7 +10,7 @@ A batch of the last stage has 4 rows, as many tokens as 128 rows of 16K.
 """
 
 from configs import halo
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
 
 MACHINE = halo.LONG_CONTEXT
 

@@ -7,7 +7,7 @@ Expected: as configs/qwen3_1p7b_3to1.py, whose steps it computes.
 """
 
 from configs import halo
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
 
 MACHINE = halo.ONE_H200
 

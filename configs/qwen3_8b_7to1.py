@@ -8,7 +8,7 @@ Expected: no published figure for this size and ratio.
 """
 
 from configs import halo
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
 
 MACHINE = halo.MACHINES["8b"]
 

@@ -8,8 +8,8 @@ Expected: a plan of 8 of 32 heads and a page, runs/tiny_select/report.html; retr
 
 from configs.tiny_teacher import LENGTH
 from hydrahead_jax.selection import SelectionSettings
-from hydrahead_jax.selection.knockout import KnockOutSettings
-from train.select_config import SelectConfig
+from hydrahead_jax.selection.checks.knockout import KnockOutSettings
+from train.select.config import SelectConfig
 
 
 def config() -> SelectConfig:

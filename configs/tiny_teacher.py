@@ -10,10 +10,10 @@ short ones, where the retrieval circuit forms, then ones of the full length.
 
 from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.evals import EvalSettings
-from train.data import DataConfig, NeedleData
-from train.optim import Muon
-from train.pretrain import PretrainConfig
-from train.stage import Stage
+from train.commands.pretrain import PretrainConfig
+from train.data.batches import DataConfig, NeedleData
+from train.stage.optimizer import Muon
+from train.stage.stage import Stage
 
 LENGTH = 256
 

@@ -8,10 +8,10 @@ Nine pieces of text in ten are plain: with needles in every row, any plan relear
 the choice of heads does not show.
 """
 
-from train.data import DataConfig, NeedleData
-from train.optim import AdamW
-from train.stage import MIXERS, Stage
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
+from train.data.batches import DataConfig, NeedleData
+from train.stage.optimizer import AdamW
+from train.stage.stage import MIXERS, Stage
 
 TEACHER = "configs/assets/tiny_teacher"
 LENGTH = 256

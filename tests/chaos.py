@@ -21,14 +21,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tests.root import ROOT
 from tests.train import pair, small
 from tests.train.processes import Member, finish, kill, launch, wait
-from train.paths import flatten
-from train.run_folder import METRICS, write_json
-from train.saved_model import load_run
-from train.versions import versions
+from train.files.param_paths import flatten
+from train.files.run_folder import METRICS, write_json
+from train.files.versions import versions
+from train.run.saved_model import load_run
 
-ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds
 
 

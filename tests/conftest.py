@@ -67,7 +67,7 @@ def targets(item) -> dict[str, str]:
 
 def missing(item) -> str:
     """What the test needs and this environment lacks, or nothing."""
-    from pallas_kernels.hardware_free import gpu  # jaxtyping's hook comes before this import
+    from pallas_kernels.hardware import gpu
     from pallas_kernels.hopper.machine import OLDEST_JAX
 
     marks = {mark.name for mark in item.iter_markers()}

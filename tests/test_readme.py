@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import quick
+from tests.root import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.split("#")[0].strip()

@@ -8,7 +8,7 @@ import traceback
 import tyro
 
 from hydrahead_jax.errors import UserError
-from train import commands
+from train import command_line
 
 # C++ parts of the dependencies log to stderr whatever Python's own settings say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            commands.COMMANDS,
+            command_line.COMMANDS,
             prog="python -m train",
             description="Turn a pretrained Transformer into a hybrid, head by head.",
             args=arguments,
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 def ended_by(error: Exception) -> int:
     """The exit code for an error; with several processes it is said once."""
     from train import distributed  # needs jax, which would slow --help down
-    from train.disk import WriteFailed
+    from train.run.disk import WriteFailed
 
     if isinstance(error, distributed.Stopped):
         if distributed.is_first():

@@ -3,13 +3,13 @@
 `heat_map` is imported by name only: it needs matplotlib.
 """
 
-from hydrahead_jax.selection.allocate import allocate, receivers_kept, trade_off
-from hydrahead_jax.selection.kv_aware import PlanCost, TradeOff, plan_cost
 from hydrahead_jax.selection.pipeline import Selection, select
-from hydrahead_jax.selection.request import budget
-from hydrahead_jax.selection.scores import HeadScores
+from hydrahead_jax.selection.plans.allocate import allocate, receivers_kept, trade_off
+from hydrahead_jax.selection.plans.kv_aware import PlanCost, TradeOff, plan_cost
+from hydrahead_jax.selection.plans.request import budget
+from hydrahead_jax.selection.plans.strategies import STRATEGIES
+from hydrahead_jax.selection.scores.scores import HeadScores
 from hydrahead_jax.selection.settings import SelectionSettings
-from hydrahead_jax.selection.strategies import STRATEGIES
 
 __all__ = [
     "STRATEGIES",

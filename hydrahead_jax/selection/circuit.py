@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig
-from hydrahead_jax.selection.measure import Measure
-from hydrahead_jax.selection.ranking import Head
+from hydrahead_jax.selection.effects.measure import Measure
+from hydrahead_jax.selection.effects.over_probes import Estimates, Progress, Stage, UsablePairs
+from hydrahead_jax.selection.effects.sender import Receivers
+from hydrahead_jax.selection.scores.ranking import Head
+from hydrahead_jax.selection.scores.statistics import THRESHOLD
 from hydrahead_jax.selection.screening import agreement, missed_mass, ruled_in, sample
-from hydrahead_jax.selection.sender import Receivers
 from hydrahead_jax.selection.settings import SelectionSettings
-from hydrahead_jax.selection.stage import Estimates, Progress, Stage, UsablePairs
-from hydrahead_jax.selection.statistics import THRESHOLD
 
 _log = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.template import family
 from hydrahead_jax.selection.circuit import find_circuit
-from hydrahead_jax.selection.effects import PairEffects, effects, usable_pairs
-from hydrahead_jax.selection.measure import Measure
-from hydrahead_jax.selection.memory import AtOnce, at_once
-from hydrahead_jax.selection.pairs import ProbePairs
-from hydrahead_jax.selection.pairwise import place_params
-from hydrahead_jax.selection.probes import SubProbe, probe_pairs, retrieval_probes
-from hydrahead_jax.selection.scores import HeadScores, head_scores
+from hydrahead_jax.selection.effects.measure import Measure
+from hydrahead_jax.selection.effects.memory import AtOnce, at_once
+from hydrahead_jax.selection.effects.over_probes import Progress, UsablePairs
+from hydrahead_jax.selection.effects.pairwise import place_params
+from hydrahead_jax.selection.effects.store import Store
+from hydrahead_jax.selection.probes.pairs import ProbePairs
+from hydrahead_jax.selection.probes.retrieval import SubProbe, probe_pairs, retrieval_probes
+from hydrahead_jax.selection.scores.pair_effects import PairEffects, effects, usable_pairs
+from hydrahead_jax.selection.scores.scores import HeadScores, head_scores
 from hydrahead_jax.selection.settings import SelectionSettings
-from hydrahead_jax.selection.stage import Progress, UsablePairs
-from hydrahead_jax.selection.store import Store
 from hydrahead_jax.token_ids import check_token_ids, check_tokenizer
 
 _log = logging.getLogger(__name__)

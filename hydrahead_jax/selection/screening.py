@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from hydrahead_jax.selection.ranking import Head
-from hydrahead_jax.selection.statistics import THRESHOLD, rank_correlation
+from hydrahead_jax.selection.scores.ranking import Head
+from hydrahead_jax.selection.scores.statistics import THRESHOLD, rank_correlation
 
 MARGIN = 0.1
 _TOP = 0.1

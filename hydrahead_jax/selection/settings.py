@@ -6,7 +6,7 @@ from typing import Literal
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.template import Template
-from hydrahead_jax.selection.effects import MIN_PAIRS
+from hydrahead_jax.selection.scores.pair_effects import MIN_PAIRS
 
 Method = Literal["exact", "screened", "attribution", "none"]
 

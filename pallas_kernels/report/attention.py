@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import api
 from pallas_kernels.attention.visibility import Visibility
-from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.hardware.bundles import Known
 from pallas_kernels.report import attention_schedules, tokamax_splash
 
 SIZES = ("tokens", "heads", "groups", "window")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import api
-from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.hardware.bundles import Known
 from pallas_kernels.report import attention
 
 SIZES = ("tokens", "heads", "groups", "window")

@@ -14,9 +14,9 @@ from pallas_kernels.attention.chunked_blocks import make_places
 from pallas_kernels.attention.splash import kernel_maker
 from pallas_kernels.attention.tpu.blocks import LANES, choose_blocks
 from pallas_kernels.attention.tpu.steps import Do, list_steps, shares
-from pallas_kernels.hardware_free.bundles import Known
-from pallas_kernels.hardware_free.tpu import LOOPS
-from pallas_kernels.report.chips import CHIPS
+from pallas_kernels.hardware.bundles import Known
+from pallas_kernels.hardware.chips import CHIPS
+from pallas_kernels.hardware.tpu import LOOPS
 
 
 def ours(shape, passes: str, chip: str) -> Mapping[str, Known]:

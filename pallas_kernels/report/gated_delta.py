@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta import api
-from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.hardware.bundles import Known
 
 SIZES = ("tokens", "heads", "groups")
 PASSES = ("forward", "forward+backward")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pallas_kernels.hardware_free.gpu import GpuProgram
-from pallas_kernels.hardware_free.memory import Memory
-from pallas_kernels.hardware_free.sass import Code, GpuKernel
-from pallas_kernels.hardware_free.tpu import TpuKernel, TpuProgram
+from pallas_kernels.hardware.gpu import GpuProgram
+from pallas_kernels.hardware.memory import Memory
+from pallas_kernels.hardware.sass import Code, GpuKernel
+from pallas_kernels.hardware.tpu import TpuKernel, TpuProgram
 from pallas_kernels.report.rows import Row
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.hardware_free.gpu import GpuProgram, compile_for_h200
-from pallas_kernels.hardware_free.isolated import IsolatedError
-from pallas_kernels.hardware_free.memory import Memory
-from pallas_kernels.hardware_free.tpu import TOPOLOGIES, TpuProgram, compile_for_tpu, fold_small
-from pallas_kernels.report.chips import CHIPS, chip_of
+from pallas_kernels.hardware.chips import CHIPS, chip_of
+from pallas_kernels.hardware.gpu import GpuProgram, compile_for_h200
+from pallas_kernels.hardware.isolated import IsolatedError
+from pallas_kernels.hardware.memory import Memory
+from pallas_kernels.hardware.tpu import TOPOLOGIES, TpuProgram, compile_for_tpu, fold_small
 from pallas_kernels.report.ops import OPS
 from pallas_kernels.report.provenance import provenance
 

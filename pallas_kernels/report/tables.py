@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from pallas_kernels.hardware_free.gpu import GpuProgram
-from pallas_kernels.hardware_free.tpu import TpuProgram
-from pallas_kernels.report.chips import CHIPS
+from pallas_kernels.hardware.chips import CHIPS
+from pallas_kernels.hardware.gpu import GpuProgram
+from pallas_kernels.hardware.tpu import TpuProgram
 from pallas_kernels.report.rows import Row
 
 _NOTE_CODE = re.compile(r"\((C\d+)\)")

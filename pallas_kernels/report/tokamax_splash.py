@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from pallas_kernels.hardware_free.bundles import Known
+from pallas_kernels.hardware.bundles import Known
 
 _FOLDER = "tokamax._src.ops.experimental.tpu.splash_attention"
 _FORWARD, _BACKWARD = 2048, 1024  # blocks with the fewest cycles on v6e (causal, H 128)

@@ -10,11 +10,12 @@ import jax
 from hydrahead_jax.models import init_params
 from hydrahead_jax.sharding import MeshConfig
 from tests.train import small
-from train import distributed, loop
+from train import distributed
 from train.__main__ import ended_by
-from train.run_folder import open_run, save_model
-from train.run_settings import RunSettings
-from train.text import TextSource
+from train.data.text import TextSource
+from train.files.run_folder import open_run, save_model
+from train.run import loop
+from train.run.settings import RunSettings
 
 CHECKPOINT_EVERY = 4
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests import quick
-
-ROOT = Path(__file__).parents[2]
+from tests.root import ROOT
 
 
 class Member(NamedTuple):

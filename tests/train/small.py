@@ -12,14 +12,14 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import save_hf_teacher
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import training_policy
-from train.data import DataConfig, NeedleData
-from train.loop import Job
-from train.optim import AdamW
-from train.stage import MIXERS, Stage
-from train.step import Teacher
-from train.text import Corpus, TextSource
-from train.tokenizer import save_tokenizer, train_tokenizer
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
+from train.data.batches import DataConfig, NeedleData
+from train.data.text import Corpus, TextSource
+from train.data.tokenizer import save_tokenizer, train_tokenizer
+from train.run.loop import Job
+from train.run.train_step import Teacher
+from train.stage.optimizer import AdamW
+from train.stage.stage import MIXERS, Stage
 
 VOCAB = 300
 TEACHER = ModelConfig(

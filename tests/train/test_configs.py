@@ -12,13 +12,13 @@ import pytest
 import configs
 from hydrahead_jax.config import Hydra, ModelConfig
 from hydrahead_jax.precision import training_policy
-from train.mesh_checks import check_mesh
+from train.commands.pretrain import PretrainConfig
+from train.commands.transfer import TransferConfig
 from train.plan.models import models_of
-from train.pretrain import PretrainConfig
-from train.select_config import SelectConfig
-from train.stage import check_stages
-from train.step import abstract_arguments, abstract_state, make_train_step
-from train.transfer import TransferConfig
+from train.run.train_step import abstract_arguments, abstract_state, make_train_step
+from train.select.config import SelectConfig
+from train.stage.mesh_checks import check_mesh
+from train.stage.stage import check_stages
 
 NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
 TRACED = ("tiny_teacher", "tiny_transfer", "qwen3_1p7b_3to1")  # the others differ in sizes only

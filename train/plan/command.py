@@ -11,16 +11,16 @@ from rich.console import Console
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import check_target, write_json
 from hydrahead_jax.local_path import local_path
-from pallas_kernels.hardware_free.isolated import IsolatedError, run_isolated
+from pallas_kernels.hardware.isolated import IsolatedError, run_isolated
 from pallas_kernels.report.provenance import provenance
-from train.mesh_checks import check_mesh
+from train.commands.transfer import TransferConfig
 from train.plan.compile import Task, compile_stage
 from train.plan.models import Models, models_of
 from train.plan.stage_plan import StagePlan, refused, stage_plan
 from train.plan.table import NETWORK, terminal_table
 from train.plan.target import Target, parse_target
-from train.stage import Stage, check_stages
-from train.transfer import TransferConfig
+from train.stage.mesh_checks import check_mesh
+from train.stage.stage import Stage, check_stages
 
 _SECONDS_BETWEEN_LINES = 30.0
 

@@ -14,10 +14,10 @@ import numpy as np
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.precision import training_policy
 from hydrahead_jax.sharding import MeshConfig
-from pallas_kernels.hardware_free.assigned import Assigned, compile_until_assigned
-from pallas_kernels.hardware_free.collectives import traffic
+from pallas_kernels.hardware.assigned import Assigned, compile_until_assigned
+from pallas_kernels.hardware.collectives import traffic
 from train.plan.target import Target
-from train.stage import Stage
+from train.stage.stage import Stage
 
 _SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = re.compile(r"(?:memory required for [\w ]+\(|Used )([\d.]+)([KMGT])")
@@ -76,7 +76,7 @@ class Compiled:
 
 def compile_stage(task: Task) -> Compiled:
     """Compiles for devices that are not there; to be called in the target's environment."""
-    from train.step import abstract_arguments, make_train_step
+    from train.run.train_step import abstract_arguments, make_train_step
 
     jax.config.update("jax_enable_compilation_cache", False)
     layout = _layout(task)

@@ -9,7 +9,7 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import read_config
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import budget
-from train.transfer import TransferConfig
+from train.commands.transfer import TransferConfig
 
 
 class Models(NamedTuple):

@@ -4,10 +4,10 @@ import dataclasses
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.sharding import MeshConfig
-from train.flops import StepFlops, step_flops
 from train.plan.compile import Compiled
 from train.plan.target import Target
-from train.stage import Stage
+from train.stage.flops import StepFlops, step_flops
+from train.stage.stage import Stage
 
 GIB = 2**30
 _SECONDS_A_DAY = 86_400

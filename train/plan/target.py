@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hydrahead_jax.errors import UserError
-from pallas_kernels.hardware_free import gpu, topology
-from pallas_kernels.report.chips import CHIPS, Chip
+from pallas_kernels.hardware import gpu, topology
+from pallas_kernels.hardware.chips import CHIPS, Chip
 
 _TPU = re.compile(r"(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)+)")
 _NODE = re.compile(r"h200(?::(\d+))?")

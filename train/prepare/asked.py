@@ -6,10 +6,10 @@ from pathlib import Path
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import read_json, write_json
 from hydrahead_jax.text_files.names import shown
-from train.config_file import differences
-from train.documents.checksum import Fingerprint
+from train.data.documents.checksum import Fingerprint
+from train.data.prepared.folder import MANIFEST
+from train.files.config_file import differences
 from train.prepare.job import WORK, Job
-from train.prepared.folder import MANIFEST
 
 _ASKED = "prepare.json"
 _RULES = 2

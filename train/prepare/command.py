@@ -9,16 +9,16 @@ import numpy as np
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.text_files.names import shown
-from train.documents.checksum import Fingerprint, fingerprints, first_changed
-from train.documents.find import Found, SourceFile, find_files
-from train.documents.parts import Part, make_parts
+from train.data.documents.checksum import Fingerprint, fingerprints, first_changed
+from train.data.documents.find import Found, SourceFile, find_files
+from train.data.documents.parts import Part, make_parts
+from train.data.prepared.folder import PreparedFolder
+from train.data.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
+from train.files.progress import Stages
 from train.prepare.asked import disown, open_folder, what_is_asked
 from train.prepare.job import WORK, Job, part_record
 from train.prepare.manifest import finish
 from train.prepare.workers import run_parts
-from train.prepared.folder import PreparedFolder
-from train.progress import Stages
-from train.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
 
 _CHECK = "MiB of sources checked"
 _MIB = 2**20

@@ -9,12 +9,12 @@ import numpy as np
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import read_json, write_json
-from train.documents.counts import Counts
-from train.documents.find import Found
+from train.data.documents.counts import Counts
+from train.data.documents.find import Found
+from train.data.prepared.folder import FORMAT, LENGTHS, MANIFEST
+from train.files.versions import versions
 from train.prepare.job import WORK, Job, lengths_file, part_record
 from train.prepare.shards import finished_shards
-from train.prepared.folder import FORMAT, LENGTHS, MANIFEST
-from train.versions import versions
 
 _MOST_NAMED = 1000
 

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import read_json, write_json
-from train.documents.counts import Counts
-from train.documents.parts import Part
-from train.documents.read import read_part
+from train.data.documents.counts import Counts
+from train.data.documents.parts import Part
+from train.data.documents.read import read_part
+from train.data.prepared.folder import RECORD_TOKENS
 from train.prepare.job import WORK, Job, lengths_file, part_record, shard_name
 from train.prepare.tokenise import tokenised
-from train.prepared.folder import RECORD_TOKENS
 
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 

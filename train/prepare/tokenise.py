@@ -7,8 +7,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
-from train.documents.counts import Fate, fate_of
-from train.documents.read import Document
+from train.data.documents.counts import Fate, fate_of
+from train.data.documents.read import Document
 from train.prepare.job import Job
 
 _CHARACTERS_AT_ONCE = 2**20

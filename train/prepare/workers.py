@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable
 
 from hydrahead_jax.errors import UserError
-from train.documents.parts import Part
+from train.data.documents.parts import Part
+from train.data.tokenizer import load_tokenizer
+from train.files.progress import Stages
 from train.prepare.job import Job
 from train.prepare.shards import make_shards
-from train.progress import Stages
-from train.tokenizer import load_tokenizer
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _STAGE = "MiB of sources tokenised"

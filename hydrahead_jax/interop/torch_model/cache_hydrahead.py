@@ -135,6 +135,17 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
             )
 
 
+def check_cache_implementation(keywords: dict, config) -> None:
+    """Raises where `generate` would make a cache without states, before it is made."""
+    config = keywords.get("generation_config") or config
+    kind = keywords.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    if kind not in (None, "dynamic", "dynamic_full", "offloaded"):
+        raise ValueError(
+            f"cache_implementation={kind!r} is not supported, because a HydraHead model keeps "
+            'recurrent states in its cache; use "dynamic" or "offloaded", or leave it out'
+        )
+
+
 def one_cache(past_key_values, cache):
     """The cache that was given under either name, if it is one that this model can use."""
     if past_key_values is not None and cache is not None and past_key_values is not cache:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 # Older versions of transformers copy only the files that this one imports.
 from .attention_hydrahead import GroupedAttention  # noqa: F401
-from .cache_hydrahead import CACHE_FIELD, one_cache, prepare
+from .cache_hydrahead import CACHE_FIELD, check_cache_implementation, one_cache, prepare
 from .configuration_hydrahead import HydraHeadConfig
 from .convolution_hydrahead import ShortConvolution  # noqa: F401
 from .delta_rule_hydrahead import delta_rule  # noqa: F401
@@ -195,6 +195,7 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         prompt = next((x for x in prompts if x is not None), None)
         if torch.is_tensor(prompt):
             check_not_empty(prompt)
+        check_cache_implementation(kwargs, self.generation_config)
         return super().generate(inputs, *args, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):

@@ -1,0 +1,1 @@
+"""Whether the chosen heads are the right ones."""

@@ -1,0 +1,1 @@
+"""Effects of heads on the answers, measured by patching."""

@@ -1,0 +1,1 @@
+"""Which heads keep softmax attention."""

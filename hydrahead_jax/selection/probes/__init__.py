@@ -1,0 +1,1 @@
+"""Questions whose answers show what a head does."""

@@ -1,0 +1,1 @@
+"""Scores of heads, made from the effects of many pairs."""

@@ -1,0 +1,40 @@
+"""Ring attention, state passing and the halo on fake devices equal the ops on one device."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.hydrahead_jax.context.cases import ROWS, RUNS
+from tests.root import ROOT
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.hydrahead_jax.context.on_ranks"],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_equals_one_device(report, run):
+    found = report[str(run)]
+    assert len(found) == {"attention": 4, "delta": 8, "conv": 4}[run.op]
+    wrong = {
+        f"{name}, {ROWS[row] if name != 'gradient of weight_WNH' else f'tap {row}'}": error
+        for name, errors in found.items()
+        for row, error in enumerate(errors)
+        if not error <= TOLERANCE[run.dtype]
+    }
+    assert not wrong

@@ -1,0 +1,71 @@
+"""Decoding that looks at several continuations: beams, assistants, prompt lookup, contrast."""
+
+import pytest
+
+from tests.hydrahead_jax.interop.clients.tiny import (
+    assert_refused,
+    new_tokens,
+    padded_batch,
+    tokens,
+)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_beams_are_those_without_a_cache(model, options):
+    cached = new_tokens(model, padded_batch(), 12, **options)
+    assert cached == new_tokens(model, padded_batch(), 12, use_cache=False, **options)
+
+
+def test_sampled_beams_are_those_without_a_cache(model):
+    from tests.hydrahead_jax.interop.clients.tiny import torch
+
+    options = {"num_beams": 3, "do_sample": True}
+    torch.manual_seed(0)
+    cached = new_tokens(model, padded_batch(), 12, **options)
+    torch.manual_seed(0)
+    assert cached == new_tokens(model, padded_batch(), 12, use_cache=False, **options)
+
+
+def right_or_refused(model, match, **options):
+    """Greedy tokens, or one sentence."""
+    prompt = {"input_ids": tokens(1, 30).repeat(1, 2)}
+    expected = new_tokens(model, prompt, 16, use_cache=False)
+    try:
+        assert new_tokens(model, prompt, 16, **options) == expected
+    except ValueError:
+        assert_refused(lambda: new_tokens(model, prompt, 16, **options), match)
+
+
+def test_assisted_decoding_is_greedy_decoding_or_refused(folder, model):
+    from tests.hydrahead_jax.interop.clients.tiny import load
+
+    right_or_refused(model, "assisted", assistant_model=load(folder))
+
+
+def test_prompt_lookup_is_greedy_decoding_or_refused(model):
+    right_or_refused(model, "assisted|prompt lookup", prompt_lookup_num_tokens=3)
+
+
+def test_a_hybrid_that_assists_another_model_is_right_or_refused(model):
+    import transformers
+
+    target = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+        )
+    ).eval()
+    target.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=0)
+    right_or_refused(target, "assist|cropped", assistant_model=model)
+
+
+def test_contrastive_search_is_refused(model):
+    assert_refused(
+        lambda: new_tokens(model, {"input_ids": tokens(1, 10)}, 4, penalty_alpha=0.6, top_k=4),
+        "[Cc]ontrastive",
+    )

@@ -1,0 +1,75 @@
+"""What the client tests share: a tiny hybrid with each kind of layer, batches, and refusals."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hydrahead_jax.config import FullAttention
+from tests.hydrahead_jax.interop import toy
+
+torch = pytest.importorskip(
+    "torch",
+    reason="PyTorch is not installed in this environment: client tests run in the Python 3.11 cell",
+)
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+MIXED, DELTA = toy.hybrid((0, 3), ()).mixers
+CONFIG = dataclasses.replace(toy.TEACHER, mixers=(MIXED, FullAttention(), DELTA))
+ATOL = 1e-4
+"""The bound of the export's own check, in logits that span 9; faults show from 1e-2 on."""
+
+PADDING = 13
+"""Padding tokens on the left of the second row of `padded_batch`."""
+
+REFUSALS = (ValueError, TypeError, NotImplementedError)
+
+
+def load(folder, **options):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, **options
+    )
+    # No stop token: a sequence that stops early would compare fewer tokens.
+    model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=0)
+    return model
+
+
+def tokens(batch: int, length: int, seed: int = 0):
+    """Without token 0: where there is no mask, `generate` takes it for padding."""
+    drawn = toy.random_tokens(CONFIG, batch, length, seed)
+    return torch.tensor(1 + drawn % (CONFIG.vocab - 1), dtype=torch.long)
+
+
+def padded_batch(length: int = 80) -> dict:
+    """Two rows, longer than a chunk of the delta rule; the second begins with padding."""
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[1, :PADDING] = 0
+    return {"input_ids": tokens(2, length), "attention_mask": mask}
+
+
+def logits(model, input_ids, **inputs):
+    with torch.inference_mode():
+        return model(input_ids=input_ids, **inputs).logits
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=ATOL, rtol=0)
+
+
+def new_tokens(model, batch: dict, count: int, **options) -> list:
+    out = model.generate(**batch, max_new_tokens=count, **options)
+    return out[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def assert_refused(call, match: str):
+    """The call raises a message of one or two sentences that says what is not supported."""
+    with pytest.raises(REFUSALS, match=match) as caught:
+        call()
+    message = str(caught.value)
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+def is_newer_than(version: str) -> bool:
+    installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return np.greater_equal(installed, tuple(int(part) for part in version.split("."))).all()

@@ -1,0 +1,82 @@
+"""What the public functions of attention refuse, in which words, and their defaults."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import attention, attention_decode
+from tests.pallas_kernels.attention.cases import Case, make_inputs
+from tests.tolerances import error_ratio
+
+CASE = Case(name="api", length=12, head_dim=8, kv_heads=2, kv_head_of_query=(0, 0, 1, 1))
+IDS_BT = jnp.ones((2, 12), jnp.int32)
+
+
+def call(**settings):
+    return attention(*make_inputs(CASE)[:3], **settings)
+
+
+def decode(**settings):
+    inputs = make_inputs(CASE)
+    return attention_decode(inputs.q_BTNH[:, -1], *inputs[1:3], jnp.array([12, 7]), **settings)
+
+
+@pytest.mark.parametrize("run", [call, decode])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(kv_head_of_query=(0, 1)), r"\(0, 1\) must name one of 2 KV heads for each of 4"),
+        (dict(kv_head_of_query=(0, 1, 2, 0)), "must name one of 2 KV heads for each of 4 query"),
+        (dict(kv_head_of_query=(0, -1, 0, 0)), "must name one of 2 KV heads for each of 4 query"),
+        (dict(window=0), "window=0; a query sees at least itself, so at least 1"),
+        (dict(implementation="fast"), "has no implementation 'fast', only .*reference"),
+    ],
+)
+def test_settings_that_do_not_fit(run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**settings)
+
+
+@pytest.mark.parametrize("run", [attention, attention_decode])
+def test_irregular_heads_need_a_map(run):
+    q, k, v, *_ = make_inputs(CASE)
+    arrays = (q[:, :, :3], k, v) if run is attention else (q[:, 0, :3], k, v, jnp.array([1, 1]))
+    with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 KV heads; say"):
+        run(*arrays)
+
+
+def test_segments_that_do_not_fit():
+    q, k, v, *_ = make_inputs(CASE)
+    with pytest.raises(ValueError, match="kv_segment_ids_BS needs segment_ids_BT beside it"):
+        call(kv_segment_ids_BS=IDS_BT)
+    with pytest.raises(ValueError, match="5 queries and 12 keys: segments need kv_segment_ids_BS"):
+        attention(q[:, :5], k, v, segment_ids_BT=IDS_BT[:, :5])
+    with pytest.raises(ValueError, match="come together or not at all"):
+        decode(segment_ids_B=IDS_BT[:, 0])
+    with pytest.raises(ValueError, match="come together or not at all"):
+        decode(kv_segment_ids_BS=IDS_BT)
+
+
+def test_defaults():
+    """Regular groups, causal, scale 1 / sqrt(H), no lse, the keys' segments those of the queries;
+    and a window is causal.
+    """
+    ids_BT = jnp.asarray(np.arange(12) // 5 + 1, jnp.int32)[None].repeat(2, 0)
+    plain = call(segment_ids_BT=ids_BT)
+    said = call(
+        segment_ids_BT=ids_BT,
+        kv_segment_ids_BS=ids_BT,
+        kv_head_of_query=(0, 0, 1, 1),
+        causal=True,
+        scale=8**-0.5,
+        return_lse=True,
+    )
+    np.testing.assert_array_equal(plain, said[0])
+    assert said[1].shape == plain.shape[:3]
+    np.testing.assert_array_equal(call(window=3, causal=False), call(window=3))
+
+
+def test_decode_defaults():
+    out_BNH, lse_BN = decode(return_lse=True)
+    assert error_ratio(decode(scale=8**-0.5, kv_head_of_query=(0, 0, 1, 1)), out_BNH) == 0
+    assert lse_BN.shape == out_BNH.shape[:2]

@@ -1,0 +1,171 @@
+"""The Hopper attention kernels in the Mosaic GPU interpreter, against float64.
+
+Shared memory and results start out as NaN there, and two accesses that may meet raise.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.attention.gpu.blocks import (
+    MULTIPROCESSORS,
+    DecodeBlocks,
+    choose_decode_blocks,
+)
+from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
+from pallas_kernels.attention.gpu.op import attention_gpu
+from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.hopper.machine import OLDEST_JAX
+from tests.pallas_kernels.attention.cases import CASES, Case, in_dtype, make_inputs, wide
+from tests.pallas_kernels.attention.implementations import assert_results, expected
+from tests.pallas_kernels.attention.oracle import Results, float64_results, with_gradients
+
+HEAD = dict(kv_heads=1, kv_head_of_query=(0,))
+TRIED = [
+    *(Case(name=f"T={length}", length=length, **HEAD) for length in (1, 127, 128)),
+    Case(name="T=129, heads of 128", length=129, head_dim=128, **HEAD),
+    Case(name="T=130, heads of 256", length=130, head_dim=256, **HEAD),
+    Case(name="T=300", length=300, kv_head_of_query=(1, 0, 1)),
+    Case(name="T=300, packed", length=300, segments="packed", window=130, **HEAD),
+    *(
+        case if "heads" in case.name else dataclasses.replace(case, **HEAD)
+        for case in CASES
+        if case.name
+        in (
+            "start in the middle, traced",
+            "start before the keys, traced",
+            "all before the keys, traced",
+            "start after the keys, traced",
+            "not causal, T != S",
+            "window 1",
+            "window 64",
+            "heads (0, 0, 0)",
+            "heads (0, 2, 2, 3), one unread",
+            "mixed",
+            "strangers",
+            "logits +-1e4",
+            "logits near -1e4",
+            "scale -0.3",
+            "scale 0.0",
+        )
+    ),
+]
+DECODED = [
+    Case(name="decode", kv_heads=4, kv_head_of_query=(0, 2, 2, 3)),
+    Case(name="decode, window 70", window=70, head_dim=128),
+    Case(name="decode, packed", segments="packed", head_dim=256),
+    Case(name="decode, many readers", kv_heads=1, kv_head_of_query=(0,) * 65),
+    Case(name="decode near -1e4", logits="all near -1e4", scale=0.125),
+]
+LENGTHS = (300, 129, 0, 1)
+
+interpreter = pytest.mark.interpreter("gpu")
+
+
+def in_kernel_shape(case: Case) -> Case:
+    return in_dtype(wide(case, max(case.head_dim, 64)), "bfloat16")
+
+
+def races():
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    return plgpu.InterpretGPUParams(detect_races=True)
+
+
+def run(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
+    return attention_gpu(
+        q,
+        k,
+        v,
+        q_start=q_start if case.traced else case.q_start,
+        segments=None if segment_ids is None else Segments(segment_ids, kv_segment_ids),
+        visibility=Visibility(causal=case.causal, window=case.window),
+        kv_head_of_query=case.kv_head_of_query,
+        scale=case.head_dim**-0.5 if case.scale is None else case.scale,
+        interpret=races(),
+    )
+
+
+@interpreter
+@pytest.mark.parametrize("case", [*map(in_kernel_shape, TRIED)], ids=lambda case: case.name)
+def test_equals_float64(case):
+    results = with_gradients(functools.partial(run, case))(make_inputs(case))
+    assert_results(results, expected(case), case.dtype)
+
+
+@interpreter
+def test_vmap_over_starts_changes_nothing():
+    """Keys and values are shared."""
+    case = in_kernel_shape(dataclasses.replace(TRIED[1], name="vmap", keys=160, traced=True))
+    inputs, starts = make_inputs(case), (20, -50)
+    of_one = lambda start: run(case, *inputs[:3], start, None, None)[0]
+    found = jax.jit(jax.vmap(of_one))(jnp.array(starts))
+    for out, start in zip(found, starts, strict=True):
+        np.testing.assert_array_equal(out, jax.jit(of_one)(jnp.int32(start)))
+
+
+def decode(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
+    out, lse = attention_decode_gpu(
+        q[:, 0],
+        k,
+        v,
+        q_start + 1,
+        segments=None if segment_ids is None else Segments(segment_ids, kv_segment_ids),
+        window=case.window,
+        kv_head_of_query=case.kv_head_of_query,
+        scale=case.head_dim**-0.5 if case.scale is None else case.scale,
+        interpret=races(),
+        blocks=DecodeBlocks(block=64, stages=2, shares=3),
+    )
+    return out[:, None], lse[:, None]
+
+
+@interpreter
+@pytest.mark.parametrize("case", [*map(in_kernel_shape, DECODED)], ids=lambda case: case.name)
+def test_decode_equals_float64(case):
+    case = dataclasses.replace(case, length=1, keys=300, batch=len(LENGTHS))
+    inputs = make_inputs(case)._replace(q_start=jnp.array(LENGTHS, jnp.int32) - 1)
+    if case.segments != "none":
+        last_B1 = jnp.maximum(inputs.q_start, 0)[:, None]
+        ids_B1 = jnp.take_along_axis(inputs.kv_segment_ids_BS, last_B1, axis=1)
+        inputs = inputs._replace(segment_ids_BT=ids_B1)
+    results = with_gradients(functools.partial(decode, case))(inputs)
+    assert_results(Results(*results), float64_results(inputs, case), case.dtype)
+
+
+def test_shares_busy_a_gpu_and_write_little():
+    few = choose_decode_blocks(128, readers=4, keys=32768, programs=8)
+    assert 0.9 * MULTIPROCESSORS <= 8 * few.shares <= MULTIPROCESSORS
+    assert choose_decode_blocks(128, readers=4, keys=300, programs=8).shares == 1
+    assert choose_decode_blocks(128, readers=4, keys=32768, programs=MULTIPROCESSORS).shares == 1
+
+
+@interpreter
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(dtype="float32"), "q is float32; bfloat16 is accepted"),
+        (dict(head_dim=96), "the head dimension of q is 96; (64, 128, 256) are accepted"),
+    ],
+)
+def test_refuses_other_dtypes_and_sizes(changes, words):
+    case = dataclasses.replace(in_kernel_shape(TRIED[0]), **changes)
+    with pytest.raises(NotImplementedError) as refusal:
+        run(case, *make_inputs(case))
+    assert words in str(refusal.value)
+
+
+def test_refuses_other_machines_and_old_jax_in_one_sentence():
+    case = in_kernel_shape(TRIED[0])
+    q, k, v = make_inputs(case)[:3]
+    settings = dict(segments=None, kv_head_of_query=case.kv_head_of_query, scale=1.0)
+    new = jax.__version_info__ >= OLDEST_JAX
+    words = "run on Hopper GPUs" if new else "need jax 0.11 or newer"
+    with pytest.raises(NotImplementedError, match=words):
+        attention_gpu(q, k, v, q_start=0, visibility=Visibility(causal=True), **settings)
+    with pytest.raises(NotImplementedError, match=words):
+        attention_decode_gpu(q[:, 0], k, v, jnp.array([1]), window=None, **settings)

@@ -1,0 +1,116 @@
+"""The TPU kernels with blocks so small that short sequences have many, in the interpreter."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.attention.tpu.blocks import BlockChoice, Blocks
+from pallas_kernels.attention.tpu.op import attention_tpu
+from pallas_kernels.attention.visibility import Segments, Visibility
+from tests.pallas_kernels.attention.cases import CASES, Case, in_dtype, make_inputs, wide
+from tests.pallas_kernels.attention.implementations import assert_results, expected
+from tests.pallas_kernels.attention.oracle import with_gradients
+
+SQUARE = Blocks(queries=128, keys=128, chain=128, piece=128, skew=1.0)
+WIDE = Blocks(queries=256, keys=128, chain=128, piece=128, skew=1.0)
+TALL = Blocks(queries=128, keys=256, chain=128, piece=128, skew=1.0)
+LONG = Case(name="T=300", length=300, kv_head_of_query=(1, 0, 1))
+TRIED = [
+    (LONG, SQUARE, 1),
+    (LONG, SQUARE, 2),
+    (LONG, WIDE, 1),
+    (LONG, TALL, 1),
+    (dataclasses.replace(LONG, name="window 130", window=130), SQUARE, 3),
+    (dataclasses.replace(LONG, name="packed", segments="packed"), SQUARE, 1),
+    (dataclasses.replace(LONG, name="mixed", segments="mixed", traced=True), SQUARE, 2),
+    *(
+        (next(case for case in CASES if case.name == name), SQUARE, parts)
+        for name, parts in (
+            ("start in the middle, traced", 1),
+            ("start before the keys, traced", 2),
+            ("start after the keys, traced", 1),
+            ("more queries than keys", 1),
+            ("not causal, T != S", 2),
+            ("window 64, start near the end", 1),
+            ("heads (0, 2, 2, 3), one unread", 2),
+            ("strangers", 1),
+            ("logits +-1e4", 1),
+            ("logits near -1e4", 1),
+            ("scale -0.3", 1),
+        )
+    ),
+]
+
+
+interpreter = pytest.mark.interpreter("tpu")
+
+
+def run(case: Case, choice: BlockChoice, q, k, v, q_start, segment_ids, kv_segment_ids):
+    return attention_tpu(
+        q,
+        k,
+        v,
+        q_start=q_start if case.traced else case.q_start,
+        segments=None if segment_ids is None else Segments(segment_ids, kv_segment_ids),
+        visibility=Visibility(causal=case.causal, window=case.window),
+        kv_head_of_query=case.kv_head_of_query,
+        scale=case.head_dim**-0.5 if case.scale is None else case.scale,
+        interpret=pltpu.InterpretParams(detect_races=True),
+        choice=choice,
+    )
+
+
+def assert_right(case: Case, blocks: Blocks, parts: int):
+    choice = BlockChoice(forward=blocks, backward=blocks, parts=parts)
+    results = with_gradients(functools.partial(run, case, choice))(make_inputs(case))
+    assert_results(results, expected(case), case.dtype)
+
+
+@interpreter
+@pytest.mark.parametrize(
+    ("case", "blocks", "parts"),
+    TRIED,
+    ids=lambda x: x.name if isinstance(x, Case) else str(getattr(x, "queries", x)),
+)
+def test_results_and_gradients_equal_float64(case, blocks, parts):
+    assert_right(in_dtype(wide(case, 128), "bfloat16"), blocks, parts)
+
+
+@interpreter
+def test_float32():
+    case = dataclasses.replace(wide(LONG, 128), name="float32", segments="packed", length=200)
+    assert_right(case, SQUARE, 2)
+
+
+@interpreter
+def test_two_heads_of_a_kv_head_add_up_over_two_parts():
+    """A part's sums are those of all heads of its KV head, in a group of their own."""
+    case = dataclasses.replace(LONG, name="groups", kv_head_of_query=(0, 0, 1, 1))
+    assert_right(in_dtype(wide(case, 128), "bfloat16"), SQUARE, 2)
+
+
+@interpreter
+def test_scale_zero_is_a_mean():
+    case = in_dtype(wide(Case(name="scale 0.0", scale=0.0), 128), "bfloat16")
+    assert_right(case, SQUARE, 1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(dtype=jnp.float16), "all bfloat16 or all float32"),
+        (dict(H=512), "the head dimension is 512; at most 256"),
+        (dict(T=600_000), "600000 tokens; at most 524288"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused(arrays, message):
+
+    sizes = dict(T=8, H=128, dtype=jnp.bfloat16) | arrays
+    x = jax.ShapeDtypeStruct((1, sizes["T"], 1, sizes["H"]), sizes["dtype"])
+    call = functools.partial(run, Case(name="x", kv_head_of_query=(0,)), None)
+    with pytest.raises(NotImplementedError, match=message):
+        jax.eval_shape(lambda q: call(q, q, q, 0, None, None), x)

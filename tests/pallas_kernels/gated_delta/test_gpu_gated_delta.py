@@ -1,0 +1,157 @@
+"""The Hopper kernels in the Mosaic GPU interpreter, against float64.
+
+Shared memory and results start out as NaN there.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels.gated_delta.gates import effective_gates
+from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
+from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
+from pallas_kernels.gated_delta.reference import gated_delta_step_reference
+from pallas_kernels.hopper.machine import OLDEST_JAX
+from tests.pallas_kernels.gated_delta.cases import HOSTILE, SEGMENTS, Case, make_inputs
+from tests.pallas_kernels.gated_delta.implementations import expected
+from tests.pallas_kernels.gated_delta.oracle import Results, with_gradients
+from tests.tolerances import KERNEL, cosine, error_ratio
+
+LIMITS = KERNEL["bfloat16"]
+BOUNDS = Results(
+    **dict.fromkeys(("out", "state"), LIMITS.forward),
+    **dict.fromkeys(("dq", "dk", "dv", "dstate"), LIMITS.gradient),
+    **dict.fromkeys(("dlog_decay", "dbeta"), LIMITS.gate_gradient),
+)
+HOPPER_SIZE = dict(
+    length=100,
+    batch=1,
+    key_heads=1,
+    value_heads=2,
+    key_dim=128,
+    value_dim=128,
+    dtype="bfloat16",
+)
+CASES = [
+    dataclasses.replace(case, **HOPPER_SIZE)
+    for case in (Case(name="random"), SEGMENTS[0], SEGMENTS[-1], *HOSTILE)
+]
+SMALL = Case(name="small", **{**HOPPER_SIZE, "length": 65, "value_heads": 1})
+
+interpreter = pytest.mark.interpreter("gpu")
+
+
+@functools.cache
+def gpu_rule(interpret=True):
+    """Inputs -> Results, compiled once for each shape."""
+
+    def run(q, k, v, log_decay, beta, state, segment_ids):
+        gates = effective_gates(log_decay, beta, segment_ids)
+        scale = q.shape[-1] ** -0.5
+        out, state = gated_delta_gpu(q, k, v, *gates, state, scale=scale, interpret=interpret)
+        return jnp.where((segment_ids != 0)[..., None, None], out, 0), state
+
+    return with_gradients(run)
+
+
+def assert_results(actual: Results, case: Case) -> None:
+    exact = expected(case)
+    ratios = {name: error_ratio(x, getattr(exact, name)) for name, x in actual._asdict().items()}
+    assert not {name: x for name, x in ratios.items() if not x <= getattr(BOUNDS, name)}
+    for name in ("dlog_decay", "dbeta"):
+        assert cosine(getattr(actual, name), getattr(exact, name)) >= LIMITS.gate_cosine
+
+
+@interpreter
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_float64(case):
+    assert_results(gpu_rule()(make_inputs(case)), case)
+
+
+@interpreter
+def test_is_free_of_races():
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    assert_results(gpu_rule(plgpu.InterpretGPUParams(detect_races=True))(make_inputs(SMALL)), SMALL)
+
+
+@interpreter
+def test_heads_of_64_are_filled_up():
+    case = dataclasses.replace(SMALL, name="small heads", key_dim=64, value_dim=64, length=64)
+    assert_results(gpu_rule()(make_inputs(case)), case)
+
+
+@interpreter
+def test_wide_values_are_several_heads():
+    case = dataclasses.replace(SMALL, name="wide values", value_dim=192)
+    assert_results(gpu_rule()(make_inputs(case)), case)
+
+
+@interpreter
+def test_vmap_changes_nothing():
+    inputs = make_inputs(SMALL)
+    run = lambda q: gated_delta_gpu(q, *inputs[1:6], scale=0.1, interpret=True)
+    out, state = jax.jit(jax.vmap(run))(jnp.stack([inputs.q_BTKH, 2 * inputs.q_BTKH]))
+    alone = jax.jit(run)(inputs.q_BTKH)
+    assert error_ratio(out[0], alone[0]) < 1e-3
+    assert error_ratio(out[1], 2 * alone[0]) < 1e-3
+    assert error_ratio(state[0], alone[1]) < 1e-6
+
+
+@interpreter
+@pytest.mark.parametrize("size", [dict(), dict(key_dim=64, value_dim=256, dtype="float32")])
+def test_step_equals_the_reference(size):
+    case = Case(name="step", **{**HOPPER_SIZE, "batch": 2, "length": 2, **size})
+    inputs = make_inputs(case)
+    tokens = [x[:, 1] for x in inputs[:5]]
+    step = functools.partial(gated_delta_step_gpu, scale=0.1, interpret=True)
+    out, state = jax.jit(step)(*tokens, inputs.state_BNHP)
+    exact_out, exact_state = gated_delta_step_reference(*tokens, inputs.state_BNHP, scale=0.1)
+    assert out.dtype == exact_out.dtype and state.dtype == jnp.float32
+    assert error_ratio(out, exact_out) < (1e-6 if out.dtype == jnp.float32 else 1e-3)
+    assert error_ratio(state, exact_state) < 1e-6
+
+
+@interpreter
+def test_gradient_of_the_step_is_that_of_the_reference():
+    inputs = make_inputs(SMALL)
+    arrays = [*(x[:, 1].astype(jnp.float32) for x in inputs[:5]), inputs.state_BNHP]
+
+    def loss(step, *arrays):
+        out, state = step(*arrays, scale=0.1)
+        return jnp.sum(out**2) + jnp.sum(state**2)
+
+    gradient = lambda step: jax.jit(jax.grad(functools.partial(loss, step), argnums=range(6)))
+    found = gradient(functools.partial(gated_delta_step_gpu, interpret=True))(*arrays)
+    exact = gradient(gated_delta_step_reference)(*arrays)
+    for actual, wanted in zip(found, exact, strict=True):
+        assert error_ratio(actual, wanted) < 1e-5
+
+
+@interpreter
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(dtype="float32"), "q is float32; bfloat16 is accepted"),
+        (dict(key_dim=96), "the head dimension of q and k is 96; (64, 128) are accepted"),
+        (dict(value_dim=96), "the head dimension of v is 96; (64, 128, 192, 256) are accepted"),
+    ],
+)
+def test_refuses_other_dtypes_and_sizes(changes, words):
+    inputs = make_inputs(dataclasses.replace(SMALL, length=4, **changes))
+    with pytest.raises(NotImplementedError) as refusal:
+        gated_delta_gpu(*inputs[:6], scale=1.0, interpret=True)
+    assert words in str(refusal.value)
+
+
+def test_refuses_other_machines_and_old_jax_in_one_sentence():
+    inputs = make_inputs(dataclasses.replace(SMALL, length=4))
+    new = jax.__version_info__ >= OLDEST_JAX
+    words = "run on Hopper GPUs" if new else "need jax 0.11 or newer"
+    with pytest.raises(NotImplementedError, match=words):
+        gated_delta_gpu(*inputs[:6], scale=1.0)
+    with pytest.raises(NotImplementedError, match=words):
+        gated_delta_step_gpu(*(x[:, 0] for x in inputs[:5]), inputs.state_BNHP, scale=1.0)

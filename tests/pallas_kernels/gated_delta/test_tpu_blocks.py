@@ -1,0 +1,82 @@
+"""How heads are dealt out to programs of the TPU kernels."""
+
+import pytest
+
+from pallas_kernels import gated_delta
+from pallas_kernels.gated_delta.tpu import blocks
+from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
+from tests.pallas_kernels.gated_delta.implementations import assert_results
+from tests.pallas_kernels.gated_delta.oracle import with_gradients
+
+
+def shares(
+    batch=1,
+    key_heads=16,
+    value_heads=16,
+    size=128,
+    dtype="bfloat16",
+    device_kind="TPU v6 lite",
+    chunks=64,
+):
+    return blocks.choose_blocks(
+        batch=batch,
+        chunks=chunks,
+        key_heads=key_heads,
+        value_heads=value_heads,
+        H=size,
+        P=size,
+        dtype=dtype,
+        device_kind=device_kind,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "value_heads", "heads", "own_keys", "sharing"),
+    [
+        (16, 16, 16, 16, 1),
+        (17, 17, 9, 9, 1),  # filled up to 18
+        (23, 23, 12, 12, 1),
+        (8, 32, 16, 4, 1),
+        (1, 64, 16, 1, 4),  # four programs read one key head
+        (1, 1, 1, 1, 1),
+    ],
+)
+def test_up_to_sixteen_heads_in_whole_groups(key_heads, value_heads, heads, own_keys, sharing):
+    for found in shares(key_heads=key_heads, value_heads=value_heads):
+        assert (found.heads, found.key_heads) == (heads, own_keys)
+        assert found.programs_a_key_head == sharing
+
+
+def test_few_heads_take_more_chunks_at_once():
+    forward, backward = shares(key_heads=4, value_heads=4)
+    assert forward.heads * forward.pieces == backward.heads * backward.pieces == 16
+    assert shares(key_heads=4, value_heads=4, chunks=7)[0].pieces == 1
+
+
+def test_a_device_of_two_cores_gets_two_programs():
+    assert shares(device_kind="TPU v5")[0].heads == 8
+    assert shares(device_kind="TPU v5", batch=2)[0].heads == 16
+
+
+def test_large_heads_leave_room_in_memory():
+    assert shares(size=256, dtype="float32")[0].heads < 16
+
+
+@pytest.mark.interpreter("tpu")
+@pytest.mark.parametrize(("key_heads", "value_heads"), [(3, 3), (1, 4)])
+def test_filled_up_heads_and_shared_key_heads_change_nothing(monkeypatch, key_heads, value_heads):
+    """With programs of two heads: one head of zeros, and two programs on one key head."""
+    monkeypatch.setattr(blocks, "CHAINS", 2)
+    case = Case(name="dealt", length=20, key_heads=key_heads, value_heads=value_heads)
+    run = lambda q, k, v, log_decay, beta, state, ids: gated_delta(
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        initial_state_BNHP=state,
+        segment_ids_BT=ids,
+        implementation="tpu",
+        interpret=True,
+    )
+    assert_results(with_gradients(run)(make_inputs(case)), case)

@@ -1,0 +1,30 @@
+"""The TPU kernels through the real compiler, at production shapes, with no TPU."""
+
+import pytest
+
+from pallas_kernels.hardware.tpu import compile_for_tpu
+from pallas_kernels.report.gated_delta import Shape, program
+
+pytestmark = pytest.mark.tpu_compiler
+SHORT = Shape(tokens=8192, heads=16, key_heads=16)
+LONG = Shape(tokens=32768, heads=32, key_heads=16)
+
+
+def cycles_a_token_head(shape: Shape, passes: str, chip: str) -> float:
+    fn, arguments = program(shape, "tpu", passes)
+    found = compile_for_tpu(fn, *arguments, chip=chip)
+    names = " ".join(kernel.name for kernel in found.kernels)
+    assert "gated_delta_forward" in names
+    assert ("gated_delta_backward" in names) == (passes == "forward+backward")
+    return found.cycles / shape.units
+
+
+@pytest.mark.parametrize(("passes", "bound"), [("forward", 4.0), ("forward+backward", 10.5)])
+def test_cycles_on_v6e(passes, bound):
+    """All that runs counts: kernels, copies, sums of the gates. No wait for memory does."""
+    assert cycles_a_token_head(SHORT, passes, "v6e") <= bound
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
+def test_compiles_forward_and_backward(chip):
+    assert cycles_a_token_head(LONG, "forward+backward", chip) < 20

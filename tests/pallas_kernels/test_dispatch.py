@@ -1,0 +1,63 @@
+"""What callers see when no implementation fits, and which one runs."""
+
+import logging
+
+import pytest
+
+from pallas_kernels import gated_delta, gated_delta_step
+from pallas_kernels.dispatch import Op
+from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
+
+
+def refuses(*args, **kwargs):
+    raise NotImplementedError("T must be even")
+
+
+def make_op(**implementations) -> Op:
+    op = Op("toy")
+    for name, implementation in implementations.items():
+        op.register(name, implementation)
+    return op
+
+
+def test_the_first_implementation_that_accepts_runs_and_is_logged_once(caplog):
+    op = make_op(best=refuses, good=lambda x: x + 1, slow=lambda x: x + 2)
+    with caplog.at_level(logging.INFO, logger="pallas_kernels.dispatch"):
+        assert op(1) == op(1) == 2
+    assert [record.message for record in caplog.records] == ["toy[()] runs as good"]
+
+
+def test_a_named_implementation_is_never_replaced():
+    op = make_op(best=refuses, good=lambda x: x)
+    with pytest.raises(NotImplementedError, match=r"toy: best: T must be even$"):
+        op(1, implementation="best")
+
+
+def test_some_run_by_name_only():
+    op = make_op(best=refuses)
+    op.register("library", lambda x: x, by_name_only=True)
+    assert op(1, implementation="library") == 1
+    with pytest.raises(NotImplementedError, match=r"^toy: best: T must be even$"):
+        op(1)
+
+
+def test_all_refusals_are_told():
+    op = make_op(one=refuses, two=refuses)
+    with pytest.raises(NotImplementedError, match=r"one: T must be even; two: T must be even"):
+        op(1)
+
+
+def test_an_unknown_name_is_told_with_the_known_ones():
+    inputs = make_inputs(Case(name="dispatch", length=4))
+    with pytest.raises(ValueError, match=r"no implementation 'fast', only .*chunked, reference"):
+        gated_delta(*inputs[:5], implementation="fast")
+
+
+def test_value_heads_must_be_a_multiple_of_key_heads():
+    inputs = make_inputs(Case(name="groups", length=4, key_heads=3, value_heads=3))
+    q, k, v, log_decay, beta = inputs[:5]
+    two = (v[:, :, :2], log_decay[:, :, :2], beta[:, :, :2])
+    with pytest.raises(ValueError, match="2 value heads are not a multiple of 3 key heads"):
+        gated_delta(q, k, *two)
+    with pytest.raises(ValueError, match="2 value heads are not a multiple of 3 key heads"):
+        gated_delta_step(q[:, 0], k[:, 0], *(x[:, 0] for x in two), inputs.state_BNHP[:, :2])

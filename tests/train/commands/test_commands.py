@@ -1,0 +1,76 @@
+"""Each command says how it is used; those that the README does not show run on a small model."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.root import ROOT
+from tests.train import small
+from tests.train.data import prepared_text
+from train.__main__ import main
+from train.command_line import COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: python -m train {command}" in re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+
+
+def test_prepare(tmp_path, capsys):
+    source = prepared_text.write_jsonl(tmp_path / "text.jsonl", prepared_text.texts(20))
+    tokenizer = ROOT / "configs/assets/tiny_teacher"
+    options = ["--tokenizer", str(tokenizer), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(["prepare", str(source), *options]) == 0
+    assert "holds 20 documents" in capsys.readouterr().out
+
+
+def write_config(folder: Path, made: str) -> str:
+    """Writes a config file whose config() returns the expression `made`."""
+    path = folder / "experiment.py"
+    path.write_text(
+        "import dataclasses\n"
+        "from pathlib import Path\n\n"
+        "from hydrahead_jax.evals import EvalSettings\n"
+        "from tests.train import small, test_teacher_cache\n"
+        "from train.commands.pretrain import PretrainConfig, Target\n\n"
+        f"folder = Path({str(folder)!r})\n\n\n"
+        f"def config():\n    return {made}\n"
+    )
+    return str(path)
+
+
+def test_pretrain(tmp_path, capsys):
+    made = """PretrainConfig(
+        run=str(folder / "run"),
+        out=str(folder / "teacher"),
+        model=dataclasses.replace(small.TEACHER, vocab=290),
+        keys=8,
+        values=8,
+        text=small.write_texts(folder / "text"),
+        evaluation_text=small.write_texts(folder / "text"),
+        stages=small.stages(small.write_texts(folder / "text"), steps=1)[2:],
+        evaluation=EvalSettings(lengths=(48,), documents=2, batch=2, text_windows=1),
+        target=Target(niah_single=0.0, niah_multikey=0.0),
+    )"""
+    assert main(["pretrain", write_config(tmp_path, made)]) == 0
+    assert f"saved the teacher to {tmp_path / 'teacher'}" in capsys.readouterr().out
+    assert (tmp_path / "teacher/model.safetensors").is_file()
+
+
+def test_cache_teacher(tmp_path):
+    transfer = "small.transfer_config(folder)"
+    path = write_config(
+        tmp_path, f"test_teacher_cache.with_cache({transfer}, folder / 'cache', steps=1)"
+    )
+    assert main(["cache-teacher", path]) == 0
+    assert list((tmp_path / "cache").rglob("*.arrayrecord"))
+
+
+@pytest.mark.tpu_compiler
+def test_plan(tmp_path, capsys):
+    assert main(["plan", small.write_config(tmp_path), "--target", "v5e:1x1"]) == 0
+    assert "fits" in capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""Small prepared text, and documents to compare it with."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from train.data.prepared.folder import PreparedFolder, document_pieces
+from train.data.tokenizer import save_tokenizer, train_tokenizer
+from train.prepare.command import prepare
+
+VOCAB = 300
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["def f(x): return x + 1\n"], vocab=VOCAB, keys=8, values=8)
+
+
+def texts(count: int = 60, seed: int = 0) -> list[str]:
+    """Different texts of 4 to about 120 characters, most of them short."""
+    rng = np.random.default_rng(seed)
+    return [
+        f"{seed} {i} " + f"def f{seed}(x, é):\n" * int(10 * rng.random() ** 2) for i in range(count)
+    ]
+
+
+def write_jsonl(path: Path, documents: list[str]) -> Path:
+    lines = [json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(documents)]
+    path.write_text("".join(lines))
+    return path
+
+
+def write_tokenizer(folder: Path) -> Path:
+    save_tokenizer(tokenizer(), folder, 64)
+    return folder
+
+
+def prepared(folder: Path, documents: list[str], **options) -> PreparedFolder:
+    """Those documents, prepared in `folder`."""
+    folder.mkdir()
+    source = write_jsonl(folder / "text.jsonl", documents)
+    options = {"workers": 1, "shard_tokens": 600, "say": lambda sentence: None} | options
+    prepare((source,), write_tokenizer(folder / "tokenizer"), folder / "out", **options)
+    return PreparedFolder(folder / "out")
+
+
+def encoded(documents: list[str]) -> list[tuple[int, ...]]:
+    """Tokens of each, with the end of text."""
+    end = tokenizer().token_to_id("<|endoftext|>")
+    return [(*tokenizer().encode(text).ids, end) for text in documents]
+
+
+def documents_of(folder: PreparedFolder) -> list[tuple[int, ...]]:
+    """All that a folder holds, in its order."""
+    lengths = folder.lengths()
+    numbers = np.arange(len(lengths))
+    pieces = document_pieces(lengths, numbers, np.zeros_like(numbers), lengths)
+    return [tuple(tokens.tolist()) for tokens in folder.read(pieces)]
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,0 +1,282 @@
+"""Rows of prepared text: the same for any number of processes, and brought back by a position."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from hydrahead_jax.errors import UserError
+from tests.train.data import prepared_text
+from train.data.batches import DataConfig, NeedleData, calibration_tokens, check_data, make_batches
+from train.data.prepared.folder import LENGTHS, MANIFEST, PreparedText
+from train.data.prepared.plans import PLANS, plan_for
+from train.data.prepared.rows import open_folders
+from train.data.text import Corpus, TextSource
+from train.data.tokenizer import train_tokenizer, vocabulary_checksum
+
+LENGTH, BATCH = 64, 6
+ARRAYS = ("tokens_BT", "segment_ids_BT", "loss_weight_BT")
+PROCESSES = {1: [range(6)], 2: [(0, 1, 4), (2, 3, 5)], 3: [(0, 1), (2, 3), (4, 5)]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders of different documents."""
+    root = tmp_path_factory.mktemp("prepared")
+    return [prepared_text.prepared(root / str(i), prepared_text.texts(60, i)) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return Corpus(prepared_text.tokenizer())
+
+
+def config(*folders, weights=(1.0, 1.0), **options) -> DataConfig:
+    texts = [
+        PreparedText(folder=str(folder.path), weight=weight)
+        for folder, weight in zip(folders, weights, strict=False)
+    ]
+    return DataConfig(length=LENGTH, batch=BATCH, prepared=tuple(texts), **options)
+
+
+def take(batches, count: int) -> list:
+    return [next(batches) for _ in range(count)]
+
+
+def joined(parts: list, rows: list) -> dict[str, np.ndarray]:
+    """The global batch from what each process has of it."""
+    order = np.argsort(np.concatenate([list(r) for r in rows]))
+    return {n: np.concatenate([getattr(part, n) for part in parts])[order] for n in ARRAYS}
+
+
+def assert_same(batches: list[dict], others: list[dict]) -> None:
+    for batch, other in zip(batches, others, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name], name)
+
+
+def global_batches(data, corpus, processes: int, state: dict | None, count: int):
+    """`count` batches as that many processes make them, and the state each of them has then."""
+    rows = PROCESSES[processes]
+    iterators = [make_batches(data, corpus, 7, tuple(r)) for r in rows]
+    for iterator in iterators:
+        if state is not None:
+            iterator.set_state(json.loads(json.dumps(state)))
+    batches = [joined([next(i) for i in iterators], rows) for _ in range(count)]
+    return batches, [iterator.get_state() for iterator in iterators]
+
+
+def pieces(batch: dict):
+    """Tokens of each document in each row."""
+    for tokens, ids in zip(batch["tokens_BT"], batch["segment_ids_BT"], strict=True):
+        for number in range(1, ids.max() + 1):
+            yield tuple(tokens[ids == number].tolist())
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "split"])
+def test_processes_share_the_same_rows(packing, folders, corpus):
+    data = config(*folders, weights=(1.0, 2.5), packing=packing)
+    wanted, _ = global_batches(data, corpus, 1, None, 12)
+    for processes in (2, 3):
+        found, states = global_batches(data, corpus, processes, None, 12)
+        assert_same(found, wanted)
+        assert all(state == states[0] for state in states)
+
+
+@pytest.mark.parametrize("done", [1, 7, 40])
+@pytest.mark.parametrize("processes", [(1, 1), (1, 3), (3, 2)])
+def test_resumes_with_any_number_of_processes(processes, done, folders, corpus):
+    """In the middle of an epoch, the first one and later ones."""
+    before, after = processes
+    data = config(*folders)
+    wanted, _ = global_batches(data, corpus, 1, None, done + 3)
+    _, states = global_batches(data, corpus, before, None, done)
+    found, _ = global_batches(data, corpus, after, states[-1], 3)
+    assert_same(found, wanted[done:])
+
+
+@pytest.mark.parametrize("processes", [(1, 3), (2, 1)])
+def test_text_in_memory_is_shared_out_too(processes, corpus, tmp_path):
+    (tmp_path / "a.txt").write_text("def f(x):\n" * 300)
+    needles = NeedleData(share=0.3, lengths=(40, 48), needles=(1, 2))
+    source = TextSource(folder=str(tmp_path))
+    data = DataConfig(length=LENGTH, batch=BATCH, text=source, needles=needles)
+    wanted, _ = global_batches(data, corpus, 1, None, 9)
+    before, states = global_batches(data, corpus, processes[0], None, 5)
+    after, _ = global_batches(data, corpus, processes[1], states[-1], 4)
+    assert_same(before + after, wanted)
+    assert all(state == states[0] for state in states)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "split"])
+def test_every_epoch_holds_every_token_once(packing, folders, corpus):
+    """And gives the rows in another order."""
+    data = dataclasses.replace(config(folders[0], packing=packing), batch=1)
+    rows = plan_for(folders[0], LENGTH, packing).rows
+    batches = make_batches(data, corpus, 3)
+    documents = prepared_text.documents_of(folders[0])
+    orders = []
+    for _ in range(3):
+        epoch = [vars(batch) for batch in take(batches, rows)]
+        orders.append([batch["tokens_BT"].tobytes() for batch in epoch])
+        assert sorted(orders[0]) == sorted(orders[-1])
+    assert orders[0] != orders[1] != orders[2]
+    found = Counter(piece for batch in epoch for piece in pieces(batch))
+    if packing == "best_fit":
+        cuts = [d[i : i + LENGTH] for d in documents for i in range(0, len(d), LENGTH)]
+        assert found == Counter(cuts), "only documents longer than a row are cut"
+    else:
+        assert_tokens_of(found, documents)
+
+
+def assert_tokens_of(found: Counter, documents: list[tuple]) -> None:
+    """The pieces, put together wherever they fit, are the documents."""
+    tokens = Counter(token for piece, times in found.items() for token in piece * times)
+    assert tokens == Counter(token for document in documents for token in document)
+    whole = [d for d in documents if len(d) <= LENGTH]
+    assert sum(min(found[d], n) for d, n in Counter(whole).items()) > len(whole) / 2
+    ends = [d for d in documents if any(d[-len(p) :] == p for p in found)]
+    starts = [d for d in documents if any(d[: len(p)] == p for p in found)]
+    assert len(ends) == len(starts) == len(documents)
+
+
+def test_seed_determines_the_order(folders, corpus):
+    data = config(folders[0])
+    first, again, other = (next(make_batches(data, corpus, seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.tokens_BT, again.tokens_BT)
+    assert (first.tokens_BT != other.tokens_BT).any()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.02, 0.18)])
+def test_weights_are_shares_of_rows(weights, folders, corpus):
+    data = config(*folders, weights=weights)
+    plans = [plan_for(folder, LENGTH, "best_fit") for folder in folders]
+    mine, others = (set(row_set(*pair)) for pair in zip(folders, plans, strict=True))
+    batches = take(make_batches(data, corpus, 0), 50)
+    rows = [tuple(row) for batch in batches for row in batch.tokens_BT.tolist()]
+    assert all((row in mine) != (row in others) for row in rows)
+    assert abs(np.mean([row in mine for row in rows]) - weights[0] / sum(weights)) < 0.01
+
+
+def row_set(folder, plan):
+    """The padded rows of a plan."""
+    for first, last in zip(plan.first[:-1], plan.first[1:], strict=True):
+        tokens = np.concatenate(folder.read(np.array(plan.pieces[first:last])))
+        yield tuple(np.pad(tokens, (0, LENGTH - len(tokens))).tolist())
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "split"])
+def test_segments_and_weights(packing, folders, corpus):
+    data = config(folders[0], packing=packing, text_weight=0.5)
+    for batch in take(make_batches(data, corpus, 0), 10):
+        ids, tokens, weight = batch.segment_ids_BT, batch.tokens_BT, batch.loss_weight_BT
+        assert ids.shape == tokens.shape == weight.shape == (BATCH, LENGTH)
+        assert tokens.dtype == ids.dtype == np.int32 and weight.dtype == np.float32
+        np.testing.assert_array_equal(weight, np.where(ids > 0, 0.5, 0))
+        assert (tokens[ids == 0] == 0).all() and ids[:, 0].min() == 1
+        steps = np.diff(ids)
+        assert np.isin(steps[ids[:, 1:] > 0], (0, 1)).all() and (ids[:, 1:][steps < 0] == 0).all()
+        end = folders[0].manifest["end_of_text"]
+        assert (tokens[:, :-1][steps == 1] == end).mean() > 0.8, "a document's end is in its own"
+
+
+def test_plan_is_kept_beside_the_text(tmp_path, corpus):
+    """Where it can be written; the rows are the same where it cannot."""
+    folder = prepared_text.prepared(tmp_path / "kept", prepared_text.texts(40))
+    kept = next(make_batches(config(folder), corpus, 0))
+    assert [path.name.split("-")[0] for path in (folder.path / PLANS).iterdir()] == ["best_fit"]
+    other = prepared_text.prepared(tmp_path / "not kept", prepared_text.texts(40))
+    (other.path / PLANS).write_text("in the way")
+    np.testing.assert_array_equal(
+        next(make_batches(config(other), corpus, 0)).tokens_BT, kept.tokens_BT
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_calibration_tokens(rows, folders, corpus, tmp_path):
+    streams = [[t for d in prepared_text.documents_of(f) for t in d] for f in folders]
+    found = calibration_tokens(config(folders[0]), corpus, rows, 100)
+    starts = np.linspace(0, len(streams[0]) - 100, rows).astype(int)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, [streams[0][s : s + 100] for s in starts])
+    both = calibration_tokens(config(*folders, weights=(1.0, 4.0)), corpus, 5, 100)
+    np.testing.assert_array_equal(both[:2, :100], [s[:100] for s in streams])
+    whole = calibration_tokens(config(folders[0]), corpus, 1, 10**6)
+    assert whole.shape == (1, len(streams[0]))
+    (tmp_path / "a.txt").write_text("\n\n".join(prepared_text.texts(5)))
+    text = DataConfig(length=LENGTH, batch=1, text=TextSource(folder=str(tmp_path)))
+    [document] = prepared_text.encoded([(tmp_path / "a.txt").read_text()])
+    last = calibration_tokens(text, corpus, rows + 1, 100)[-1]
+    assert tuple(last) == document[-100:] and last.dtype == np.int32
+
+
+def test_other_text_than_the_run_began_with(tmp_path, corpus):
+    folder = prepared_text.prepared(tmp_path / "a", prepared_text.texts(40))
+    other = prepared_text.prepared(tmp_path / "b", prepared_text.texts(40, 1))
+    state = make_batches(config(folder), corpus, 0).get_state()
+    with pytest.raises(UserError, match="is not the text that the run began with"):
+        make_batches(config(other), corpus, 0).set_state(state)
+
+
+def damage(folder, what: str) -> str:
+    """Does that to the folder, and says how it is noticed."""
+    manifest = json.loads((folder.path / MANIFEST).read_text())
+    if what == "unfinished":
+        (folder.path / MANIFEST).unlink()
+        return "holds no finished text.*give the `prepare` command that began it once more"
+    if what == "shard":
+        shard = folder.path / manifest["shards"][0]["name"]
+        shard.write_bytes(shard.read_bytes()[:-1])
+        return "is missing or damaged; delete the folder"
+    changes = {"empty": {"documents": 0}, "format": {"format": 0}}[what]
+    (folder.path / MANIFEST).write_text(json.dumps(manifest | changes))
+    return {"empty": "holds no documents", "format": "has another format"}[what]
+
+
+@pytest.mark.parametrize("what", ["unfinished", "shard", "empty", "format"])
+def test_folders_that_cannot_be_read(what, tmp_path, corpus):
+    folder = prepared_text.prepared(tmp_path / "a", prepared_text.texts(5))
+    with pytest.raises(UserError, match=damage(folder, what)):
+        make_batches(config(folder), corpus, 0)
+
+
+def test_shard_damaged_while_training(tmp_path, corpus):
+    folder = prepared_text.prepared(tmp_path / "a", prepared_text.texts(5))
+    batches = make_batches(config(folder), corpus, 0)
+    for shard in folder.path.glob("*.arrayrecord"):
+        shard.write_bytes(b"\x00" * shard.stat().st_size)
+    with pytest.raises(UserError, match="cannot read"):
+        next(batches)
+
+
+def test_no_such_folder_and_another_tokenizer(folders, tmp_path):
+    other = Corpus(train_tokenizer(["other"], vocab=301, keys=8, values=9))
+    with pytest.raises(UserError, match="prepared with another tokenizer than the model's"):
+        make_batches(config(folders[0]), other, 0)
+    text = PreparedText(folder=str(tmp_path / "missing"))
+    with pytest.raises(UserError, match=r"there is no prepared text .*missing; make it by"):
+        open_folders((text,), vocabulary_checksum(other.tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prepared": (PreparedText(folder="a", weight=0.0),)}, "the weight 0.0 of a is not"),
+        (
+            {"needles": NeedleData(share=1.0, lengths=(40, 48), needles=(1, 1))},
+            "needle documents are made from `text`, not from `prepared` text",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit(change, message):
+    data = DataConfig(length=LENGTH, batch=1, prepared=(PreparedText(folder="a"),))
+    with pytest.raises(UserError, match=message):
+        check_data(dataclasses.replace(data, **change), "stage 'x'")
+    check_data(data, "stage 'x'")
+
+
+def test_lengths_stay_in_the_file(folders):
+    lengths = folders[0].lengths()
+    assert isinstance(lengths, np.memmap) and lengths.filename.name == LENGTHS

@@ -1,0 +1,133 @@
+"""Changes to configs, and their way to JSON and back."""
+
+import dataclasses
+import json
+from typing import Literal
+
+import pytest
+
+from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.errors import UserError
+from train.data.text import TextSource
+from train.files.config_file import convert, differences, load_config, override, to_plain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    name: str
+    rate: float = 1.0
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Other:
+    name: str
+    size: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    steps: int = 1
+    on: bool = False
+    folder: str | None = None
+    pair: tuple[int, int] = (1, 2)
+    lengths: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = (Part(name="first"), Part(name="second"))
+    either: Part | Other = Other(name="x")
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} is negative")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read", "expected"),
+    [
+        ("steps=7", lambda c: c.steps, 7),
+        ("on=True", lambda c: c.on, True),
+        ("on=false", lambda c: c.on, False),
+        ("folder=data/x=y", lambda c: c.folder, "data/x=y"),
+        ("folder=123", lambda c: c.folder, "123"),
+        ("folder=None", lambda c: c.folder, None),
+        ("pair=(3, 4)", lambda c: c.pair, (3, 4)),
+        ("lengths=[5]", lambda c: c.lengths, (5,)),
+        ("parts.second.rate=3e-4", lambda c: c.parts[1].rate, 3e-4),
+        ("parts.0.rate=2", lambda c: c.parts[0].rate, 2.0),
+        ("parts.first.kind=b", lambda c: c.parts[0].kind, "b"),
+        ("parts.first.name=4", lambda c: c.parts[0].name, "4"),
+        ("either.size=9", lambda c: c.either.size, 9),
+    ],
+)
+def test_override(assignment, read, expected):
+    value = read(override(Config(), assignment))
+    assert value == expected and type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("stps=7", r"stps: Config has no field 'stps'; it has steps, on, folder"),
+        ("parts.second.rat=1", r"Part has no field 'rat'; it has name, rate, kind"),
+        ("parts.third.rate=1", r"no element 'third'; there are first, second"),
+        ("parts.first=1", r"name a field of element 'first'"),
+        ("steps=1.5", r"steps: 1\.5 is not an integer"),
+        ("steps=True", r"steps: True is not an integer"),
+        ("steps=many", r"steps: 'many' is not an integer"),
+        ("on=1", r"on: 1 is not True or False"),
+        ("pair=(1,)", r"pair: \(1,\) must have 2 elements"),
+        ("pair=(1, 'x')", r"pair\.1: 'x' is not an integer"),
+        ("lengths=5", r"lengths: 5 is not a list"),
+        ("parts.first.rate=fast", r"'fast' is not a number"),
+        ("parts.first.kind=c", r"'c' is none of 'a', 'b'"),
+        ("steps.x=1", r"1 has no field 'x'"),
+        ("either=3", r"either: 3 is not a Part; .* and 3 is not a Other"),
+        ("steps=-1", r"steps: steps=-1 is negative"),
+        ("steps", r"'steps' is not of the form key=value"),
+    ],
+)
+def test_override_refuses(assignment, message):
+    with pytest.raises(UserError, match=message):
+        override(Config(), assignment)
+
+
+def test_model_config_through_json():
+    """Mixers are told apart by their type, also those without fields."""
+    config = ModelConfig(
+        vocab=5,
+        embed=4,
+        mlp=4,
+        query_heads=2,
+        kv_heads=1,
+        head_dim=2,
+        mixers=(FullAttention(), Hydra(fa_heads=(1,), choices=HydraChoices(fusion="gated"))),
+    )
+    assert convert(ModelConfig, json.loads(json.dumps(to_plain(config))), "model") == config
+
+
+def test_differences():
+    old, new = to_plain(Config()), to_plain(override(Config(), "parts.first.rate=2"))
+    assert differences(old, new) == ["parts.0.rate is 1.0 there and 2.0 here"]
+    assert differences(old, old) == []
+    assert len(differences({"a": 1, "b": [1]}, {"b": [1, 2], "c": 0})) == 3
+
+
+def test_load_config(tmp_path):
+    path = tmp_path / "x.py"
+    with pytest.raises(UserError, match=r"there is no config file .*x\.py"):
+        load_config(str(path), Config)
+    path.write_text("y = 1\n")
+    with pytest.raises(UserError, match=r"has no function config\(\)"):
+        load_config(str(path), Config)
+    path.write_text("def config():\n    return 3\n")
+    with pytest.raises(UserError, match="holds a int and this command needs a Config"):
+        load_config(str(path), Config)
+
+
+def test_fields_that_are_recorded_only_if_set():
+    """Runs that were begun before there were such fields go on."""
+    old = {"type": "TextSource", "folder": "text"}
+    assert to_plain(TextSource(folder="text")) == old
+    changed = TextSource(folder="text", skip_bad=True, text_field="body")
+    assert to_plain(changed) == {**old, "skip_bad": True, "text_field": "body"}
+    for source in (TextSource(folder="text"), changed):
+        assert convert(TextSource, to_plain(source), "text") == source

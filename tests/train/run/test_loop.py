@@ -1,0 +1,196 @@
+"""Stages, checkpoints and resuming, in one process."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from hydrahead_jax.models import init_params
+from tests.train import small
+from train.files.param_paths import flatten, split
+from train.files.run_folder import CHECKPOINTS, METRICS, save_model
+from train.run import loop, stage_loop
+from train.run.prefetch import Prefetch
+from train.run.saved_model import load_run
+from train.run.settings import RunSettings
+from train.run.train_step import init_state
+from train.stage.stage import MIXERS
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return small.write_texts(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(text, tmp_path_factory):
+    """(folder, parameters) of a run of all three stages."""
+    folder = tmp_path_factory.mktemp("run")
+    result = loop.run(small.job(folder, text, small.stages(text)))
+    assert not result.was_finished
+    return folder, result.params
+
+
+def assert_bitwise(actual: dict, expected: dict) -> None:
+    actual, expected = flatten(actual), flatten(expected)
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(np.asarray(actual[path]), np.asarray(leaf), err_msg=path)
+
+
+def logged(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def stop_after(monkeypatch, count: int) -> None:
+    """The run ends with Killed where it takes one more batch than `count`."""
+    left = [count]
+
+    class Stopping(Prefetch):
+        def next(self):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return super().next()
+
+    monkeypatch.setattr(stage_loop, "Prefetch", Stopping)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_resumed_run_is_bitwise_the_same(stage, steps, text, uninterrupted, tmp_path, monkeypatch):
+    """Killed at a checkpoint, and one step after it, in each stage."""
+    job = small.job(tmp_path, text, small.stages(text))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4 * stage + steps)
+        with pytest.raises(Killed):
+            loop.run(job)
+    said = []
+    result = loop.run(dataclasses.replace(job, say=said.append))
+    assert f"resuming {tmp_path} at step {4 * stage + 2} of 12" in said
+    assert_bitwise(result.params, uninterrupted[1])
+    steps_logged = [line["step"] for line in logged(tmp_path)]
+    assert steps_logged == list(range(1, 13))
+
+
+def test_metrics_of_the_stages(uninterrupted):
+    lines = logged(uninterrupted[0])
+    assert [line["stage"] for line in lines] == ["align"] * 4 + ["distill"] * 4 + ["finetune"] * 4
+    assert {"mse_layer_00", "mse_layer_01"} <= lines[0].keys()
+    assert all(np.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)
+    np.testing.assert_allclose(
+        lines[0]["loss"], (lines[0]["mse_layer_00"] + lines[0]["mse_layer_01"]) / 2, rtol=1e-6
+    )
+    assert list((uninterrupted[0] / "tensorboard").glob("events*"))
+
+
+def test_finished_run_is_left_alone(text, uninterrupted):
+    folder, params = uninterrupted
+    before = (folder / METRICS).read_bytes()
+    result = loop.run(small.job(folder, text, small.stages(text)))
+    assert result.was_finished
+    assert_bitwise(result.params, params)
+    assert (folder / METRICS).read_bytes() == before
+
+
+def test_frozen_parameters_do_not_change(text, tmp_path):
+    stages = small.stages(text)
+    result = loop.run(small.job(tmp_path, text, stages[:1]))
+    start = init_params(small.STUDENT, jax.random.key(2))
+    trained, frozen = split(flatten(result.params), MIXERS)
+    assert all("/mixer/" in path for path in trained)
+    assert {"w_embed_VD", "layers/0/mixer_norm_D", "layers/1/mlp/w_up_DF"} <= frozen.keys()
+    before = flatten(start)
+    for path, leaf in frozen.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(before[path]), err_msg=path)
+    for path, leaf in trained.items():
+        assert not np.array_equal(np.asarray(leaf), np.asarray(before[path])), path
+
+
+def test_optimizer_state_is_for_trained_parameters_only(text):
+    state, frozen = init_state(small.stages(text)[0], init_params(small.STUDENT, jax.random.key(0)))
+    moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sorted(moments) == sorted(2 * [leaf.shape for leaf in state.trainable.values()])
+    assert not set(frozen) & set(state.trainable)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "missing"])
+def test_damaged_checkpoint_falls_back(damage, text, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], folder)
+    newest = folder / CHECKPOINTS / "12"
+    for path in [max(newest.glob("params/d/*"), key=lambda p: p.stat().st_size)]:
+        content = bytearray(path.read_bytes())
+        if damage == "truncate":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "missing":
+            path.unlink()
+        else:
+            middle = len(content) // 2
+            content[middle : middle + 64] = bytes(64)
+            path.write_bytes(content)
+    said = []
+    result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    sentence = next(s for s in said if "damaged" in s)
+    assert sentence.startswith("the checkpoint at step 12 is damaged (")
+    assert sentence.endswith("; continuing from the one at step 10")
+    assert_bitwise(result.params, uninterrupted[1])
+    assert_bitwise(load_run_params(folder), uninterrupted[1])
+
+
+def load_run_params(folder):
+    save_model(folder, small.STUDENT)
+    config, params = load_run(folder)
+    assert config == small.STUDENT
+    return params
+
+
+def test_all_checkpoints_damaged_starts_anew(text, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], folder)
+    for path in (folder / CHECKPOINTS).glob("*/data/metadata"):
+        path.write_text("{")
+    said = []
+    result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    assert sum("damaged" in s for s in said) == 3
+    assert any(
+        s.endswith("is damaged (data/metadata has changed); the run starts anew") for s in said
+    )
+    assert_bitwise(result.params, uninterrupted[1])
+
+
+def test_checkpoint_without_seal_is_not_trusted(text, uninterrupted, tmp_path):
+    """The process was killed between the last file and the checksums."""
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], folder)
+    (folder / CHECKPOINTS / "12" / "checksums.json").unlink()
+    said = []
+    result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    assert "the checkpoint at step 12 is incomplete; continuing from the one at step 10" in said
+    assert_bitwise(result.params, uninterrupted[1])
+
+
+def test_divergence_stops_and_keeps_the_last_checkpoint(text, tmp_path):
+    align = small.stages(text)[0]
+    job = small.job(tmp_path, text, (align,))
+    wild = dataclasses.replace(align, optim=dataclasses.replace(align.optim, learning_rate=1e30))
+    settings = RunSettings(max_skipped=1)
+    with pytest.raises(loop.Diverged, match=r"'align' diverged by step 3: .*loss.* not finite"):
+        loop.run(dataclasses.replace(job, stages=(wild,), running=settings))
+    kept = sorted(int(p.name) for p in (tmp_path / CHECKPOINTS).iterdir())
+    assert kept == [2]
+
+
+def test_parameters_of_another_model_are_refused_before_the_first_step(text, tmp_path):
+    job = small.job(tmp_path, text, small.stages(text))
+    job = dataclasses.replace(job, initial=lambda: init_params(small.TEACHER, jax.random.key(0)))
+    with pytest.raises(AssertionError, match="assert_trees_all_equal"):
+        loop.run(job)
+    assert not (tmp_path / METRICS).exists()

@@ -1,0 +1,267 @@
+"""One process: steps that are not finite, signals, full and read-only disks, waiting for data."""
+
+import contextlib
+import dataclasses
+import importlib.machinery
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.sharding import MeshConfig
+from tests.train import pair, small
+from train import distributed
+from train.data.batches import make_batches
+from train.files.param_paths import flatten
+from train.files.run_folder import CHECKPOINTS, METRICS, open_run
+from train.run import disk, loop, stage_loop
+from train.run.metrics import MetricsLog, check_wandb
+from train.run.nonfinite_steps import FOLDER
+from train.run.prefetch import Prefetch
+from train.run.settings import RunSettings
+from train.run.throughput import peak_flops
+
+STEPS = 8  # with checkpoints at 4 and 8
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(job, the parameters at the end)."""
+    folder = tmp_path_factory.mktemp("run")
+    small.write_texts(folder / "text")
+    (folder / "run").mkdir()
+    job = pair.job(folder, STEPS, MeshConfig())
+    return job, flatten(loop.run(job).params)
+
+
+@pytest.fixture
+def job(uninterrupted, tmp_path):
+    """The same run in a folder of its own; its step is compiled already."""
+    (tmp_path / "run").mkdir()
+    return dataclasses.replace(uninterrupted[0], folder=tmp_path / "run")
+
+
+def assert_bitwise(params: dict, expected: dict) -> None:
+    params = flatten(params)
+    assert params.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(np.asarray(params[path]), np.asarray(leaf), err_msg=path)
+
+
+def logged(job) -> list[dict]:
+    return [json.loads(line) for line in (job.folder / METRICS).read_text().splitlines()]
+
+
+def change_batches(monkeypatch, change) -> None:
+    """Every batch that is made passes through change(number from 1, batch)."""
+
+    class Changed:
+        def __init__(self, batches):
+            self._batches, self._number = batches, 0
+            self.get_state, self.set_state = batches.get_state, batches.set_state
+
+        def __next__(self):
+            self._number += 1
+            return change(self._number, next(self._batches))
+
+    monkeypatch.setattr(stage_loop, "make_batches", lambda *args: Changed(make_batches(*args)))
+
+
+def poisoned(*numbers: int):
+    def change(number, batch):
+        if number not in numbers:
+            return batch
+        return dataclasses.replace(batch, loss_weight_BT=batch.loss_weight_BT * np.float32("nan"))
+
+    return change
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_kept(job, monkeypatch):
+    change_batches(monkeypatch, poisoned(3, 4, 6))
+    said = []
+    settings = dataclasses.replace(job.running, max_skipped=3)
+    result = loop.run(dataclasses.replace(job, running=settings, say=said.append))
+    assert all(np.isfinite(leaf).all() for leaf in flatten(result.params).values())
+    assert [line["skipped"] for line in logged(job)] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert ["loss" in line for line in logged(job)] == [n not in (3, 4, 6) for n in range(1, 9)]
+    files = sorted(path.name for path in (job.folder / FOLDER).iterdir())
+    assert files == [f"finetune_{step}_process_0.npz" for step in (3, 4, 6)]
+    with np.load(job.folder / FOLDER / files[0]) as batch:
+        assert batch["tokens_BT"].shape == (8, 24) and np.isnan(batch["loss_weight_BT"]).all()
+        np.testing.assert_array_equal(batch["rows"], range(8))
+    sentence = next(s for s in said if "step 4 " in s and "changed nothing" in s)
+    assert "loss" in sentence and "(2 in a row, 3 stop the run)" in sentence
+
+
+def test_too_many_in_a_row_stop_the_run_and_keep_the_last_checkpoint(job, monkeypatch):
+    change_batches(monkeypatch, poisoned(5, 6))
+    settings = dataclasses.replace(job.running, max_skipped=2)
+    with pytest.raises(loop.Diverged, match=r"diverged by step 6: .*loss.* not finite for 2 steps"):
+        loop.run(dataclasses.replace(job, running=settings))
+    assert [path.name for path in (job.folder / CHECKPOINTS).iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_the_run_resumes(
+    number, job, uninterrupted, monkeypatch
+):
+    before = signal.getsignal(number)
+
+    def change(count, batch):
+        if count == 6:
+            os.kill(os.getpid(), number)
+        return batch
+
+    with monkeypatch.context() as patch:
+        change_batches(patch, change)
+        with pytest.raises(distributed.Stopped, match="the same command continues") as stopped:
+            loop.run(job)
+    assert signal.getsignal(number) == before
+    step = logged(job)[-1]["step"]
+    assert f"stopped by a signal after step {step}, stage 'finetune'" in str(stopped.value)
+    assert step in (4, 5, 6)
+    said = []
+    result = loop.run(dataclasses.replace(job, say=said.append))
+    assert f"resuming {job.folder} at step {step} of {STEPS}" in said
+    assert_bitwise(result.params, uninterrupted[1])
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(("size", "what"), [(64, "metrics"), (16384, "the checkpoint of step 8")])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # left by orbax
+def test_a_write_that_fails_names_the_last_checkpoint_and_loses_nothing(
+    size, what, job, uninterrupted, monkeypatch
+):
+    """Once a checkpoint is whole, the file system takes no file of more than `size` bytes."""
+    with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
+
+        def change(count, batch):
+            if count == 6:
+                while not (job.folder / CHECKPOINTS / "4" / "checksums.json").is_file():
+                    time.sleep(0.01)
+                stack.enter_context(files_of_at_most(size))
+            return batch
+
+        change_batches(patch, change)
+        with pytest.raises(disk.WriteFailed, match=f"could not write {what} in ") as failed:
+            loop.run(job)
+    assert ": File too large; the last complete checkpoint is step 4; " in str(failed.value)
+    assert "give the same command again to continue" in str(failed.value)
+    result = loop.run(job)
+    assert_bitwise(result.params, uninterrupted[1])
+
+
+@pytest.mark.parametrize(
+    ("free", "outcome"), [(1.9, "refused"), (2.1, "warned"), (3.9, "warned"), (4.1, "quiet")]
+)
+def test_room_for_checkpoints_is_checked_before_the_run(free, outcome, tmp_path, monkeypatch):
+    """Three are kept and one more is being written."""
+    usage = types.SimpleNamespace(free=int(free * 1e9))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
+    said = []
+    check = lambda: disk.check_space(tmp_path, 10**9, 3, said.append)
+    if outcome == "refused":
+        with pytest.raises(UserError, match=r"takes 1 GB, and .* has room for 1\.9 GB, less than"):
+            check()
+    else:
+        check()
+        assert [s.startswith("warning: ") for s in said] == [True] * (outcome == "warned")
+
+
+def test_checkpoint_bytes_are_those_of_parameters_and_optimizer_state():
+    tree = {"a": jnp.zeros((3, 5)), "b": [jnp.zeros((), jnp.bfloat16)]}
+    assert disk.tree_bytes(tree) == 3 * 5 * 4 + 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written: Not a directory; choose another"):
+        open_run(tmp_path / "file" / "run", {})
+
+
+def test_an_error_in_the_data_is_raised_where_its_batch_is_due():
+    class Three:
+        count = 0
+
+        def __next__(self):
+            self.count += 1
+            if self.count == 3:
+                raise UserError("bad text")
+            return self.count
+
+        def get_state(self):
+            return {"count": self.count}
+
+    prefetch = Prefetch(Three(), lambda batch: 10 * batch)
+    try:
+        first, _ = prefetch.next()
+        second, waited = prefetch.next()
+        assert (first.batch, first.placed, first.position) == (1, 10, {"count": 1})
+        assert second.position == {"count": 2} and waited >= 0
+        with pytest.raises(UserError, match="bad text"):
+            prefetch.next()
+    finally:
+        prefetch.close()
+
+
+def test_metrics_say_how_fast_it_goes(uninterrupted):
+    lines = logged(uninterrupted[0])
+    for line in lines:
+        assert 0 < line["tokens_per_second"] <= line["padded_tokens_per_second"]
+        assert 0 <= line["data_wait_seconds"]
+        padded = 8 * 24 / line["seconds_per_step"]
+        np.testing.assert_allclose(line["padded_tokens_per_second"], padded)
+    assert "mfu" not in lines[0], "nobody says what a CPU can do"
+
+
+def test_peak_of_a_device_is_that_of_its_cores():
+    assert peak_flops("NVIDIA H200") == 989.4e12
+    assert peak_flops("TPU v5p") == 459e12
+    assert peak_flops("TPU7x") == 2307e12 / 2
+    assert peak_flops("cpu") is None
+
+
+def test_weights_and_biases_is_used_only_if_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    check_wandb(None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        check_wandb("project")
+    told = []
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.init = lambda **options: types.SimpleNamespace(
+        log=lambda values, step: told.append((options["project"], options["resume"], step, values)),
+        finish=lambda: told.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    check_wandb("project")
+    log = MetricsLog(tmp_path, METRICS, 0, "project")
+    log.write(3, "align", {"loss": 0.5})
+    log.close()
+    assert told == [("project", "allow", 3, {"align/loss": 0.5}), "finished"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"keep_checkpoints": 0}, {"max_skipped": 0}, {"step_timeout": 0}, {"peer_timeout": 1000}],
+)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        RunSettings(**settings)

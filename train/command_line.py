@@ -1,0 +1,276 @@
+"""The commands; what they need is imported when one is called, so that --help is quick."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from hydrahead_jax.local_path import local_path
+
+ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+Assignments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE")]
+Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def prepare(
+    sources: Sources,
+    tokenizer: Path,
+    out: Path,
+    workers: int | None = None,
+    shard_tokens: int = 2**25,
+    text_field: str = "text",
+    held_out: float = 0.0,
+    split: Literal["train", "held_out"] = "train",
+    skip_bad: bool = False,
+) -> None:
+    """Tokenise text once into shards for training; continues where it was interrupted.
+
+    Args:
+        sources: Files, or folders of them: .jsonl, .json, and .txt, .md and .py of one document
+            each (all of them also .gz, .bz2, .xz and .zst), .parquet, .arrayrecord.
+        tokenizer: Folder with the tokenizer.json of the model, or that file.
+        out: Folder of the shards.
+        workers: Processes; as many as there are cores if absent. The result is the same.
+        shard_tokens: A shard ends with the document that reaches them.
+        text_field: Field of JSON objects, or column of Parquet files, that holds the text.
+        held_out: Share of the documents to set apart, by a hash of their text.
+        split: Which side to write, those for training or those held out.
+        skip_bad: Leave out records that cannot be used, and count them, instead of stopping.
+    """
+    from train.prepare.command import prepare as command
+    from train.prepare.workers import cores
+
+    command(
+        sources,
+        tokenizer,
+        out,
+        workers=cores() if workers is None else workers,
+        shard_tokens=shard_tokens,
+        text_field=text_field,
+        held_out=held_out,
+        split=split,
+        skip_bad=skip_bad,
+        say=_say,
+    )
+
+
+def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Train a small teacher from scratch and save it as a Hugging Face folder.
+
+    Args:
+        config: Python file whose config() returns a PretrainConfig.
+        assignments: Changes to the config, such as stages.long.steps=100.
+    """
+    from train.commands.pretrain import PretrainConfig
+    from train.commands.pretrain import pretrain as command
+    from train.files.config_file import load_config
+
+    command(load_config(config, PretrainConfig, assignments), say=_say)
+
+
+def select(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Score a teacher's heads and write the plan of those that stay softmax.
+
+    Args:
+        config: Python file whose config() returns a SelectConfig.
+        assignments: Changes to the config, such as ratio=7:1.
+    """
+    from train.files.config_file import load_config
+    from train.select.command import select_heads
+    from train.select.config import SelectConfig
+
+    select_heads(load_config(config, SelectConfig, assignments), say=_say)
+
+
+def transfer(
+    config: ConfigFile,
+    assignments: Assignments = (),
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Turn a teacher into a hybrid, stage by stage; continues a run that was interrupted.
+
+    Args:
+        config: Python file whose config() returns a TransferConfig.
+        assignments: Changes to the config, such as stages.align.optim.learning_rate=3e-4.
+        coordinator: host:port of the first of several processes, the same on all of them; "auto"
+            on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
+        processes: How many there are.
+        process: The index of this one, from 0.
+    """
+    from train import distributed
+
+    distributed.start(coordinator, processes, process)
+    from train.commands.transfer import TransferConfig
+    from train.commands.transfer import transfer as command
+    from train.files.config_file import load_config
+
+    command(load_config(config, TransferConfig, assignments), say=distributed.say)
+    distributed.finish()
+
+
+def cache_teacher(
+    config: ConfigFile,
+    assignments: Assignments = (),
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Write the teacher's most probable tokens for the stages that read them from a folder.
+
+    Args:
+        config: Python file whose config() returns a TransferConfig; a stage has a teacher_cache.
+        assignments: Changes to the config, such as stages.distill.steps=100.
+        coordinator: host:port of the first of several processes, the same on all of them; "auto"
+            on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
+        processes: How many there are.
+        process: The index of this one, from 0.
+    """
+    from train import distributed
+
+    distributed.start(coordinator, processes, process)
+    from train.commands.cache_teacher import cache_teacher as command
+    from train.commands.transfer import TransferConfig
+    from train.files.config_file import load_config
+
+    command(load_config(config, TransferConfig, assignments), say=distributed.say)
+    distributed.finish()
+
+
+def plan(
+    config: ConfigFile,
+    assignments: Assignments = (),
+    target: str = "v5p:4x4x4",
+    json: Path | None = None,
+    alike: bool = False,
+) -> None:
+    """Compile all stages for machines that are not there: memory, FLOP, traffic and least time.
+
+    Args:
+        config: Python file whose config() returns a TransferConfig.
+        assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32.
+        target: A slice such as v5p:8x8x8 (v4, v5e, v5p, v6e, tpu7x), or h200, h200:8.
+        json: File for all figures.
+        alike: Without a head plan, assume the same heads in every layer, which compiles faster.
+    """
+    from train.commands.transfer import TransferConfig
+    from train.files.config_file import load_config
+    from train.plan.command import plan as command
+
+    command(load_config(config, TransferConfig, assignments), target, json, alike=alike, say=_say)
+
+
+def evaluate(
+    run: Folder,
+    assignments: Assignments = (),
+    text: Path | None = None,
+    text_field: str = "text",
+    skip_bad: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Measure retrieval and text loss of a run, or of a Hugging Face folder.
+
+    Args:
+        run: Folder of a finished run, or Hugging Face folder.
+        assignments: Changes to the EvalSettings, such as documents=128.
+        text: Held-out text, a file or folder as `prepare` takes; the held-out part of the standard
+            library if absent.
+        text_field: Field of JSON objects, or column of Parquet files, that holds the text.
+        skip_bad: Leave out records that cannot be used, and count them, instead of stopping.
+        out: File for the report, JSON.
+    """
+    from train.commands.evaluate import evaluate_saved
+    from train.data.text import TextSource
+
+    folder = None if text is None else str(text)
+    source = TextSource(folder=folder, text_field=text_field, skip_bad=skip_bad)
+    evaluate_saved(run, assignments, source, out, say=_say)
+
+
+def export(
+    run: Folder,
+    out: Path,
+    dtype: str = "float32",
+    shard_size: str = "5GB",
+    check: bool = True,
+) -> None:
+    """Write a run's hybrid as a Hugging Face folder that PyTorch loads.
+
+    Args:
+        run: Folder of a finished run.
+        out: New folder, or an earlier export, which is replaced.
+        dtype: Of the weights: float32 or bfloat16.
+        shard_size: Of a weight file at most, such as 5GB or 500MB.
+        check: Compare with PyTorch, where it is installed; an export that computes something else
+            is not written.
+    """
+    from train.commands.export import export_run, parse_size
+
+    export_run(run, out, say=_say, dtype=dtype, shard_bytes=parse_size(shard_size), check=check)
+
+
+def demo(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Score, convert, evaluate and export a small teacher, and write a report.
+
+    Args:
+        config: Python file whose config() returns a DemoConfig.
+        assignments: Changes to the config.
+    """
+    from train.evidence.demo import DemoConfig
+    from train.evidence.demo import demo as command
+    from train.files.config_file import load_config
+
+    command(load_config(config, DemoConfig, assignments))
+
+
+def evidence(config: ConfigFile, assignments: Assignments = ()) -> None:
+    """Repeat the demo's comparison over several teachers and random draws.
+
+    Args:
+        config: Python file whose config() returns an EvidenceConfig.
+        assignments: Changes to the config.
+    """
+    from train.evidence.evidence import EvidenceConfig
+    from train.evidence.evidence import evidence as command
+    from train.files.config_file import load_config
+
+    command(load_config(config, EvidenceConfig, assignments))
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+def _with_local_paths(command: Callable) -> Callable:
+    """The command, which refuses addresses before it does anything."""
+
+    @functools.wraps(command)
+    def checked(*args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path):
+                    local_path(path)
+        command(*args, **kwargs)
+
+    return checked
+
+
+COMMANDS = {
+    command.__name__.replace("_", "-"): _with_local_paths(command)
+    for command in (
+        prepare,
+        pretrain,
+        select,
+        cache_teacher,
+        transfer,
+        plan,
+        evaluate,
+        export,
+        demo,
+        evidence,
+    )
+}

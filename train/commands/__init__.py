@@ -1,0 +1,1 @@
+"""The subcommands that train, evaluate, export and cache a teacher."""

@@ -1,0 +1,125 @@
+"""From a run to a folder that PyTorch loads."""
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop import export_torch
+from hydrahead_jax.interop.tokenizer_files import (
+    GENERATION,
+    copy_tokenizer_files,
+    tokenizer_files,
+)
+from hydrahead_jax.interop.weights import SHARD_BYTES
+from hydrahead_jax.local_path import local_path
+from train.files.run_folder import CONFIG, read_json
+from train.run.saved_model import load_saved
+
+_DTYPES = ("float32", "bfloat16")
+_UNITS = {
+    f"{letter}{i}B": (1024 if i else 1000) ** power
+    for power, letter in enumerate("KMGT", 1)
+    for i in ("", "I")
+} | {"B": 1}
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    say: Callable[[str], None] = print,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    check: bool = True,
+) -> float | None:
+    """Writes the student of a finished run as a Hugging Face folder.
+
+    Args:
+      run: folder of the run, or of an earlier export.
+      out: new folder, or an earlier export, which is replaced.
+      say: takes a sentence for the user.
+      dtype: of the weights, "float32" or "bfloat16".
+      shard_bytes: of a weight file at most.
+      check: whether PyTorch's numbers are compared with ours, where PyTorch is installed.
+
+    Returns:
+      The largest difference between PyTorch's logits and ours, None where it was not measured.
+
+    Raises:
+      UserError: the run is not finished, `out` is in use, or PyTorch computes something else.
+    """
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it must be {' or '.join(_DTYPES)}")
+    run, out = local_path(run), local_path(out)
+    model, record = load_saved(run), _record(run)
+    teacher = Path(record["config"]["teacher"]) if record else None
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = model.tokenizer
+        if teacher and _completed(tokenizer, teacher, Path(scratch), say):
+            tokenizer = Path(scratch)
+        report = export_torch(
+            out,
+            model.config,
+            model.params,
+            tokenizer,
+            card=_card(record) if record else None,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            check=check,
+            teacher=teacher,
+        )
+    say(str(report))
+    return report.max_abs_logit_difference
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of a size such as "5GB", "500 MB" or "5GiB".
+
+    Raises:
+      UserError: it is no such size, or nothing.
+    """
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT]?I?B)\s*", text.upper())
+    size = int(float(found[1]) * _UNITS.get(found[2], 0)) if found else 0
+    if size < 1:
+        raise UserError(f"{text!r} is no size; give a number and a unit, such as 5GB or 500MB")
+    return size
+
+
+def _completed(run: Path, teacher: Path, scratch: Path, say: Callable[[str], None]) -> bool:
+    """Puts into `scratch` what a run keeps of its tokenizer and what only the teacher still has.
+
+    Runs of earlier versions kept neither chat templates nor generation_config.json.
+    """
+    ours, theirs = run / "tokenizer.json", teacher / "tokenizer.json"
+    same = theirs.is_file() and ours.is_file() and theirs.read_bytes() == ours.read_bytes()
+    kept = tokenizer_files(run)
+    if not same:
+        if Path(GENERATION) not in kept:
+            say(
+                f"warning: the run keeps no {GENERATION}, and {teacher} is not there any more or "
+                "has another tokenizer; stop tokens are the tokenizer's, chat templates the run's"
+            )
+        return False
+    if not set(tokenizer_files(teacher)) - set(kept):
+        return False
+    copy_tokenizer_files(teacher, scratch)
+    copy_tokenizer_files(run, scratch)
+    return True
+
+
+def _record(run: Path) -> dict:
+    """What a transfer was asked for; empty for another folder."""
+    path = run / CONFIG
+    record = read_json(path) if path.is_file() else {}
+    return record if "head_plan" in record else {}
+
+
+def _card(record: dict) -> dict:
+    plan, config = record["head_plan"], record["config"]
+    return {
+        "Base model": Path(config["teacher"]).name,
+        "Head plan": f"{plan['strategy']}, {sum(map(len, plan['fa_heads']))} softmax heads",
+        "Training": ", ".join(f"{s['name']} {s['steps']} steps" for s in config["stages"]),
+    }

@@ -1,0 +1,152 @@
+"""From a teacher and a head plan to a trained hybrid, in stages."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.config import HydraChoices, ModelConfig
+from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.interop import head_rms, migrate, read_config
+from hydrahead_jax.local_path import local_path
+from hydrahead_jax.precision import Precision, compute_params, training_policy
+from hydrahead_jax.sharding import MeshConfig, make_layout
+from train import distributed
+from train.data.batches import calibration_tokens, make_batches
+from train.data.text import Corpus, load_corpus
+from train.files.config_file import to_plain
+from train.files.run_folder import PLAN, copy_tokenizer, open_run, save_model
+from train.run.loop import Job, run
+from train.run.settings import RunSettings
+from train.run.train_step import Teacher
+from train.stage.mesh_checks import check_mesh
+from train.stage.stage import Stage, check_stages
+from train.teacher.cached_batches import check_cache
+from train.teacher.loaded import LoadedTeacher
+from train.teacher.migrate_on_mesh import migrate_on
+
+_FREE_TO_CHANGE = (
+    "run",
+    "head_plan",
+    "mesh",
+    "running",
+    "microbatches",
+    "remat",
+    "teacher_size",
+    "ratio",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """Attributes:
+    run: folder of checkpoints, metrics and the student.
+    teacher: Hugging Face folder of a Qwen3 model.
+    head_plan: JSON file written by `python -m train select`.
+    stages: of training, in order.
+    choices: of the hybrid layers.
+    calibration_rows: of text, as long as those of the first stage, from which the heads' gains
+      are initialised.
+    seed: of new parameters and of the order of the data.
+    precision: of the computation.
+    mesh: of devices, for stages that name none.
+    running: how the run is kept going.
+    teacher_size: of Qwen3, such as "1.7b"; `plan` needs it where the teacher is not there yet.
+    ratio: of delta-rule to softmax heads, which `plan` assumes where there is no head plan yet.
+    """
+
+    run: str
+    teacher: str
+    head_plan: str
+    stages: tuple[Stage, ...]
+    choices: HydraChoices = HydraChoices()
+    calibration_rows: int = 32
+    seed: int = 0
+    precision: Precision = "auto"
+    mesh: MeshConfig = MeshConfig()
+    running: RunSettings = RunSettings()
+    teacher_size: str | None = None
+    ratio: str = "3:1"
+
+
+def transfer(
+    config: TransferConfig, say: Callable[[str], None] = print
+) -> tuple[ModelConfig, dict]:
+    """Runs what is left of the transfer; a run that is killed continues where it was.
+
+    Returns:
+      The student's config and its parameters, float32.
+
+    Raises:
+      UserError: the inputs are not right, or the run folder holds a different run.
+    """
+    teacher_folder, folder = local_path(config.teacher), local_path(config.run)
+    plan = HeadPlan.load(local_path(config.head_plan))
+    teacher_config = read_config(teacher_folder)
+    student = plan.student(teacher_config, config.choices)
+    check_stages(config.stages, teacher_config.max_length, hybrid=True)
+    for stage in config.stages:
+        mesh = stage.mesh or config.mesh
+        check_mesh(stage, mesh, len(jax.devices()), student, teacher_config)
+    corpus = load_corpus(teacher_folder / "tokenizer.json", teacher_config)
+    for stage in config.stages:
+        make_batches(stage.data, corpus, config.seed)
+    layout = make_layout(config.stages[0].mesh or config.mesh)
+    loaded = LoadedTeacher(teacher_folder, layout)
+    for stage in config.stages:
+        if stage.teacher_cache is not None:
+            check_cache(stage, config.seed, teacher_config, loaded.checksum, corpus)
+    open_run(folder, _record(config, plan, loaded.checksum))
+    save_model(folder, student)
+    if distributed.is_first():
+        plan.save(folder / PLAN)
+    copy_tokenizer(teacher_folder, folder)
+    policy = training_policy(config.precision)
+    job = Job(
+        folder=folder,
+        stages=config.stages,
+        model=student,
+        initial=lambda: initial_student(config, corpus, loaded, student),
+        teacher=lambda: Teacher(teacher_config, compute_params(policy, loaded.take())),
+        release=loaded.take,
+        corpus=corpus,
+        seed=config.seed,
+        policy=policy,
+        mesh=config.mesh,
+        running=config.running,
+        say=say,
+    )
+    result = run(job)
+    if result.was_finished:
+        say(f"{folder} is finished, {job.steps} steps; nothing to do")
+    else:
+        say(f"{folder} is finished after {job.steps} steps")
+    return student, result.params
+
+
+def initial_student(
+    config: TransferConfig, corpus: Corpus, teacher: LoadedTeacher, student: ModelConfig
+) -> dict:
+    """The student before training: the teacher's weights, gains from calibration text."""
+    data = config.stages[0].data
+    rows_BT = calibration_tokens(data, corpus, config.calibration_rows, data.length)
+    key = jax.random.key(config.seed)
+    if teacher.layout is None:
+        head_rms_LN = head_rms(teacher.config, teacher.params, jnp.asarray(rows_BT))
+        return migrate(teacher.config, teacher.params, student, key, head_rms_LN)
+    return migrate_on(teacher.layout, teacher.config, teacher.params, student, key, rows_BT)
+
+
+def _record(config: TransferConfig, plan: HeadPlan, teacher_checksum: int) -> dict:
+    """What determines the student, to rounding; a plan or teacher that changed in place is another
+    run, and other devices are not."""
+    plain = {k: v for k, v in to_plain(config).items() if k not in _FREE_TO_CHANGE}
+    plain["stages"] = [
+        {k: v for k, v in stage.items() if k not in _FREE_TO_CHANGE} for stage in plain["stages"]
+    ]
+    return {
+        "config": plain,
+        "head_plan": to_plain(plan),
+        "teacher_checksum": teacher_checksum,
+    }

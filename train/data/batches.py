@@ -1,0 +1,205 @@
+"""From documents to packed batches: shuffled, mixed, resumable, the same for any processes."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Protocol
+
+import grain
+import jax
+import numpy as np
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.token_ids import check_token_ids
+from hydrahead_jax.vocabulary import Kept
+from train.data.needles import NeedleData, check_needles
+from train.data.packed_text import packed_text
+from train.data.prepared.folder import PreparedText
+from train.data.prepared.packing import Packing
+from train.data.prepared.rows import RowBatches, calibration_stretches, open_folders
+from train.data.text import Corpus, TextSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Attributes:
+    length: tokens of a row.
+    batch: rows.
+    text: plain text that fits into memory; also the haystack of needle documents.
+    prepared: text of any size, in place of `text`.
+    packing: of prepared text. "best_fit" cuts only documents that are longer than a row and
+      leaves some padding; "split" cuts at every end of a row and leaves none.
+    needles: None for plain text alone.
+    text_weight: of every token in the next-token loss.
+    answer_weight: added on the answers of needle documents.
+    """
+
+    length: int
+    batch: int
+    text: TextSource = TextSource()
+    prepared: tuple[PreparedText, ...] = ()
+    packing: Packing = "best_fit"
+    needles: NeedleData | None = None
+    text_weight: float = 1.0
+    answer_weight: float = 0.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed documents.
+
+    Attributes:
+      tokens_BT: int32.
+      segment_ids_BT: document of each token within its row, from 1; 0 is padding.
+      loss_weight_BT: weight of predicting this token; 0 on padding.
+      teacher: its most probable tokens [B, T, K], where a stage reads them from a cache.
+    """
+
+    tokens_BT: jax.Array
+    segment_ids_BT: jax.Array
+    loss_weight_BT: jax.Array
+    teacher: Kept | None = None
+
+
+class Batches(Protocol):
+    """Endless batches of numpy arrays; the position is a small JSON value, the same in every
+    process and for every number of them."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict: ...
+
+    def set_state(self, state: dict) -> None: ...
+
+
+def abstract_batch(data: DataConfig) -> Batch:
+    """Shapes and dtypes."""
+    shape = lambda dtype: jax.ShapeDtypeStruct((data.batch, data.length), dtype)
+    return Batch(shape(np.int32), shape(np.int32), shape(np.float32))
+
+
+def check_data(data: DataConfig, where: str) -> None:
+    """Raises UserError where the settings do not fit together; no file is looked at."""
+    if data.length < 2 or data.batch < 1:
+        raise UserError(f"{where}: rows need 2 tokens or more, and a batch 1 row or more")
+    for text in data.prepared:
+        if not 0 < text.weight < float("inf"):
+            raise UserError(
+                f"{where}: the weight {text.weight} of {text.folder} is not a positive number"
+            )
+    if data.needles is None:
+        return
+    if data.prepared:
+        raise UserError(
+            f"{where}: needle documents are made from `text`, not from `prepared` text; leave one "
+            f"of needles and prepared out"
+        )
+    check_needles(data.needles, data.length, where)
+
+
+def make_batches(
+    data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...] | None = None
+) -> Batches:
+    """Batches that `data`, the corpus and `seed` determine.
+
+    Documents of `text` are cut into pieces of at most a row, shuffled anew in every epoch, and
+    mixed with needle documents; pieces are packed into rows, first fit, none of them cut. Each
+    process makes all of it and keeps its rows. Rows of prepared text are planned once and shuffled
+    anew in every epoch; each process reads its own only.
+
+    Args:
+      rows: of each batch that are given, in that order; all if None.
+
+    Raises:
+      UserError: the text is empty or too short, the tokenizer has no needle symbols, or prepared
+        text cannot be read or is in another vocabulary.
+    """
+    rows = tuple(range(data.batch)) if rows is None else rows
+    if data.prepared:
+        return _PreparedBatches(data, corpus, seed, rows)
+    packed = packed_text(
+        corpus.documents(data.text),
+        corpus.tokenizer,
+        seed,
+        length=data.length,
+        needles=data.needles,
+        text_weight=data.text_weight,
+        answer_weight=data.answer_weight,
+    )
+    return _TextBatches(iter(packed.batch(data.batch)), np.array(rows))
+
+
+def calibration_tokens(data: DataConfig, corpus: Corpus, rows: int, length: int) -> np.ndarray:
+    """Stretches of the text, evenly over it, documents following one another.
+
+    Returns:
+      int32 [rows, length]; shorter where there is less text than that.
+
+    Raises:
+      UserError: as `make_batches`.
+    """
+    if data.prepared:
+        folders = open_folders(data.prepared, corpus.vocabulary_checksum)
+        tokens_BT = calibration_stretches(data.prepared, folders, rows, length)
+        check_token_ids(tokens_BT, _known_ids(corpus), "prepared text")
+        return tokens_BT
+    tokens = np.concatenate(corpus.documents(data.text))
+    length = min(length, len(tokens))
+    starts = np.linspace(0, len(tokens) - length, rows).astype(int)
+    return np.stack([tokens[start : start + length] for start in starts])
+
+
+def _known_ids(corpus: Corpus) -> int:
+    """One more than the largest token id of the corpus."""
+    return 1 + max(corpus.tokenizer.get_vocab().values())
+
+
+class _TextBatches:
+    """Rows of batches that every process makes whole."""
+
+    def __init__(self, iterator: grain.DatasetIterator, rows: np.ndarray):
+        self._iterator, self._rows = iterator, rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        names = ("tokens", "tokens_segment_ids", "weight")
+        return Batch(*(batch[name][self._rows] for name in names))
+
+    def get_state(self) -> dict:
+        return json.loads(json.dumps(self._iterator.get_state()))
+
+    def set_state(self, state: dict) -> None:
+        self._iterator.set_state(state)
+
+
+class _PreparedBatches:
+    """Rows of prepared text."""
+
+    def __init__(self, data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...]):
+        self._rows = RowBatches(
+            data.prepared,
+            open_folders(data.prepared, corpus.vocabulary_checksum),
+            length=data.length,
+            packing=data.packing,
+            batch=data.batch,
+            rows=rows,
+            seed=seed,
+        )
+        self._weight = np.float32(data.text_weight)
+        self._known = _known_ids(corpus)
+        self.get_state, self.set_state = self._rows.get_state, self._rows.set_state
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = next(self._rows)
+        check_token_ids(rows.tokens_BT, self._known, "prepared text")
+        weight_BT = (rows.segment_ids_BT > 0) * self._weight
+        return Batch(rows.tokens_BT, rows.segment_ids_BT, weight_BT)

@@ -1,0 +1,85 @@
+"""Tokenizers: a small byte-level BPE one with symbols for needles, and any tokenizer.json."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(documents: list[str], *, vocab: int, keys: int, values: int) -> Tokenizer:
+    """Byte-level BPE over `documents`; `vocab` counts the special symbols too."""
+    symbols = [f"<key_{i:02d}>" for i in range(keys)] + [f"<val_{i:02d}>" for i in range(values)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END_OF_TEXT, *symbols],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    """Writes tokenizer.json and tokenizer_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "padding_side": "left",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """From a tokenizer.json; it neither cuts texts nor pads them.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no tokenizer {path}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more exact
+        raise UserError(f"{path} is no tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def added_ids(path: Path) -> dict[str, int]:
+    """Returns the ids that a tokenizer.json gives to its added tokens; the library gives others
+    where they leave a hole."""
+    tokens = read_json(path).get("added_tokens") or []
+    return {token["content"]: token["id"] for token in tokens}
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that stands between documents.
+
+    Raises:
+      UserError: the tokenizer has none.
+    """
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    if token is None:
+        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents")
+    return token
+
+
+def vocabulary_checksum(tokenizer: Tokenizer) -> str:
+    """Of which token has which number, however the tokenizer was saved."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

@@ -1,0 +1,198 @@
+"""One teacher, several head plans: score, convert, evaluate, and put the results side by side."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hydrahead_jax.cache import cache_bytes
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
+from hydrahead_jax.head_plan import HeadPlan
+from hydrahead_jax.interop.hf_import import load_hf
+from hydrahead_jax.json_file import plain, read_json
+from hydrahead_jax.local_path import local_path
+from hydrahead_jax.selection import HeadScores, SelectionSettings, budget, receivers_kept, select
+from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection.probes.file import save_probes
+from train.commands.transfer import TransferConfig, transfer
+from train.data.stdlib_text import Split
+from train.data.text import Corpus, TextSource, load_corpus
+from train.evidence.parallel import Task, run_parallel
+from train.files.config_file import to_plain
+from train.files.run_folder import METRICS, PLAN, PROBES, write_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """How one student's softmax heads are chosen; arguments of `selection.allocate`."""
+
+    name: str
+    strategy: str
+    ratio: str
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """Attributes:
+    teacher: Hugging Face folder.
+    out: folder of all results; a repeated run continues there.
+    students: made and evaluated alike but for their head plans.
+    selection: how the teacher's heads are scored.
+    transfer: the three stages; its teacher, head plan and folder are filled in for each student.
+    evaluation: of the teacher and of every student.
+    processes: students trained at a time, each on its share of the cores.
+    """
+
+    teacher: str
+    out: str
+    students: tuple[Student, ...]
+    selection: SelectionSettings
+    transfer: TransferConfig
+    evaluation: EvalSettings
+    processes: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher with its tokenizer and its text."""
+
+    config: ModelConfig
+    params: dict
+    corpus: Corpus
+
+    @classmethod
+    def load(cls, folder: str) -> "Teacher":
+        config, params = load_hf(folder, dtype=np.float32)
+        return cls(config, params, load_corpus(local_path(folder) / "tokenizer.json", config))
+
+    def text(self, split: Split) -> np.ndarray:
+        """Tokens of the standard library's own sources."""
+        return self.corpus.haystack(TextSource(), split).tokens
+
+
+def compare(config: ComparisonConfig) -> dict:
+    """Runs the comparison and returns what report.json holds under teacher, students, seconds."""
+    out = local_path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    clock = Clock()
+    teacher = Teacher.load(config.teacher)
+    teacher_result = cached(
+        out / "teacher.json",
+        {"teacher": config.teacher, "evaluation": to_plain(config.evaluation)},
+        lambda: measure(teacher.config, teacher.params, teacher, config.evaluation),
+    )
+    clock.lap("evaluate teacher")
+    scores = _score(teacher, config, out)
+    clock.lap("score heads")
+    plans = {student.name: _plan(student, scores, teacher.config) for student in config.students}
+    runs = {name: _run(config, name, plan) for name, plan in plans.items()}
+    tasks = {
+        name: Task(
+            work=make_student,
+            arguments=(run, config.evaluation),
+            metrics=Path(run.run) / METRICS,
+            steps=sum(stage.steps for stage in run.stages),
+            log=Path(run.run).with_name("output.log"),
+        )
+        for name, run in runs.items()
+    }
+    results = run_parallel(tasks, config.processes)
+    clock.lap("train and evaluate students")
+    for name, plan in plans.items():
+        results[name]["receivers_kept"] = receivers_kept(scores, plan)
+    return {"teacher": teacher_result, "students": results, "seconds": clock.laps}
+
+
+def make_student(run: TransferConfig, evaluation: EvalSettings) -> dict:
+    """Trains and evaluates one student; the work of a process of its own."""
+    config, params = transfer(run)
+    return cached(
+        Path(run.run).with_name("evaluation.json"),
+        {"run": to_plain(run), "evaluation": to_plain(evaluation)},
+        lambda: measure(config, params, Teacher.load(run.teacher), evaluation),
+    )
+
+
+def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalSettings) -> dict:
+    """One model's row of the report: accuracies, text loss, and what it keeps in generation."""
+    haystack, corpus = teacher.text("held_out"), teacher.corpus
+    heads = [getattr(mixer, "fa_heads", range(config.query_heads)) for mixer in config.mixers]
+    return {
+        **evaluate(config, params, corpus.tokenizer, haystack, settings, stops=corpus.stops),
+        "fa_heads": sum(len(h) for h in heads),
+        "kv_heads": sum(len({config.kv_head(n) for n in h}) for h in heads),
+        "cache_bytes_at_32k": cache_bytes(config, 32768),
+    }
+
+
+def cached(path: Path, of: dict, compute: Callable[[], dict]) -> dict:
+    """What `compute` gave for the same `of`, an earlier time or now; JSON."""
+    of = plain(of)
+    if path.is_file():
+        found = read_json(path)
+        if found["of"] == of:
+            return found["result"]
+    result = plain(compute())
+    write_json(path, {"of": of, "result": result})
+    return result
+
+
+class Clock:
+    """Seconds spent between laps, by name."""
+
+    def __init__(self):
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 1)
+        self._last = now
+
+
+def _score(teacher: Teacher, config: ComparisonConfig, out: Path) -> HeadScores:
+    path = out / "head_scores.csv"
+
+    def score() -> dict:
+        selection = select(
+            teacher.config,
+            teacher.params,
+            teacher.corpus.tokenizer,
+            teacher.text("train"),
+            config.selection,
+            store=out / "pairs",
+        )
+        selection.scores.save_csv(path)
+        save_probes(out / PROBES, selection.probes, selection.pairs, teacher.corpus.tokenizer)
+        return selection.account
+
+    of = {"teacher": config.teacher, "selection": to_plain(config.selection)}
+    cached(out / "selection.json", of, score)
+    return HeadScores.load_csv(path)
+
+
+def _plan(student: Student, scores: HeadScores, config: ModelConfig) -> HeadPlan:
+    heads = budget(config, student.ratio)
+    return allocate(scores, config, student.strategy, fa_heads=heads, seed=student.seed)
+
+
+def _run(config: ComparisonConfig, name: str, plan: HeadPlan) -> TransferConfig:
+    """The student's transfer, with its head plan written beside it."""
+    folder = student_folder(Path(config.out), name)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.save(folder / PLAN)
+    return dataclasses.replace(
+        config.transfer,
+        teacher=config.teacher,
+        head_plan=str(folder / PLAN),
+        run=str(folder / "run"),
+    )
+
+
+def student_folder(out: Path, name: str) -> Path:
+    """Of one student of a comparison; a ratio's colon is no good in a file name."""
+    return out / "students" / name.replace(":", "_to_").replace(" ", "_")

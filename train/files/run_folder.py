@@ -1,0 +1,114 @@
+"""The folder of a run: what it was asked for, and what came of it."""
+
+import secrets
+from pathlib import Path
+
+from hydrahead_jax import json_file
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.interop.tokenizer_files import copy_tokenizer_files
+from hydrahead_jax.json_file import read_json
+from train import distributed
+from train.files.config_file import convert, differences, to_plain
+
+CONFIG = "config.json"
+MODEL = "model.json"
+PLAN = "head_plan.json"
+PROBES = "probes.jsonl"
+TOKENIZER = "tokenizer"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+FINISHED = "finished.json"
+_PROBE = ".shared"
+_SHOWN = 3
+
+
+def open_run(folder: Path, record: dict) -> bool:
+    """Makes the folder, or checks that it holds the same run.
+
+    Args:
+      folder: of the run.
+      record: all that determines the run, as JSON.
+
+    Returns:
+      Whether the run was there already.
+
+    Raises:
+      UserError: the folder holds another run, or something else, cannot be written, or is not the
+        same for all processes.
+    """
+    record = json_file.plain(record)
+    was_there = distributed.agree("run folder", lambda: _open_run(folder, record))
+    _check_shared(folder)
+    return was_there
+
+
+def _open_run(folder: Path, record: dict) -> bool:
+    path = folder / CONFIG
+    try:
+        if path.is_file():
+            _check_same(folder, read_json(path), record)
+            (folder / _PROBE).write_text(secrets.token_hex())
+            return True
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and holds no run; choose another folder with run=...")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        (folder / _PROBE).write_text(secrets.token_hex())
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; choose another folder with run=..."
+        ) from error
+    return False
+
+
+def _check_same(folder: Path, old: dict, record: dict) -> None:
+    found = differences(old, record)
+    if found:
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise UserError(
+            f"{folder} holds a different run: {', '.join(found[:_SHOWN])}{more}; "
+            f"choose another folder with run=..., or delete this one"
+        )
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises UserError where this process does not see what the first one wrote."""
+    probe = folder / _PROBE
+    expected = distributed.agree("probe", probe.read_text)
+    if not probe.is_file() or probe.read_text() != expected:
+        raise UserError(
+            f"process {distributed.index()} does not see the {folder} that process 0 writes; put "
+            f"run=... on a file system that all processes share"
+        )
+
+
+def write_json(path: Path, value) -> None:
+    """All of the file or nothing, even if the process is killed; the first process writes."""
+    if distributed.is_first():
+        json_file.write_json(path, value)
+
+
+def save_model(folder: Path, config: ModelConfig) -> None:
+    """Writes the model's config."""
+    write_json(folder / MODEL, to_plain(config))
+
+
+def load_model(folder: Path) -> ModelConfig:
+    """Raises UserError where the folder holds no run."""
+    path = folder / MODEL
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no {MODEL}")
+    return convert(ModelConfig, read_json(path), str(path))
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the tokenizer's files, so that the run can be read without the teacher.
+
+    Raises:
+      UserError: `source` has no tokenizer.json.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise UserError(f"{source} has no tokenizer.json")
+    if distributed.is_first():
+        copy_tokenizer_files(source, folder / TOKENIZER)

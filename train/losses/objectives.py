@@ -1,0 +1,139 @@
+"""What the stages minimise: pure functions of parameters, batch and the teacher's targets.
+
+`targets` are the teacher's, outside of differentiation; `counts` are taken over the whole batch,
+so that the losses of its parts add up to its own. Metrics are (sum, count) pairs: averages over
+steps, parts of a batch and devices are exact.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.models import merge
+from hydrahead_jax.sharding import Layout
+from hydrahead_jax.vocabulary import Unembedding, kept_scores, pair_scores, token_scores
+from train.losses.align import align_loss, align_targets
+from train.losses.model_batch import ModelBatch
+from train.losses.shared import (
+    Counts,
+    Metrics,
+    head_metrics,
+    keep_statistics,
+    mean,
+    next_token_metrics,
+    real_tokens,
+    run_model,
+    unembedding,
+    whole_counts,
+)
+from train.stage.stage import Stage
+
+# Vocabulary entries whose logits exist at one time, for some of the tokens.
+VOCABULARY_AT_ONCE = 8192
+
+
+class Objective(NamedTuple):
+    """Attributes:
+    targets: (stage, config, params, batch, layout) -> what the loss needs of the teacher; None
+      without one.
+    counts: (stage, batch) -> what the sums of a loss are divided by; `batch` is whole.
+    loss: (stage, config, params, batch, targets, counts, layout) -> (loss, metrics); `batch` may
+      be a part, the loss is then its share.
+    """
+
+    targets: Callable[[Stage, ModelConfig, dict, ModelBatch, Layout | None], Any] | None
+    counts: Callable[[Stage, ModelBatch], Counts]
+    loss: Callable[..., tuple[jax.Array, Metrics]]
+
+
+class DistillTargets(NamedTuple):
+    """The teacher's logits, not yet multiplied out."""
+
+    hidden_BTD: jax.Array
+    unembedding: Unembedding
+
+
+def _next_token_loss(stage, config, params, batch, targets, counts, layout):
+    model = merge(config, params)
+    output = run_model(stage, model, batch, layout, keep_statistics)
+    scores = token_scores(
+        output.hidden_BTD,
+        unembedding(model),
+        batch.target_BT,
+        at_once=VOCABULARY_AT_ONCE,
+        layout=layout,
+    )
+    total = jnp.sum(scores.nll_X * batch.target_weight_BT)
+    metrics = {"loss": (total, jnp.sum(batch.target_weight_BT))}
+    metrics |= next_token_metrics(stage, batch, scores) | head_metrics(output.taps)
+    return total / counts["weights"], metrics
+
+
+def _distill_targets(stage, config, params, batch, layout) -> DistillTargets:
+    model = merge(config, params)
+    return DistillTargets(run_model(stage, model, batch, layout).hidden_BTD, unembedding(model))
+
+
+def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts, layout):
+    """Eq 16: KL(teacher || student) on every real token, and ce_weight times cross entropy."""
+    model = merge(config, params)
+    output = run_model(stage, model, batch, layout, keep_statistics)
+    scores = pair_scores(
+        *targets,
+        output.hidden_BTD,
+        unembedding(model),
+        batch.target_BT,
+        at_once=VOCABULARY_AT_ONCE,
+        layout=layout,
+    )
+    is_target_BT = batch.target_weight_BT > 0
+    loss, metrics = _distilled(stage, batch, scores, counts)
+    metrics["teacher_nll"] = mean(scores.teacher_nll_X, is_target_BT)
+    return loss, metrics | head_metrics(output.taps)
+
+
+def _cached_distill_loss(stage, config, params, batch, targets, counts, layout):
+    """The same KL over the tokens that were kept and all others as one; a lower bound of it."""
+    model = merge(config, params)
+    output = run_model(stage, model, batch, layout, keep_statistics)
+    scores = kept_scores(
+        batch.teacher.normalised(),
+        output.hidden_BTD,
+        unembedding(model),
+        batch.target_BT,
+        at_once=VOCABULARY_AT_ONCE,
+        layout=layout,
+    )
+    loss, metrics = _distilled(stage, batch, scores, counts)
+    return loss, metrics | head_metrics(output.taps)
+
+
+def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):
+    """KL at temperature 1 and, where it counts, cross entropy, of scores that have both."""
+    real_BT = real_tokens(batch)
+    kl, tokens = jnp.sum(scores.kl_X * real_BT), jnp.sum(real_BT)
+    metrics = {"loss": (kl, tokens), "kl": (kl, tokens)}
+    metrics |= next_token_metrics(stage, batch, scores)
+    loss = kl / counts["tokens"]
+    if stage.ce_weight == 0:
+        return loss, metrics
+    ce = jnp.sum(scores.nll_X * batch.target_weight_BT)
+    metrics["ce"] = (ce, jnp.sum(batch.target_weight_BT))
+    loss = loss + stage.ce_weight * ce / counts["weights"]
+    return loss, metrics | {"loss": (loss * counts["tokens"], tokens)}
+
+
+def objective_of(stage: Stage) -> Objective:
+    """What a stage minimises."""
+    return _CACHED_DISTILL if stage.teacher_cache is not None else OBJECTIVES[stage.loss]
+
+
+OBJECTIVES = {
+    "next_token": Objective(None, whole_counts, _next_token_loss),
+    "align": Objective(align_targets, whole_counts, align_loss),
+    "distill": Objective(_distill_targets, whole_counts, _distill_loss),
+}
+_CACHED_DISTILL = Objective(None, whole_counts, _cached_distill_loss)

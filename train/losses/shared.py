@@ -1,0 +1,117 @@
+"""What the losses of all stages have in common."""
+
+import jax
+import jax.numpy as jnp
+
+from hydrahead_jax.models import Decoder, Taps
+from hydrahead_jax.sharding import Layout
+from hydrahead_jax.vocabulary import Unembedding
+from train.losses.model_batch import ModelBatch
+from train.stage.stage import Stage
+
+_SQUARES = ("fa_mean_square", "gdn_mean_square")
+Counts = dict[str, jax.Array]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def whole_counts(stage: Stage, batch: ModelBatch) -> Counts:
+    """What the sums of a loss are divided by; `batch` is whole."""
+    return {
+        "tokens": jnp.maximum(jnp.sum(real_tokens(batch)), 1.0),
+        "weights": jnp.maximum(jnp.sum(batch.target_weight_BT), 1e-9),
+    }
+
+
+def real_tokens(batch: ModelBatch):
+    """1 for each token that is not padding, 0 for padding."""
+    return (batch.segment_ids_BT != 0).astype(jnp.float32)
+
+
+def mean(values_BT, chosen_BT) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of the chosen values."""
+    chosen_BT = chosen_BT.astype(jnp.float32)
+    return jnp.sum(values_BT * chosen_BT), jnp.sum(chosen_BT)
+
+
+def unembedding(model: Decoder) -> Unembedding:
+    """The model's unembedding matrix in its stored orientation."""
+    if model.config.tied_embeddings:
+        return Unembedding(model.w_embed_VD[...], 0)
+    return Unembedding(model.w_unembed_DV[...], 1)
+
+
+def keep_nothing(taps: Taps) -> None:
+    """A tap that keeps nothing."""
+    return None
+
+
+def keep_statistics(taps: Taps) -> dict:
+    """A tap that keeps the statistics of a layer's heads."""
+    return taps.statistics
+
+
+def run_model(
+    stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None, tap=keep_nothing
+):
+    """The model's output for a batch; `tap` says what is kept of each layer."""
+    return model(
+        batch.tokens_BT,
+        segment_ids_BT=batch.segment_ids_BT,
+        positions_BT=batch.positions_BT,
+        starts_BT=batch.starts_BT,
+        training=True,
+        layout=layout,
+        remat=stage.remat,
+        scan=stage.scan_layers,
+        tap=tap,
+    )
+
+
+def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
+    """Mean loss over all target tokens; with weighted answers also over answers and text apart."""
+    is_target_BT = batch.target_weight_BT > 0
+    metrics = {"student_nll": mean(scores.nll_X, is_target_BT)}
+    if stage.data.needles is not None and stage.data.answer_weight > 0:
+        is_answer_BT = batch.target_weight_BT > stage.data.text_weight
+        metrics["answer_accuracy"] = mean(scores.hit_X, is_answer_BT)
+        metrics["text_loss"] = mean(scores.nll_X, is_target_BT & ~is_answer_BT)
+    return metrics
+
+
+def head_metrics(statistics: list[dict]) -> Metrics:
+    """Mean gates, alpha and beta over all heads; for each layer that has both kinds of heads, their
+    mean squares before gate and norm, of which `with_rms_ratios` makes ratios.
+
+    Args:
+      statistics: of each layer's mixer.
+    """
+    metrics = {}
+    for name in ("fa_gate", "gdn_gate", "alpha", "beta"):
+        found = [layer[name] for layer in statistics if name in layer]
+        if found:
+            metrics[name] = jax.tree.map(lambda *x: sum(x), *found)
+    for index, layer in enumerate(statistics):
+        if all(name in layer for name in _SQUARES):
+            metrics |= {f"{name}_layer_{index:02d}": layer[name] for name in _SQUARES}
+    return metrics
+
+
+def with_rms_ratios(metrics: Metrics) -> Metrics:
+    """Replaces mean squares by the RMS of the delta-rule heads over that of the softmax heads.
+
+    A ratio of sums is no sum of ratios, so this must follow the sum over microbatches.
+
+    Args:
+      metrics: of `head_metrics` and others, over all tokens of a step.
+    """
+    metrics = dict(metrics)
+    names = [name for name in metrics if name.startswith(f"{_SQUARES[0]}_layer_")]
+    ratios = {}
+    for layer in (name.removeprefix(f"{_SQUARES[0]}_") for name in names):
+        (fa, fa_count), (gdn, gdn_count) = (metrics.pop(f"{name}_{layer}") for name in _SQUARES)
+        squares = gdn / jnp.maximum(gdn_count, 1.0), fa / jnp.maximum(fa_count, 1.0)
+        ratio = jnp.sqrt(squares[0] / jnp.maximum(squares[1], 1e-30))
+        ratios[f"rms_ratio_{layer}"] = (ratio * fa_count, fa_count)
+    if ratios:
+        metrics["rms_ratio"] = jax.tree.map(lambda *x: sum(x), *ratios.values())
+    return metrics | ratios

@@ -1,0 +1,1 @@
+"""The subcommand that scores heads and chooses the softmax heads."""

@@ -1,0 +1,50 @@
+"""What a selection of heads is asked for."""
+
+import dataclasses
+from typing import Literal
+
+from hydrahead_jax.selection import SelectionSettings
+from hydrahead_jax.selection.checks.knockout import KnockOutSettings
+from hydrahead_jax.selection.checks.stability import StabilitySettings
+from hydrahead_jax.selection.plans.allocate import DEFAULT
+from train.data.text import TextSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Attributes:
+    run: folder of the results; a run that is killed continues there.
+    teacher: Hugging Face folder of a Qwen3 model, or folder of a finished run, whose softmax heads
+      are then scored.
+    strategy: one of `hydrahead_jax.selection.STRATEGIES`.
+    ratio: delta-rule heads to softmax heads, such as "3:1"; may be None beside kv_bytes.
+    kv_bytes: keys and values that a token may add to the cache, in all layers.
+    kv_slack: the share of the score mass that may go to save KV heads.
+    kv_dtype: of the cache.
+    tensor_multiple: divides the softmax heads of every layer.
+    text: that the probes' needles are put into.
+    general: JSON-lines files of general ability, each a sub-probe.
+    settings: of the probes and the scores.
+    knock_out: None leaves it out.
+    stability: None leaves it out.
+    dtype: of the parameters; scores are good to 1e-5 with float32.
+    devices: that the pairs are spread over; the parameters are split between them.
+    seed: of drawn plans and of ties.
+    """
+
+    run: str
+    teacher: str
+    strategy: str = DEFAULT
+    ratio: str | None = "3:1"
+    kv_bytes: int | None = None
+    kv_slack: float | None = None
+    kv_dtype: str = "bfloat16"
+    tensor_multiple: int = 1
+    text: TextSource = TextSource()
+    general: tuple[str, ...] = ()
+    settings: SelectionSettings = SelectionSettings()
+    knock_out: KnockOutSettings | None = KnockOutSettings()
+    stability: StabilitySettings | None = StabilitySettings()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    devices: int = 1
+    seed: int = 0

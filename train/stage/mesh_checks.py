@@ -1,0 +1,67 @@
+"""Whether a stage fits a mesh, before anything is compiled."""
+
+from collections.abc import Iterator
+
+from hydrahead_jax.cache.layered import CONV_TAPS
+from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.mixers.hydra_heads import hydra_heads
+from hydrahead_jax.sharding import MeshConfig, nearest_divisors
+from train.stage.stage import Stage
+
+
+def check_mesh(
+    stage: Stage, mesh: MeshConfig, devices: int, config: ModelConfig, teacher: ModelConfig | None
+) -> dict[str, int]:
+    """The size of each axis for a stage on that many devices.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or an axis does not divide what it shares out;
+        names the axis, the size and the nearest sizes that work.
+    """
+    where = f"stage {stage.name!r}, mesh {mesh.text()}"
+    try:
+        sizes = mesh.sizes(devices)
+    except UserError as error:
+        raise UserError(f"stage {stage.name!r}: {error}") from error
+    for axis, ranks, what, size in _shares(stage, mesh, sizes, config, teacher):
+        if size % ranks:
+            works = " and ".join(str(n) for n in nearest_divisors(size, ranks))
+            raise UserError(
+                f"{where}: {axis} is {ranks}, which does not divide {what} of {size}; the nearest "
+                f"that do: {works}"
+            )
+    tokens = stage.data.length // _chunks(mesh, sizes)
+    if sizes["context"] > 1 and tokens < CONV_TAPS - 1:
+        raise UserError(
+            f"{where}: context={sizes['context']} leaves chunks of {tokens} tokens, and the "
+            f"convolution needs {CONV_TAPS - 1}; lower context or lengthen data.length"
+        )
+    return sizes
+
+
+def _chunks(mesh: MeshConfig, sizes: dict[str, int]) -> int:
+    """Pieces that a row is cut into."""
+    if sizes["context"] == 1:
+        return 1
+    return sizes["context"] * (2 if mesh.order == "zigzag" else 1)
+
+
+def _shares(stage, mesh, sizes, config, teacher) -> Iterator[tuple[str, int, str, int]]:
+    """(axis, its size, what it shares out, the size of that)."""
+    parts = stage.microbatches
+    rows = "data * fsdp" + (f" * microbatches={parts}" if parts > 1 else "")
+    yield rows, sizes["data"] * sizes["fsdp"] * parts, "the batch", stage.data.batch
+    chunks = "2 * context (zigzag order)" if mesh.order == "zigzag" else "context"
+    yield chunks, _chunks(mesh, sizes), "the rows' length", stage.data.length
+    yield "fsdp", sizes["fsdp"], "the embedding", config.embed
+    yield "tensor", sizes["tensor"], "the MLP", config.mlp
+    if teacher is not None and stage.loss != "next_token":
+        yield "tensor", sizes["tensor"], "the teacher's query heads", teacher.query_heads
+    for layer, mixer in enumerate(config.mixers):
+        if not isinstance(mixer, Hydra):
+            yield "tensor", sizes["tensor"], f"query heads in layer {layer}", config.query_heads
+            continue
+        heads = hydra_heads(config, mixer)
+        yield "tensor", sizes["tensor"], f"the softmax heads in layer {layer}", len(heads.fa)
+        yield "tensor", sizes["tensor"], f"the delta-rule heads in layer {layer}", len(heads.gdn)

@@ -1,0 +1,1 @@
+"""The loaded teacher, and its cached outputs on disk."""

@@ -1,0 +1,183 @@
+"""A cache on disk: what it is of, and blocks of steps, each in a file per process that wrote it."""
+
+import bisect
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.local_path import local_path
+from train.files.config_file import differences, to_plain
+from train.files.run_folder import read_json, write_json
+from train.stage.stage import Stage
+from train.teacher.cache_record import RowFormat
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_BLOCKS = "blocks"
+_OPEN_FILES = 64
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A file of a block: for one step after another, those rows of the batch.
+
+    Attributes:
+      name: of the file.
+      rows: of each batch, ascending.
+      bytes: of the file.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """Attributes:
+    first: step of the stage, from 0.
+    steps: how many.
+    parts: that have all rows between them.
+    state: position in the data after the block.
+    """
+
+    first: int
+    steps: int
+    parts: tuple[Part, ...]
+    state: Any
+
+
+def identity(stage: Stage, seed: int, teacher: ModelConfig, checksum: int) -> dict:
+    """What a cache is of, as JSON.
+
+    Args:
+      stage: that reads it.
+      seed: of the run, which determines the order of the data together with the stage's name.
+      teacher: its config.
+      checksum: of the teacher's parameters.
+    """
+    return {
+        "format": FORMAT,
+        "teacher": {"checksum": checksum, "vocab": teacher.vocab},
+        "stage": stage.name,
+        "seed": seed,
+        "data": to_plain(stage.data),
+        "tokens": stage.teacher_cache.tokens,
+    }
+
+
+class CacheFolder:
+    """Attributes:
+    path: of the folder.
+    blocks: that are whole, the first steps first.
+    """
+
+    def __init__(self, path: Path, found: dict):
+        """`found` is the identity."""
+        self.path = path
+        self.format = RowFormat(found["data"]["length"], found["tokens"], found["teacher"]["vocab"])
+        self.blocks: list[Block] = []
+        while (block := _read_block(path, self.steps)) is not None:
+            self.blocks.append(block)
+        self._reader = functools.lru_cache(_OPEN_FILES)(self._open)
+
+    @property
+    def steps(self) -> int:
+        """That can be read."""
+        return self.blocks[-1].first + self.blocks[-1].steps if self.blocks else 0
+
+    def read(self, step: int, rows: tuple[int, ...]) -> list[bytes]:
+        """Records of those rows of the batch of a step."""
+        firsts = [block.first for block in self.blocks]
+        block = self.blocks[bisect.bisect_right(firsts, step) - 1]
+        found = {}
+        for part in block.parts:
+            wanted = [row for row in rows if row in part.rows and row not in found]
+            base = (step - block.first) * len(part.rows)
+            at = [base + part.rows.index(row) for row in wanted]
+            if at:
+                found |= dict(zip(wanted, self._reader(part.name).read(at), strict=True))
+        return [found[row] for row in rows]
+
+    def _open(self, name: str) -> ArrayRecordReader:
+        return ArrayRecordReader(str(self.path / name), _READER_OPTIONS)
+
+
+def open_for_writing(path: Path, wanted: dict) -> None:
+    """Makes the folder, or checks that it is the same cache; on one process.
+
+    Raises:
+      UserError: the folder holds another cache, or something else.
+    """
+    if (path / MANIFEST).is_file():
+        found = differences(read_json(path / MANIFEST), wanted)
+        if found:
+            raise UserError(
+                f"{path} holds another teacher cache: {found[0]}; choose another "
+                f"teacher_cache.folder, or delete this one"
+            )
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and holds no teacher cache; choose another folder")
+    (path / _BLOCKS).mkdir(parents=True)
+    write_json(path / MANIFEST, wanted)
+
+
+def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
+    """The cache that a stage reads.
+
+    Raises:
+      UserError: it is missing, of another teacher or other data, or has too few steps.
+    """
+    path = local_path(stage.teacher_cache.folder)
+    where = f"stage {stage.name!r}: the teacher cache {path}"
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{where} is not there; make it by `python -m train cache-teacher`")
+    found = read_json(path / MANIFEST)
+    wrong = differences(found, wanted)
+    if wrong:
+        raise UserError(
+            f"{where} does not fit this run: {wrong[0]}; make one for this run by "
+            f"`python -m train cache-teacher` in another folder"
+        )
+    folder = CacheFolder(path, found)
+    if folder.steps < stage.steps:
+        raise UserError(
+            f"{where} has {folder.steps} whole steps and the stage takes {stage.steps}; give "
+            f"`python -m train cache-teacher` once more to finish it"
+        )
+    return folder
+
+
+def write_block(path: Path, block: Block) -> None:
+    """Says that a block is whole; its files are there."""
+    write_json(_block_file(path, block.first), dataclasses.asdict(block))
+
+
+def part_name(first: int, process: int) -> str:
+    return f"steps-{first:07d}-{process:04d}.arrayrecord"
+
+
+def _block_file(path: Path, first: int) -> Path:
+    return path / _BLOCKS / f"{first:07d}.json"
+
+
+def _read_block(path: Path, first: int) -> Block | None:
+    if not _block_file(path, first).is_file():
+        return None
+    found = read_json(_block_file(path, first))
+    parts = tuple(
+        Part(name=part["name"], rows=tuple(part["rows"]), bytes=part["bytes"])
+        for part in found["parts"]
+    )
+    for part in parts:
+        file = path / part.name
+        if not file.is_file() or file.stat().st_size != part.bytes:
+            return None
+    return Block(first=first, steps=found["steps"], parts=parts, state=found["state"])

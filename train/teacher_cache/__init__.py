@@ -1,1 +1,0 @@
-"""The teacher's most probable tokens, written once and read by the stage that distills them."""
