@@ -1,1 +1,1 @@
-"""Stages, loop, data, checkpoints and the command line; runs from a checkout."""
+"""Trains hybrids: stages, loop, data, checkpoints and the command line; runs from a checkout."""

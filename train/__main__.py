@@ -1,4 +1,4 @@
-"""`python -m train COMMAND CONFIG [key=value ...]`."""
+"""Runs `python -m train COMMAND CONFIG [key=value ...]`."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ _CRASHED = 70  # not 1, which is a mistake that starting again does not mend
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code; a user's mistake is one sentence on stderr."""
+    """Runs a command and returns the exit code; a user's mistake is one sentence on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     # orbax logs pages there about an error that it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def ended_by(error: Exception) -> int:
-    """The exit code for an error; with several processes it is said once."""
+    """Returns the exit code for an error; several processes report the error only once."""
     from train import distributed  # needs jax, which would slow --help down
     from train.run.disk import WriteFailed
 

@@ -1,4 +1,4 @@
-"""The commands; what they need is imported when one is called, so that --help is quick."""
+"""Defines the commands; each imports what it needs when it is called, so that --help is quick."""
 
 import functools
 from collections.abc import Callable
@@ -246,7 +246,7 @@ def _say(sentence: str) -> None:
 
 
 def _with_local_paths(command: Callable) -> Callable:
-    """The command, which refuses addresses before it does anything."""
+    """Wraps a command so that it refuses addresses before it does anything."""
 
     @functools.wraps(command)
     def checked(*args, **kwargs):

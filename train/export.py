@@ -1,4 +1,4 @@
-"""What scripts import to export a run for PyTorch."""
+"""Provides what scripts import to export a run for PyTorch."""
 
 from train.commands.export import export_run
 

@@ -1,1 +1,1 @@
-"""The subcommands that train, evaluate, export and cache a teacher."""
+"""Holds the subcommands that train, evaluate, export and cache a teacher."""

@@ -1,4 +1,4 @@
-"""`python -m train cache-teacher`: the teacher runs over the data of a stage, once."""
+"""Runs `python -m train cache-teacher`: the teacher goes over the data of a stage, once."""
 
 import collections
 import contextlib
@@ -48,10 +48,10 @@ _BARRIER_SECONDS = 600.0
 
 
 def cache_teacher(config: TransferConfig, say: Callable[[str], None] = print) -> None:
-    """Writes the caches that the stages of a transfer name, or what is missing of them.
+    """Writes the caches that the stages of a transfer name; existing parts are left alone.
 
     Raises:
-      UserError: no stage names one, or the inputs are not right.
+      UserError: no stage names a cache, or the inputs are not right.
     """
     stages = [stage for stage in config.stages if stage.teacher_cache is not None]
     if not stages:
@@ -92,7 +92,10 @@ def cache_teacher(config: TransferConfig, say: Callable[[str], None] = print) ->
 
 
 def _top_tokens(stage: Stage, config, layout: Layout | None) -> Callable:
-    """(params, batch) -> Kept of the teacher's tokens, in natural order, in what is stored."""
+    """Compiles (params, batch) -> Kept: the teacher's most probable tokens.
+
+    Tokens are in natural order, and the arrays have the dtypes that the cache stores.
+    """
 
     def run(params, batch: Batch) -> Kept:
         made = make_model_batch(batch, layout)
@@ -124,14 +127,14 @@ def _top_tokens(stage: Stage, config, layout: Layout | None) -> Callable:
 
 
 class _Pending(NamedTuple):
-    """A step that was given to the devices; checksums are of this process' rows."""
+    """Holds a step that was given to the devices, and checksums of this process' rows."""
 
     kept: Kept
     checksums: dict[int, int]
 
 
 class _Writer:
-    """Writes what is missing of a cache, a block of steps at a time."""
+    """Writes the steps that a cache lacks, a block of steps at a time."""
 
     def __init__(self, stage: Stage, folder: CacheFolder, layout: Layout | None, batches, rows):
         self._stage, self._folder, self._layout = stage, folder, layout
@@ -143,7 +146,7 @@ class _Writer:
             batches.set_state(folder.blocks[-1].state)
 
     def run(self, top: Callable[[Batch], Kept], say: Callable[[str], None]) -> None:
-        """To the last step of the stage."""
+        """Writes all steps up to the last one of the stage."""
         steps, path = self._stage.steps, self._folder.path
         if self._folder.steps >= steps:
             say(f"{path} has all {steps} steps; nothing to do")
@@ -209,7 +212,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _writing(path: Path):
-    """Says where a file could not be written."""
+    """Raises UserError, which names the path, where a file cannot be written."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -217,4 +220,4 @@ def _writing(path: Path):
 
 
 def _quiet(*progress) -> None:
-    """Other processes than the first show nothing."""
+    """Shows no progress; every process but the first uses it."""

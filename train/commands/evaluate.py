@@ -1,4 +1,4 @@
-"""Retrieval and text loss of a run, or of a Hugging Face folder."""
+"""Measures retrieval and text loss of a run, or of a Hugging Face folder."""
 
 import dataclasses
 from collections.abc import Callable

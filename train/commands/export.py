@@ -1,4 +1,4 @@
-"""From a run to a folder that PyTorch loads."""
+"""Exports a run as a folder that PyTorch loads."""
 
 import re
 import tempfile
@@ -78,7 +78,7 @@ def parse_size(text: str) -> int:
     """Returns the bytes of a size such as "5GB", "500 MB" or "5GiB".
 
     Raises:
-      UserError: it is no such size, or nothing.
+      UserError: the text is not a size, or the size is less than one byte.
     """
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT]?I?B)\s*", text.upper())
     size = int(float(found[1]) * _UNITS.get(found[2], 0)) if found else 0
@@ -88,9 +88,12 @@ def parse_size(text: str) -> int:
 
 
 def _completed(run: Path, teacher: Path, scratch: Path, say: Callable[[str], None]) -> bool:
-    """Puts into `scratch` what a run keeps of its tokenizer and what only the teacher still has.
+    """Copies to `scratch` the tokenizer files of a run and those that only the teacher has.
 
-    Runs of earlier versions kept neither chat templates nor generation_config.json.
+    Runs of earlier versions saved neither chat templates nor generation_config.json.
+
+    Returns:
+      Whether `scratch` holds the files; the run's own folder is used where it does not.
     """
     ours, theirs = run / "tokenizer.json", teacher / "tokenizer.json"
     same = theirs.is_file() and ours.is_file() and theirs.read_bytes() == ours.read_bytes()
@@ -110,7 +113,7 @@ def _completed(run: Path, teacher: Path, scratch: Path, say: Callable[[str], Non
 
 
 def _record(run: Path) -> dict:
-    """What a transfer was asked for; empty for another folder."""
+    """Returns the record of a transfer's settings; empty for a folder that is no transfer."""
     path = run / CONFIG
     record = read_json(path) if path.is_file() else {}
     return record if "head_plan" in record else {}

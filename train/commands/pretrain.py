@@ -1,4 +1,4 @@
-"""A small Qwen3-architecture teacher, trained from scratch on text and needle documents."""
+"""Trains a small Qwen3-architecture teacher from scratch on text and needle documents."""
 
 import dataclasses
 import shutil
@@ -31,12 +31,12 @@ from train.stage.stage import Stage, check_stages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scales:
-    """Initial scales at which small models form the retrieval circuit.
+    """Sets the initial scales at which small models form the retrieval circuit.
 
     Attributes:
-      embed_std: of the embedding.
+      embed_std: standard deviation of the embedding.
       output: factor on the projections that write to the residual stream.
-      qk_gain: of the norms on queries and keys.
+      qk_gain: gain of the norms on queries and keys.
     """
 
     embed_std: float = 0.1
@@ -46,7 +46,10 @@ class Scales:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """Accuracies at the first length of the evaluation below which a teacher is thrown away."""
+    """Sets the accuracies that a teacher must reach at the first length of the evaluation.
+
+    A teacher that misses one of them is thrown away.
+    """
 
     niah_single: float = 0.95
     niah_multikey: float = 0.85
@@ -54,22 +57,25 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Attributes:
-    run: folder of checkpoints and metrics, one sub-folder for each seed that is tried.
-    out: Hugging Face folder of the teacher.
-    model: with full attention in every layer; the tokenizer gets its vocabulary.
-    keys: key symbols of the tokenizer.
-    values: value symbols of the tokenizer.
-    text: that the tokenizer is trained on.
-    scales: initial scales.
-    stages: of training.
-    evaluation: on held-out text.
-    evaluation_text: that text.
-    target: accuracies to reach.
-    seed: the first one tried.
-    attempts: seeds tried, one after another, until the target is reached.
-    precision: of the computation.
-    running: how the run is kept going.
+    """Describes the training of a teacher from scratch.
+
+    Attributes:
+      run: folder of checkpoints and metrics, one sub-folder for each seed that is tried.
+      out: Hugging Face folder that the teacher is saved to.
+      model: config of the teacher, with full attention in every layer; the tokenizer gets its
+        vocabulary.
+      keys: number of key symbols in the tokenizer.
+      values: number of value symbols in the tokenizer.
+      text: text that the tokenizer is trained on.
+      scales: initial scales of the parameters.
+      stages: stages of training, in order.
+      evaluation: settings of the evaluation on held-out text.
+      evaluation_text: text that the evaluation reads.
+      target: accuracies that the teacher must reach.
+      seed: first seed that is tried.
+      attempts: most seeds that are tried, one after another, until one reaches the target.
+      precision: precision of the computation.
+      running: how the run is kept going.
     """
 
     run: str
@@ -137,7 +143,7 @@ def check(config: PretrainConfig) -> None:
 
 
 def small_scale_params(config: ModelConfig, scales: Scales, key: jax.Array) -> dict:
-    """Random parameters with those scales."""
+    """Returns random parameters with the given initial scales."""
     params = init_params(config, key)
     params["w_embed_VD"] *= scales.embed_std * config.embed**0.5
     for block in params["layers"].values():
@@ -181,7 +187,7 @@ def _job(config: PretrainConfig, corpus: Corpus, folder: Path, seed: int, say) -
 
 
 def _record(config: PretrainConfig) -> dict:
-    """What determines the teacher."""
+    """Returns all settings that determine the teacher."""
     return {k: v for k, v in to_plain(config).items() if k not in ("run", "out", "running")}
 
 

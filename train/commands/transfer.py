@@ -1,4 +1,4 @@
-"""From a teacher and a head plan to a trained hybrid, in stages."""
+"""Trains a hybrid from a teacher and a head plan, in stages."""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,20 +40,23 @@ _FREE_TO_CHANGE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransferConfig:
-    """Attributes:
-    run: folder of checkpoints, metrics and the student.
-    teacher: Hugging Face folder of a Qwen3 model.
-    head_plan: JSON file written by `python -m train select`.
-    stages: of training, in order.
-    choices: of the hybrid layers.
-    calibration_rows: of text, as long as those of the first stage, from which the heads' gains
-      are initialised.
-    seed: of new parameters and of the order of the data.
-    precision: of the computation.
-    mesh: of devices, for stages that name none.
-    running: how the run is kept going.
-    teacher_size: of Qwen3, such as "1.7b"; `plan` needs it where the teacher is not there yet.
-    ratio: of delta-rule to softmax heads, which `plan` assumes where there is no head plan yet.
+    """Describes the conversion of a teacher into a hybrid.
+
+    Attributes:
+      run: folder of checkpoints, metrics and the student.
+      teacher: Hugging Face folder of a Qwen3 model.
+      head_plan: JSON file written by `python -m train select`.
+      stages: stages of training, in order.
+      choices: design choices of the hybrid layers.
+      calibration_rows: rows of text that initialise the heads' gains; they are as long as those of
+        the first stage.
+      seed: seed of new parameters and of the order of the data.
+      precision: precision of the computation.
+      mesh: mesh of devices, for stages that name none.
+      running: how the run is kept going.
+      teacher_size: size of Qwen3, such as "1.7b"; `plan` needs it where the teacher does not exist
+        yet.
+      ratio: delta-rule heads to softmax heads; `plan` assumes it where there is no head plan yet.
     """
 
     run: str
@@ -73,7 +76,7 @@ class TransferConfig:
 def transfer(
     config: TransferConfig, say: Callable[[str], None] = print
 ) -> tuple[ModelConfig, dict]:
-    """Runs what is left of the transfer; a run that is killed continues where it was.
+    """Runs the remaining stages of a transfer; a run that was killed continues where it was.
 
     Returns:
       The student's config and its parameters, float32.
@@ -128,7 +131,7 @@ def transfer(
 def initial_student(
     config: TransferConfig, corpus: Corpus, teacher: LoadedTeacher, student: ModelConfig
 ) -> dict:
-    """The student before training: the teacher's weights, gains from calibration text."""
+    """Returns the student before training: the teacher's weights, gains from calibration text."""
     data = config.stages[0].data
     rows_BT = calibration_tokens(data, corpus, config.calibration_rows, data.length)
     key = jax.random.key(config.seed)
@@ -139,8 +142,10 @@ def initial_student(
 
 
 def _record(config: TransferConfig, plan: HeadPlan, teacher_checksum: int) -> dict:
-    """What determines the student, to rounding; a plan or teacher that changed in place is another
-    run, and other devices are not."""
+    """Returns all that determines the student, up to rounding.
+
+    A plan or a teacher that changed in place makes another run; other devices do not.
+    """
     plain = {k: v for k, v in to_plain(config).items() if k not in _FREE_TO_CHANGE}
     plain["stages"] = [
         {k: v for k, v in stage.items() if k not in _FREE_TO_CHANGE} for stage in plain["stages"]

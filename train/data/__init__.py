@@ -1,1 +1,1 @@
-"""Text and batches."""
+"""Reads text and makes batches."""

@@ -1,4 +1,4 @@
-"""From documents to packed batches: shuffled, mixed, resumable, the same for any processes."""
+"""Packs documents into batches: shuffled, mixed, resumable, the same for any processes."""
 
 import dataclasses
 import json
@@ -22,16 +22,18 @@ from train.data.text import Corpus, TextSource
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Attributes:
-    length: tokens of a row.
-    batch: rows.
-    text: plain text that fits into memory; also the haystack of needle documents.
-    prepared: text of any size, in place of `text`.
-    packing: of prepared text. "best_fit" cuts only documents that are longer than a row and
-      leaves some padding; "split" cuts at every end of a row and leaves none.
-    needles: None for plain text alone.
-    text_weight: of every token in the next-token loss.
-    answer_weight: added on the answers of needle documents.
+    """Describes the rows of a stage: their text, their packing, and the weights of the loss.
+
+    Attributes:
+      length: tokens of a row.
+      batch: rows of a batch.
+      text: plain text that fits into memory; also the haystack of needle documents.
+      prepared: text of any size, in place of `text`.
+      packing: how prepared text is packed. "best_fit" cuts only documents that are longer than a
+        row and leaves some padding; "split" cuts at every end of a row and leaves none.
+      needles: needle documents that are mixed in; None for plain text alone.
+      text_weight: weight of every token in the next-token loss.
+      answer_weight: weight that is added on the answers of needle documents.
     """
 
     length: int
@@ -47,13 +49,13 @@ class DataConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Packed documents.
+    """Holds packed documents.
 
     Attributes:
       tokens_BT: int32.
       segment_ids_BT: document of each token within its row, from 1; 0 is padding.
       loss_weight_BT: weight of predicting this token; 0 on padding.
-      teacher: its most probable tokens [B, T, K], where a stage reads them from a cache.
+      teacher: the teacher's most probable tokens [B, T, K], where a stage reads them from a cache.
     """
 
     tokens_BT: jax.Array
@@ -63,8 +65,11 @@ class Batch:
 
 
 class Batches(Protocol):
-    """Endless batches of numpy arrays; the position is a small JSON value, the same in every
-    process and for every number of them."""
+    """Yields endless batches of numpy arrays.
+
+    The position is a small JSON value. It is the same in every process, and for any number of
+    processes.
+    """
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -76,13 +81,13 @@ class Batches(Protocol):
 
 
 def abstract_batch(data: DataConfig) -> Batch:
-    """Shapes and dtypes."""
+    """Returns the shapes and dtypes of a batch."""
     shape = lambda dtype: jax.ShapeDtypeStruct((data.batch, data.length), dtype)
     return Batch(shape(np.int32), shape(np.int32), shape(np.float32))
 
 
 def check_data(data: DataConfig, where: str) -> None:
-    """Raises UserError where the settings do not fit together; no file is looked at."""
+    """Raises UserError where the settings do not fit together; opens no file."""
     if data.length < 2 or data.batch < 1:
         raise UserError(f"{where}: rows need 2 tokens or more, and a batch 1 row or more")
     for text in data.prepared:
@@ -103,7 +108,7 @@ def check_data(data: DataConfig, where: str) -> None:
 def make_batches(
     data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...] | None = None
 ) -> Batches:
-    """Batches that `data`, the corpus and `seed` determine.
+    """Makes the batches that `data`, the corpus and `seed` determine.
 
     Documents of `text` are cut into pieces of at most a row, shuffled anew in every epoch, and
     mixed with needle documents; pieces are packed into rows, first fit, none of them cut. Each
@@ -111,7 +116,7 @@ def make_batches(
     anew in every epoch; each process reads its own only.
 
     Args:
-      rows: of each batch that are given, in that order; all if None.
+      rows: rows of each batch that are returned, in that order; all if None.
 
     Raises:
       UserError: the text is empty or too short, the tokenizer has no needle symbols, or prepared
@@ -133,7 +138,7 @@ def make_batches(
 
 
 def calibration_tokens(data: DataConfig, corpus: Corpus, rows: int, length: int) -> np.ndarray:
-    """Stretches of the text, evenly over it, documents following one another.
+    """Returns stretches that are spread evenly over the joined documents of the text.
 
     Returns:
       int32 [rows, length]; shorter where there is less text than that.
@@ -153,12 +158,12 @@ def calibration_tokens(data: DataConfig, corpus: Corpus, rows: int, length: int)
 
 
 def _known_ids(corpus: Corpus) -> int:
-    """One more than the largest token id of the corpus."""
+    """Returns one more than the largest token id of the corpus."""
     return 1 + max(corpus.tokenizer.get_vocab().values())
 
 
 class _TextBatches:
-    """Rows of batches that every process makes whole."""
+    """Selects rows of batches that every process makes completely."""
 
     def __init__(self, iterator: grain.DatasetIterator, rows: np.ndarray):
         self._iterator, self._rows = iterator, rows
@@ -179,7 +184,7 @@ class _TextBatches:
 
 
 class _PreparedBatches:
-    """Rows of prepared text."""
+    """Makes batches from rows of prepared text."""
 
     def __init__(self, data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...]):
         self._rows = RowBatches(

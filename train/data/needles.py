@@ -1,4 +1,4 @@
-"""Needle documents for training: which ones, and how they are made."""
+"""Describes and makes needle documents for training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from train.data.text import end_of_text
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedleData:
-    """Attributes:
-    share: of needle documents among all pieces, in (0, 1].
-    lengths: shortest and longest document, in tokens, its end of text included.
-    needles: fewest and most in a document.
-    queries_per_needle: how often each is asked for, in random order.
+    """Describes the needle documents that are mixed into the text.
+
+    Attributes:
+      share: share of needle documents among all pieces, in (0, 1].
+      lengths: shortest and longest document, in tokens, its end of text included.
+      needles: fewest and most needles in a document.
+      queries_per_needle: how often each needle is asked for, in random order.
     """
 
     share: float
@@ -42,7 +44,9 @@ def check_needles(needles: NeedleData, length: int, where: str) -> None:
 def needle_maker(
     needles: NeedleData, documents: list[np.ndarray], tokenizer: Tokenizer, seed: int
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """index -> (tokens, True where an answer is), the same for an index and a seed anywhere.
+    """Returns a function: index -> (tokens, True where an answer is).
+
+    An index and a seed give the same document on every machine.
 
     Raises:
       UserError: the tokenizer has too few needle symbols, or the documents too few tokens.

@@ -1,4 +1,4 @@
-"""Text in memory as packed rows, mixed with needle documents."""
+"""Packs text in memory into rows, mixed with needle documents."""
 
 import grain
 import numpy as np
@@ -20,16 +20,16 @@ def packed_text(
     text_weight: float,
     answer_weight: float,
 ) -> grain.IterDataset:
-    """Endless rows: tokens, tokens_segment_ids (0 is padding) and weight, each [length].
+    """Yields endless rows: tokens, tokens_segment_ids (0 is padding) and weight, each [length].
 
     Args:
-      documents: tokens of each.
-      tokenizer: that they were made by.
-      seed: of the order and of the needle documents.
-      length: of a row; longer documents are cut into pieces.
+      documents: tokens of each document.
+      tokenizer: tokenizer that made the tokens.
+      seed: seed of the order and of the needle documents.
+      length: tokens of a row; longer documents are cut into pieces.
       needles: None for plain text alone.
-      text_weight: of every token.
-      answer_weight: added on the answers of needle documents.
+      text_weight: weight of every token.
+      answer_weight: weight that is added on the answers of needle documents.
 
     Raises:
       UserError: as `needle_maker`.
@@ -60,7 +60,7 @@ def packed_text(
 
 
 def _cut(documents: list[np.ndarray], length: int) -> list[np.ndarray]:
-    """Pieces of `length` tokens and the rest of each document; no piece of one token."""
+    """Cuts each document into pieces of `length` tokens and a rest; drops pieces of one token."""
     pieces = [d[start : start + length] for d in documents for start in range(0, len(d), length)]
     return [piece for piece in pieces if len(piece) > 1]
 

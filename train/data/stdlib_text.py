@@ -1,4 +1,4 @@
-"""Real text that is on every machine: the Python standard library's own sources."""
+"""Provides real text that every machine has: the Python standard library's own sources."""
 
 import hashlib
 import sysconfig
@@ -9,7 +9,7 @@ Split = Literal["train", "held_out"]
 
 
 def stdlib_documents(split: Split) -> list[str]:
-    """The modules of the standard library, one document each, in a fixed order.
+    """Returns the modules of the standard library, one document each, in a fixed order.
 
     A tenth of the files, chosen by a hash of the name, is held out: it is never trained on.
     """

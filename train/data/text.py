@@ -1,4 +1,4 @@
-"""Text: from files, or from the standard library, to tokens."""
+"""Reads text from files, or from the standard library, and tokenises it."""
 
 import dataclasses
 import functools
@@ -30,14 +30,13 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Text that fits into memory.
+    """Describes text that fits into memory.
 
     Attributes:
-      folder: holds files of text, read as `python -m train prepare` reads them, or is one; None is
-        the standard library's own sources.
-      text_field: field of JSON objects, or column of Parquet files.
-      skip_bad: whether records that cannot be used are left out, and counted; they end the
-        command otherwise.
+      folder: file or folder of text, read as `python -m train prepare` reads it; None means the
+        standard library's own sources.
+      text_field: field of JSON objects, or column of Parquet files, that holds the text.
+      skip_bad: whether unusable records are left out, and counted; otherwise they end the command.
     """
 
     folder: str | None = None
@@ -86,23 +85,23 @@ def read_documents(source: TextSource, split: Split = "train") -> list[str]:
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
-    """Tokens of each document, the end of text after them."""
+    """Returns the tokens of each document, followed by the end of text."""
     end = end_of_text(tokenizer)
     encoded = tokenizer.encode_batch(documents, add_special_tokens=False)
     return [np.array([*item.ids, end], np.int32) for item in encoded]
 
 
 class Corpus:
-    """The documents of every source that was asked for, encoded once."""
+    """Encodes the documents of every source that is asked for, once."""
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[int, ...] = ()):
-        """`stops` are the tokens that end a reply."""
+        """Takes the tokenizer, and `stops`, the tokens that end a reply."""
         self.tokenizer, self.stops = tokenizer, stops
         self._encoded: dict[tuple, list[np.ndarray]] = {}
 
     @functools.cached_property
     def vocabulary_checksum(self) -> str:
-        """Of the tokenizer's vocabulary."""
+        """Returns the checksum of the tokenizer's vocabulary."""
         return vocabulary_checksum(self.tokenizer)
 
     def documents(self, source: TextSource, split: Split = "train") -> list[np.ndarray]:
@@ -112,8 +111,10 @@ class Corpus:
         return self._encoded[key]
 
     def haystack(self, source: TextSource, split: Split = "train") -> Haystack:
-        """Text to put needles into; it is encoded when its tokens are asked for. A folder has no
-        held-out part."""
+        """Returns text to put needles into; it is encoded when its tokens are asked for.
+
+        A folder has no held-out part.
+        """
 
         def encode() -> np.ndarray:
             tokens = np.concatenate(self.documents(source, split))
@@ -123,10 +124,10 @@ class Corpus:
 
 
 def load_corpus(path: Path, model: ModelConfig) -> Corpus:
-    """Text in the tokens of a tokenizer.json.
+    """Returns a corpus that encodes text with the tokenizer.json at `path`.
 
     Raises:
-      UserError: there is none, or it has tokens that the model does not know.
+      UserError: there is no such file, or it has tokens that the model does not know.
     """
     tokenizer = load_tokenizer(path)
     check_tokenizer(tokenizer, model.vocab, str(path), added_ids(path))

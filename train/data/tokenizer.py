@@ -1,4 +1,4 @@
-"""Tokenizers: a small byte-level BPE one with symbols for needles, and any tokenizer.json."""
+"""Makes a small byte-level BPE tokenizer with needle symbols, and loads any tokenizer.json."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(documents: list[str], *, vocab: int, keys: int, values: int) -> Tokenizer:
-    """Byte-level BPE over `documents`; `vocab` counts the special symbols too."""
+    """Trains byte-level BPE on `documents`; `vocab` counts the special symbols too."""
     symbols = [f"<key_{i:02d}>" for i in range(keys)] + [f"<val_{i:02d}>" for i in range(values)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,10 +44,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """From a tokenizer.json; it neither cuts texts nor pads them.
+    """Loads a tokenizer.json; the tokenizer neither cuts texts nor pads them.
 
     Raises:
-      UserError: there is none, or it cannot be read.
+      UserError: there is no such file, or it cannot be read.
     """
     if not path.is_file():
         raise UserError(f"there is no tokenizer {path}")
@@ -61,14 +61,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def added_ids(path: Path) -> dict[str, int]:
-    """Returns the ids that a tokenizer.json gives to its added tokens; the library gives others
-    where they leave a hole."""
+    """Returns the ids that a tokenizer.json gives to its added tokens.
+
+    The library gives other ids where the file's ids leave a gap.
+    """
     tokens = read_json(path).get("added_tokens") or []
     return {token["content"]: token["id"] for token in tokens}
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The token that stands between documents.
+    """Returns the token that stands between documents.
 
     Raises:
       UserError: the tokenizer has none.
@@ -80,6 +82,6 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 def vocabulary_checksum(tokenizer: Tokenizer) -> str:
-    """Of which token has which number, however the tokenizer was saved."""
+    """Returns a checksum of tokens and their ids, however the tokenizer was saved."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One run as one process or as many: start-up, heartbeats, barriers and lost processes."""
+"""Runs one training as one process or as many: start-up, heartbeats, barriers, lost processes."""
 
 import contextlib
 import os
@@ -25,15 +25,15 @@ _monitor: Monitor | None = None
 def start(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Joins the other processes of the run, if there are any; before anything is computed.
+    """Joins the other processes of the run, if there are any; call it before any computation.
 
     Args:
       coordinator: host:port of process 0, or "auto" where jax finds the cluster by itself.
-      processes: how many.
-      process: the index of this one.
+      processes: number of processes.
+      process: index of this process.
 
     Raises:
-      UserError: the arguments do not fit together, or the others cannot be found.
+      UserError: the arguments do not fit together, or the other processes cannot be found.
     """
     global _monitor
     cluster = find_cluster(coordinator, processes, process, os.environ)
@@ -63,7 +63,7 @@ def watched(gate: Gate, peer_timeout: float):
 
 
 def progress(step: int, timeout: float | None) -> None:
-    """A step of the run begins; it may take `timeout` seconds, None for any time."""
+    """Tells the monitor that a step begins and may take `timeout` seconds, None for any time."""
     if _monitor is not None:
         _monitor.progress(step, "step", timeout)
 
@@ -75,7 +75,7 @@ def say(sentence: str) -> None:
 
 
 def finish() -> None:
-    """Ends the run in good order: returns when all processes have come here."""
+    """Ends the run in good order: returns when all processes have called it."""
     if _monitor is not None:
         _monitor.finish()
         jax.distributed.shutdown()
@@ -84,7 +84,7 @@ def finish() -> None:
 def fail(sentence: str, code: int = 1) -> None:
     """Ends this process after telling the others why; returns where there are no others.
 
-    A sentence that the first process says as well is said once.
+    A sentence that the first process prints as well is printed once.
     """
     if _monitor is not None:
         is_said = _monitor.leave(sentence)
@@ -92,6 +92,6 @@ def fail(sentence: str, code: int = 1) -> None:
 
 
 def wait_for_verdict() -> None:
-    """After an error that a dead peer may have caused: ends this process if one is found."""
+    """Ends this process if a dead peer is found; call it after an error that one can cause."""
     if _monitor is not None:
         _monitor.wait_for_verdict()

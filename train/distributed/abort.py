@@ -1,4 +1,4 @@
-"""A sentence before the abort by which jax's coordination client ends a process."""
+"""Prints a sentence before the abort by which jax's coordination client ends a process."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ _handlers = []  # the C library keeps a pointer only
 
 
 def speak_on_abort(sentence: Callable[[], str | None]) -> None:
-    """On SIGABRT the process says the sentence and exits; None says nothing.
+    """Makes the process print a sentence and exit on SIGABRT; None prints nothing.
 
     The client calls abort() in a thread of its own, as soon as process 0 is gone: Python's signal
     handlers run in the main thread only, which may be in a collective that never ends.
@@ -29,7 +29,7 @@ def say(sentence: str) -> None:
 
 
 def say_and_exit(sentence: str | None, code: int = EXIT_CODE) -> None:
-    """Ends the process at once: peers are gone, so that leaving in good order would hang."""
+    """Ends the process at once: peers are gone, so that an orderly exit would hang."""
     if sentence is not None:
         say(sentence)
     sys.stdout.flush()

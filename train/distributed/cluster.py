@@ -1,4 +1,4 @@
-"""Which processes make up a run: from flags, or from what the cluster's launcher has set."""
+"""Finds the processes of a run: from flags, or from what the cluster's launcher has set."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,12 +16,12 @@ _SHUTDOWN_SECONDS = 60
 
 
 class Cluster(NamedTuple):
-    """Attributes that are None are left to jax, which knows the launcher.
+    """Describes the processes of a run; jax finds out what is None, because it knows the launcher.
 
     Attributes:
       coordinator: host:port of process 0.
-      processes: how many.
-      process: the index of this one.
+      processes: number of processes.
+      process: index of this process.
     """
 
     coordinator: str | None
@@ -32,7 +32,7 @@ class Cluster(NamedTuple):
 def find_cluster(
     coordinator: str | None, processes: int | None, process: int | None, env: Mapping[str, str]
 ) -> Cluster | None:
-    """The cluster of this process, None where it is alone.
+    """Returns the cluster of this process, None where it is alone.
 
     Flags come first, then JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (or
     the JOB_COMPLETION_INDEX of a Kubernetes job), then SLURM, Open MPI and TPU slices on GKE.
@@ -54,12 +54,12 @@ def find_cluster(
 
 
 def connect(cluster: Cluster) -> None:
-    """Joins the other processes; nothing may have been computed yet.
+    """Joins the other processes; call it before any computation.
 
     Raises:
-      UserError: they cannot be found.
+      UserError: the other processes cannot be found.
     """
-    jax.config.update("jax_enable_preemption_service", False)  # train.stopping handles signals
+    jax.config.update("jax_enable_preemption_service", False)  # our own stopping.py handles signals
     speak_on_abort(lambda: _not_found(f"not all of them came within {_JOIN_SECONDS} s"))
     try:
         jax.distributed.initialize(
@@ -99,7 +99,7 @@ def _integer(text: str | None, names: str) -> int | None:
 
 
 def _slurm(env: Mapping[str, str]) -> bool:
-    """A task that srun started; a batch script itself has no step."""
+    """Returns whether srun started this task; a batch script itself has no step."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     return all(name in env for name in needed) and int(env.get("SLURM_NTASKS", "1")) > 1
 

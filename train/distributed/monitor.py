@@ -1,7 +1,7 @@
-"""Finds out which process is dead or late, says so in one sentence, and ends this one.
+"""Finds the process that is dead or late, says so in one sentence, and ends this process.
 
-Each process beats through the coordination service. The first one watches for silence and tells
-the others; each of them watches the first one, and how long its own step takes.
+Each process sends heartbeats through the coordination service. The first one watches for silence
+and tells the others; each of the others watches the first one, and the time of its own step.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ _AGAIN = "start all processes again, and they continue from the last checkpoint"
 
 
 class Monitor:
-    """Two threads: one talks to the others, one decides with what that has heard.
+    """Runs two threads: one exchanges heartbeats, the other decides from what was received.
 
     Attributes:
       peer_timeout: seconds of silence after which a process counts as dead.
       step_timeout: seconds that a step may take, None while a step compiles.
       gate: lets steps begin; None where no steps run.
-      heard: the last new beat of each process, and when it came.
+      heard: the last new heartbeat of each process, and when it came.
     """
 
     def __init__(self, peer_timeout: float):
@@ -49,12 +49,15 @@ class Monitor:
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
     def progress(self, step: int | None, doing: str, timeout: float | None) -> None:
-        """Something begins, at `step` or the last one if None, and may take `timeout` seconds."""
+        """Notes that something begins, which may take `timeout` seconds.
+
+        It belongs to `step`, or to the last step if that is None.
+        """
         self._step, self._doing = self._step if step is None else step, doing
         self.step_timeout, self._since = timeout, time.monotonic()
 
     def finish(self) -> None:
-        """Returns when all processes have come so far; none is missed from then on."""
+        """Returns when all processes have called it; this one stops watching the others then."""
         self.progress(None, FINISHED, None)
         self._wait_until_all(FINISHED)
         self._over.set()
@@ -68,10 +71,10 @@ class Monitor:
             time.sleep(BEAT_SECONDS / 4)
 
     def leave(self, why: str) -> bool:
-        """Tells the others that this process ends before its time.
+        """Tells the others that this process ends early.
 
         Returns:
-          Whether the first process has said the same already.
+          Whether the first process has given the same reason already.
         """
         self._left = why
         try:
@@ -126,7 +129,7 @@ class Monitor:
             self._over.wait(BEAT_SECONDS)
 
     def _mind_the_gate(self, gate: Gate, is_asked: bool) -> None:
-        """A stop that one process wants is agreed on by all."""
+        """Makes all processes agree on a stop that one of them wants."""
         try:
             if gate.is_wanted and not is_asked:
                 team.put(f"{_NEWS}stop", True)
@@ -142,7 +145,7 @@ class Monitor:
                 self._end(sentence)
 
     def judge(self, now: float) -> str | None:
-        """The sentence to end with, if it has come to that."""
+        """Returns the sentence with which the process must end, None while all is well."""
         if self._left is not None:
             return None
         if not team.is_first() and now - self._last_talk > self.peer_timeout:
@@ -167,7 +170,7 @@ class Monitor:
         )
 
     def _sentence_late(self, timeout: float) -> str:
-        """Asks twice who still beats, so that the dead are told from the late."""
+        """Reads the heartbeats twice, to distinguish dead processes from late ones."""
         try:
             before = team.beats()
             time.sleep(3 * BEAT_SECONDS)
@@ -187,7 +190,7 @@ class Monitor:
         return f"{took}: {names} is late; {_AGAIN}"
 
     def _end(self, sentence: str) -> None:
-        """One sentence, however many threads find out."""
+        """Ends the process with one sentence, however many threads call it."""
         if self._over.is_set() or not self._speaking.acquire(blocking=False):
             return
         say(sentence)

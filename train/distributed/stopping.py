@@ -1,4 +1,4 @@
-"""SIGTERM and the first SIGINT end a run at a step boundary, the same one on all processes."""
+"""Ends a run at a step boundary on SIGTERM and the first SIGINT, the same step on all processes."""
 
 import contextlib
 import signal
@@ -15,10 +15,10 @@ class Stopped(Exception):
 
 
 class Gate:
-    """Lets steps begin until a signal came.
+    """Lets steps begin until a signal arrives.
 
-    With several processes each publishes the last step that it began, keeps the next one from
-    beginning until all have, and stops after the largest of them.
+    With several processes each publishes the last step that it began. It waits until all have, and
+    stops after the largest of these steps.
 
     Attributes:
       is_wanted: this process got a signal that the others may not know of.
@@ -31,7 +31,7 @@ class Gate:
 
     @contextlib.contextmanager
     def signals(self):
-        """Takes the signals within; a second SIGINT interrupts at once."""
+        """Handles the signals while active; a second SIGINT interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -48,7 +48,7 @@ class Gate:
         self.is_wanted = True
 
     def opens_for(self, step: int) -> bool:
-        """Whether `step` of the run may begin; blocks while the processes agree."""
+        """Returns whether `step` of the run may begin; blocks while the processes agree."""
         if team.count() == 1:
             return not self.is_wanted
         with self._condition:
@@ -59,7 +59,7 @@ class Gate:
             return True
 
     def close(self) -> None:
-        """Called again and again where any process wants to stop, until all have agreed."""
+        """Asks all processes to stop; call it repeatedly until all have agreed."""
         with self._condition:
             was_closed, self._closed = self._closed, True
         if not was_closed:

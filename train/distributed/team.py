@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, through the coordination service of jax."""
+"""Exchanges messages between the processes of a run, through the coordination service of jax."""
 
 import itertools
 import json
@@ -18,18 +18,18 @@ _numbers = itertools.count()
 
 
 class PeerLost(Exception):
-    """Another process is dead or late; the message is one sentence that names it."""
+    """Says that another process is dead or late; the message is one sentence that names it."""
 
 
 class Beat(NamedTuple):
-    """What a process last said of itself.
+    """Holds the last heartbeat of a process.
 
     Attributes:
-      count: goes up with every beat.
-      step: of the run, the last one that it began.
-      doing: in words, such as "step" or "barrier save".
-      host: its machine.
-      left: why it has ended, if it has.
+      count: number of the heartbeat.
+      step: last step of the run that the process began.
+      doing: what it does, in words, such as "step" or "barrier save".
+      host: name of its machine.
+      left: why the process has ended, if it has.
     """
 
     count: int
@@ -40,17 +40,17 @@ class Beat(NamedTuple):
 
 
 def count() -> int:
-    """Processes of this run."""
+    """Returns the number of processes of this run."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
-    """Of this process."""
+    """Returns the index of this process."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this process prints and writes files."""
+    """Returns whether this process prints and writes files."""
     return index() == 0
 
 
@@ -59,12 +59,12 @@ def host_name() -> str:
 
 
 def client():
-    """The coordination service's client; there are several processes."""
+    """Returns the coordination service's client; it exists where there are several processes."""
     return jax_distributed.global_state.client
 
 
 def coordinator_answers() -> bool:
-    """Whether the machine of process 0 still takes connections for the coordination service."""
+    """Returns whether process 0's machine still accepts connections to the service."""
     host, _, port = jax_distributed.global_state.coordinator_address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
@@ -78,7 +78,7 @@ def publish(beat: Beat) -> None:
 
 
 def beats() -> dict[int, Beat]:
-    """The last beat of every process that has sent one."""
+    """Returns the last heartbeat of every process that has sent one."""
     return {int(name): Beat(*value) for name, value in folder(_BEATS).items()}
 
 
@@ -87,7 +87,7 @@ def put(key: str, value) -> None:
 
 
 def folder(prefix: str) -> dict:
-    """Keys below `prefix`, which ends in "/", without it -> their values."""
+    """Returns the values below `prefix`, which ends in "/", by their keys without the prefix."""
     return {
         key.rpartition("/")[2]: json.loads(value)
         for key, value in client().key_value_dir_get(prefix)
@@ -95,13 +95,13 @@ def folder(prefix: str) -> dict:
 
 
 def agree(name: str, compute: Callable[[], T]) -> T:
-    """What `compute` returns on process 0, as JSON, on every process.
+    """Returns on every process what `compute` returns on process 0, passed as JSON.
 
     All processes call this in the same order. Waiting has no limit of its own: it ends when the
     first process is found dead.
 
     Raises:
-      UserError: `compute` did so on process 0.
+      UserError: `compute` raised it on process 0.
     """
     if count() == 1:
         return compute()
@@ -130,14 +130,14 @@ def _wait_for(key: str) -> dict:
 
 
 def barrier(name: str, timeout: float) -> None:
-    """Returns when all processes are here.
+    """Returns when all processes have reached the barrier.
 
     Args:
-      name: said where one does not come.
+      name: name for the message where a process does not come.
       timeout: in seconds.
 
     Raises:
-      PeerLost: one did not come in time; names it.
+      PeerLost: a process did not come in time; the message names it.
     """
     if count() == 1:
         return
@@ -162,7 +162,7 @@ def is_timeout(error: Exception) -> bool:
 
 
 def describe(process: int, beat: Beat | None) -> str:
-    """ "process 3 (host tpu-3, last step 120)"."""
+    """Names a process, as in "process 3 (host tpu-3, last step 120)"."""
     if beat is None:
         return f"process {process} (never heard of)"
     return f"process {process} (host {beat.host}, last step {beat.step})"

@@ -1,1 +1,1 @@
-"""Comparisons of several students: `demo` and `evidence`."""
+"""Compares several students: `demo` and `evidence`."""

@@ -1,4 +1,4 @@
-"""One teacher, several head plans: score, convert, evaluate, and put the results side by side."""
+"""Converts one teacher by several head plans: scores, converts, evaluates and compares."""
 
 import dataclasses
 import time
@@ -27,7 +27,7 @@ from train.files.run_folder import METRICS, PLAN, PROBES, write_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Student:
-    """How one student's softmax heads are chosen; arguments of `selection.allocate`."""
+    """Says how one student's softmax heads are chosen; holds arguments of `selection.allocate`."""
 
     name: str
     strategy: str
@@ -37,14 +37,16 @@ class Student:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """Attributes:
-    teacher: Hugging Face folder.
-    out: folder of all results; a repeated run continues there.
-    students: made and evaluated alike but for their head plans.
-    selection: how the teacher's heads are scored.
-    transfer: the three stages; its teacher, head plan and folder are filled in for each student.
-    evaluation: of the teacher and of every student.
-    processes: students trained at a time, each on its share of the cores.
+    """Describes a comparison of students that have the same teacher.
+
+    Attributes:
+      teacher: Hugging Face folder.
+      out: folder of all results; a repeated run continues there.
+      students: students that are made and evaluated alike except for their head plans.
+      selection: how the teacher's heads are scored.
+      transfer: the three stages; its teacher, head plan and folder are filled in for each student.
+      evaluation: settings for evaluating the teacher and every student.
+      processes: students trained at a time, each on its share of the cores.
     """
 
     teacher: str
@@ -58,7 +60,7 @@ class ComparisonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A loaded teacher with its tokenizer and its text."""
+    """Holds a loaded teacher with its tokenizer and its text."""
 
     config: ModelConfig
     params: dict
@@ -70,12 +72,12 @@ class Teacher:
         return cls(config, params, load_corpus(local_path(folder) / "tokenizer.json", config))
 
     def text(self, split: Split) -> np.ndarray:
-        """Tokens of the standard library's own sources."""
+        """Returns the tokens of the standard library's own sources."""
         return self.corpus.haystack(TextSource(), split).tokens
 
 
 def compare(config: ComparisonConfig) -> dict:
-    """Runs the comparison and returns what report.json holds under teacher, students, seconds."""
+    """Runs the comparison and returns the teacher, students and seconds of report.json."""
     out = local_path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock()
@@ -108,7 +110,7 @@ def compare(config: ComparisonConfig) -> dict:
 
 
 def make_student(run: TransferConfig, evaluation: EvalSettings) -> dict:
-    """Trains and evaluates one student; the work of a process of its own."""
+    """Trains and evaluates one student; runs in a process of its own."""
     config, params = transfer(run)
     return cached(
         Path(run.run).with_name("evaluation.json"),
@@ -118,7 +120,7 @@ def make_student(run: TransferConfig, evaluation: EvalSettings) -> dict:
 
 
 def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalSettings) -> dict:
-    """One model's row of the report: accuracies, text loss, and what it keeps in generation."""
+    """Returns one model's row of the report: accuracies, text loss, heads, and the cache's size."""
     haystack, corpus = teacher.text("held_out"), teacher.corpus
     heads = [getattr(mixer, "fa_heads", range(config.query_heads)) for mixer in config.mixers]
     return {
@@ -130,7 +132,7 @@ def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalS
 
 
 def cached(path: Path, of: dict, compute: Callable[[], dict]) -> dict:
-    """What `compute` gave for the same `of`, an earlier time or now; JSON."""
+    """Returns what `compute` gives, or what the file holds if it is of the same `of`; JSON."""
     of = plain(of)
     if path.is_file():
         found = read_json(path)
@@ -142,7 +144,7 @@ def cached(path: Path, of: dict, compute: Callable[[], dict]) -> dict:
 
 
 class Clock:
-    """Seconds spent between laps, by name."""
+    """Measures the seconds between laps, by name."""
 
     def __init__(self):
         self.laps: dict[str, float] = {}
@@ -181,7 +183,7 @@ def _plan(student: Student, scores: HeadScores, config: ModelConfig) -> HeadPlan
 
 
 def _run(config: ComparisonConfig, name: str, plan: HeadPlan) -> TransferConfig:
-    """The student's transfer, with its head plan written beside it."""
+    """Returns the student's transfer, and writes its head plan beside it."""
     folder = student_folder(Path(config.out), name)
     folder.mkdir(parents=True, exist_ok=True)
     plan.save(folder / PLAN)
@@ -194,5 +196,8 @@ def _run(config: ComparisonConfig, name: str, plan: HeadPlan) -> TransferConfig:
 
 
 def student_folder(out: Path, name: str) -> Path:
-    """Of one student of a comparison; a ratio's colon is no good in a file name."""
+    """Returns the folder of one student of a comparison.
+
+    A ratio's colon is replaced, because file names should have none.
+    """
     return out / "students" / name.replace(":", "_to_").replace(" ", "_")

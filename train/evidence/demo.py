@@ -1,4 +1,4 @@
-"""The whole path on one machine, with a report at the end."""
+"""Runs every step of a conversion on one machine, with a report at the end."""
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ from train.select.knock_out import KNOCK_OUT, knock_out_questions, measure_knock
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The first student of the comparison is the one that is exported and drawn."""
+    """Describes the demo; the first student of the comparison is exported and drawn."""
 
     comparison: ComparisonConfig
     knock_out: KnockOutSettings
@@ -35,10 +35,10 @@ def demo(config: DemoConfig) -> dict:
     """Runs the comparison, exports the first student, writes report.html and report.json.
 
     Returns:
-      What stands in report.json.
+      The content of report.json.
 
     Raises:
-      UserError: the export failed; the report is there all the same, and says so.
+      UserError: the export failed; the report is written all the same, and says so.
     """
     compile_quickly()
     out = local_path(config.comparison.out)
@@ -65,9 +65,9 @@ def demo(config: DemoConfig) -> dict:
 
 
 def _export(run: Path, out: Path) -> tuple[float | None, str, Exception | None]:
-    """The difference from PyTorch, a sentence, and the error if there was one.
+    """Returns the difference from PyTorch, a sentence, and the error if there was one.
 
-    An export depends on versions of other libraries; minutes of training are not lost to them.
+    An export depends on versions of other libraries; its failure must not lose minutes of training.
     """
     said = []
     try:
@@ -79,7 +79,7 @@ def _export(run: Path, out: Path) -> tuple[float | None, str, Exception | None]:
 
 
 def draw(config: DemoConfig, out: Path) -> dict[str, Path]:
-    """The report's pictures, by caption."""
+    """Draws the report's pictures and returns their files, by caption."""
     teacher = Teacher.load(config.comparison.teacher)
     scores = HeadScores.load_csv(out / "head_scores.csv")
     names = [student.name for student in config.comparison.students]

@@ -1,4 +1,4 @@
-"""The comparison over several teachers and several random draws: mean and range, not one number."""
+"""Repeats the comparison over several teachers and random draws, for means and ranges."""
 
 import dataclasses
 
@@ -17,12 +17,14 @@ from train.reports.comparison_page import print_table, table_rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvidenceConfig:
-    """Attributes:
-    out: folder of all results; a repeated run continues there.
-    comparison: made once for each teacher.
-    random_draws: seeds of "global-random" students, in addition to the comparison's students.
-    pretrain: how further teachers are made.
-    teacher_seeds: of the further teachers; the comparison's own teacher comes first.
+    """Describes a comparison that is repeated for several teachers and random draws.
+
+    Attributes:
+      out: folder of all results; a repeated run continues there.
+      comparison: comparison that is made once for each teacher.
+      random_draws: seeds of "global-random" students, in addition to the comparison's students.
+      pretrain: how further teachers are made.
+      teacher_seeds: seeds of the further teachers; the comparison's own teacher comes first.
     """
 
     out: str
@@ -93,7 +95,10 @@ def _pretrain_task(config: PretrainConfig) -> Task:
 
 
 def summary(comparisons: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """Mean and range over teachers and draws, one row for the teacher and each kind of student."""
+    """Computes means and ranges over teachers and draws.
+
+    There is one row for the teacher and one for each kind of student.
+    """
     length = next(iter(next(iter(comparisons.values()))["teacher"]["niah_single"]))
     header = ["model", "runs", f"single {length}", f"multi {length}", "text loss"]
     header += ["KV heads", "receivers kept"]
@@ -122,7 +127,7 @@ def summary(comparisons: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """The summary as a Markdown table."""
+    """Returns the summary as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 

@@ -1,4 +1,4 @@
-"""Several runs at once, each in a process of its own on its share of the cores."""
+"""Runs several tasks at once, each in a process of its own on its share of the cores."""
 
 import concurrent.futures
 import contextlib
@@ -17,12 +17,14 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Task(NamedTuple):
-    """Attributes:
-    work: a function that another process can import.
-    arguments: of the function.
-    metrics: the metrics.jsonl that it writes; the last line says how far it is.
-    steps: in all.
-    log: file that takes what the function prints.
+    """Describes one run that a process of its own carries out.
+
+    Attributes:
+      work: a function that another process can import.
+      arguments: arguments of the function.
+      metrics: the metrics.jsonl that it writes; the last line says how far it is.
+      steps: number of steps in all.
+      log: file that takes what the function prints.
     """
 
     work: Callable
@@ -55,7 +57,7 @@ def run_parallel(tasks: dict[str, Task], processes: int) -> dict[str, Any]:
 
 
 def _shares(processes: int) -> list[list[int]]:
-    """Which cores each process gets; empty where the system cannot say."""
+    """Returns the cores of each process; empty where the system does not tell them."""
     if not hasattr(os, "sched_getaffinity"):
         return [[]] * processes
     cores = sorted(os.sched_getaffinity(0))
@@ -76,7 +78,7 @@ def _run(task: Task):
 
 
 def _watch(tasks: dict[str, Task], futures: dict[str, concurrent.futures.Future]) -> None:
-    """Returns when all are done, or as soon as one has failed."""
+    """Shows the progress; returns when all tasks are done, or as soon as one has failed."""
     console = Console()
     columns = (
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""XLA flags for programs of many small kernels that compile longer than they run, on a CPU."""
+"""Sets XLA flags for CPU programs of many small kernels that compile longer than they run."""
 
 import importlib.metadata
 import importlib.util
@@ -15,8 +15,8 @@ _FLAG_OF_0_10 = "--xla_cpu_use_fusion_emitters=false"  # later releases of jaxli
 def compile_quickly() -> None:
     """Makes this process and those that it starts compile in about half the time.
 
-    XLA reads its flags when JAX first looks for devices: call it before. Does nothing where the
-    user has set XLA_FLAGS, or where JAX may find another device than the CPU.
+    XLA reads its flags when JAX first looks for devices: call this before. It does nothing where
+    the user has set XLA_FLAGS, or where JAX may find another device than the CPU.
     """
     if "XLA_FLAGS" in os.environ or not _only_cpu():
         return

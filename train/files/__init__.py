@@ -1,1 +1,1 @@
-"""Files of a run: configs, versions, progress and parameter paths."""
+"""Handles files of a run: configs, versions, progress and parameter paths."""

@@ -1,4 +1,4 @@
-"""Experiments as Python files: loading, `key=value` changes, and JSON.
+"""Loads experiments from Python files, applies `key=value` changes, and converts to JSON and back.
 
 A value from the command line or from JSON is checked against the field's annotation.
 """
@@ -22,7 +22,7 @@ _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "True or 
 
 
 def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = ()) -> C:
-    """The result of `config()` in the file at `path`, with `assignments` applied in order.
+    """Returns the result of `config()` in the file at `path`, with `assignments` applied in order.
 
     Raises:
       UserError: there is no such file, it makes no `kind`, an assignment does not fit, or a path
@@ -40,7 +40,7 @@ def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = ()) -> 
 
 
 def _check_paths(value, where: str) -> None:
-    """Raises UserError where a text of the config is an address, which no field may be."""
+    """Raises UserError where a text of the config is an address; no field may be one."""
     if isinstance(value, str):
         try:
             local_path(value)
@@ -69,7 +69,7 @@ def _run(path: Path):
 
 
 def override(config: C, assignment: str) -> C:
-    """override(config, "stages.align.optim.learning_rate=3e-4") -> a new config.
+    """Returns a new config: override(config, "stages.align.optim.learning_rate=3e-4").
 
     An element of a tuple is named by its index or, where it has one, by its `name`.
 
@@ -133,10 +133,10 @@ def _accepts_text(annotation) -> bool:
 
 
 def convert(annotation, value, where: str) -> Any:
-    """`value`, plain Python or JSON, as the annotated type.
+    """Converts `value`, plain Python or JSON, to the annotated type.
 
     Raises:
-      UserError: it is of another type.
+      UserError: the value is of another type.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
@@ -199,7 +199,7 @@ def _convert_dataclass(kind, value, where: str):
 
 
 def to_plain(value):
-    """A config as dicts, lists and plain values; `convert` is the inverse."""
+    """Converts a config to dicts, lists and plain values; `convert` is the inverse."""
     if dataclasses.is_dataclass(value):
         fields = {
             field.name: to_plain(getattr(value, field.name))
@@ -213,7 +213,7 @@ def to_plain(value):
 
 
 def differences(old, new, where: str = "") -> list[str]:
-    """Sentences such as "seed is 1 there and 2 here", in field order."""
+    """Returns sentences such as "seed is 1 there and 2 here", in field order."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = list(dict.fromkeys([*old, *new]))
         pairs = [(name, old.get(name), new.get(name)) for name in names]

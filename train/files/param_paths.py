@@ -1,4 +1,4 @@
-"""Parameters as a flat dict keyed by path, such as "layers/0/mixer/w_o_NHD"."""
+"""Keeps parameters as a flat dict keyed by path, such as "layers/0/mixer/w_o_NHD"."""
 
 import re
 
@@ -6,7 +6,7 @@ import jax
 
 
 def flatten(params: dict) -> dict[str, jax.Array]:
-    """The nested dict with its paths joined."""
+    """Flattens the nested dict; keys are joined paths."""
     flat = {}
     for key, value in params.items():
         if isinstance(value, dict):
@@ -17,7 +17,7 @@ def flatten(params: dict) -> dict[str, jax.Array]:
 
 
 def unflatten(flat: dict[str, jax.Array]) -> dict:
-    """The inverse of `flatten`; a part made of digits is a layer's number."""
+    """Inverts `flatten`; a part of a path made of digits is a layer's number."""
     params: dict = {}
     for path, leaf in flat.items():
         *parents, name = (int(part) if part.isdigit() else part for part in path.split("/"))
@@ -29,7 +29,7 @@ def unflatten(flat: dict[str, jax.Array]) -> dict:
 
 
 def split(flat: dict[str, jax.Array], trainable: str) -> tuple[dict, dict]:
-    """(those whose whole path the regular expression matches, the others)."""
+    """Splits into the parameters whose full path the regular expression matches, and the others."""
     chosen = {path for path in flat if re.fullmatch(trainable, path)}
     return (
         {path: leaf for path, leaf in flat.items() if path in chosen},

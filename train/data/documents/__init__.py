@@ -1,1 +1,1 @@
-"""The one reader of text: files and folders to documents, for `prepare` and for `TextSource`."""
+"""Reads documents from files and folders, for `prepare` and for `TextSource`."""

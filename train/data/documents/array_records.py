@@ -15,7 +15,9 @@ _ERRORS = (RuntimeError, IndexError, UnicodeEncodeError)
 
 
 def look_at(path: Path) -> tuple[int, bool]:
-    """Returns the number of records, and whether they are JSON: the first one is an object then.
+    """Returns the number of records, and whether they are JSON.
+
+    They count as JSON where the first record is an object.
 
     Raises:
       UserError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Notices that a source changed: checksums of all of its content."""
+"""Detects changed sources by checksums of all of their content."""
 
 import concurrent.futures
 import hashlib
@@ -14,7 +14,7 @@ _CHUNK = 2**22
 
 
 class Fingerprint(NamedTuple):
-    """What is known of a file's content.
+    """Identifies the content of a file.
 
     Attributes:
       content: name, size and checksum; JSON, the same wherever the sources lie.
@@ -28,10 +28,10 @@ class Fingerprint(NamedTuple):
 def fingerprints(
     files: list[SourceFile], workers: int, advance: Callable[[int], None] = lambda done: None
 ) -> list[Fingerprint]:
-    """Reads all files, `workers` at a time.
+    """Computes the fingerprints of all files, `workers` at a time.
 
     Args:
-      advance: takes the bytes that are read, so far.
+      advance: called with the number of bytes read so far.
 
     Raises:
       UserError: a file cannot be read.
@@ -47,8 +47,10 @@ def fingerprints(
 
 
 def first_changed(files: list[SourceFile], before: list[Fingerprint]) -> SourceFile | None:
-    """Returns a file that has another content than before; those that look untouched are not read
-    again."""
+    """Returns the first file whose content has changed, None if there is none.
+
+    Files whose size, times and place on the disk are the same are not read again.
+    """
     for file, old in zip(files, before, strict=True):
         try:
             is_same = _state(os.stat(file.path)) == old.state

@@ -11,16 +11,16 @@ _MOST_EXAMPLES = 10
 
 @dataclasses.dataclass
 class Counts:
-    """What became of documents, so far.
+    """Counts what became of the documents so far.
 
     Attributes:
-      written: those that are used.
-      empty: those without text, or with white space alone.
-      other_split: those that are held out, or not.
+      written: documents that are used.
+      empty: documents without text, or with white space alone.
+      other_split: documents of the split that is not written.
       unusable: records that are no documents.
-      mended: those among the written in which halves of surrogate pairs were replaced.
+      mended: written documents in which halves of surrogate pairs were replaced.
       reasons: why records were unusable, and how many for each reason.
-      examples: the first unusable ones, named.
+      examples: names of the first unusable records.
     """
 
     written: int = 0
@@ -53,7 +53,7 @@ class Counts:
         self.examples = (self.examples + other.examples)[:_MOST_EXAMPLES]
 
     def left_out(self) -> str:
-        """Says what is missing or changed; "" where nothing is."""
+        """Returns a sentence on what is missing or changed; empty where nothing is."""
         names = {"empty": "empty", "other_split": "of the other split", "unusable": "unusable"}
         kinds = [f"{n} {name}" for fate, name in names.items() if (n := getattr(self, fate))]
         notes = [f"left out: {', '.join(kinds)}"] if kinds else []

@@ -1,4 +1,4 @@
-"""Finds the files of text that are named or lie in folders, and says which others there are."""
+"""Finds the files of text that are named or lie in folders, and lists the files that it skips."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from train.data.documents.forms import ENDINGS, Form, form_of
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A file of text.
+    """Describes a file of text.
 
     Attributes:
       path: where it is.
@@ -30,18 +30,18 @@ class SourceFile:
 
 
 class NotRead(NamedTuple):
-    """A file or folder that lies in a source and is left out; `why` follows its name."""
+    """Names a file or folder of a source that is left out; `why` is a phrase after the name."""
 
     name: str
     why: str
 
 
 class Found(NamedTuple):
-    """What lies in the sources.
+    """Lists the files of the sources.
 
     Attributes:
-      files: those that are read, in a fixed order.
-      not_read: all others.
+      files: files that are read, in a fixed order.
+      not_read: all other files.
       folders: every folder that was looked into, links resolved.
     """
 
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     folders: list[Path]
 
     def left_out(self, named: int = 3) -> str:
-        """Counts what is not read and names some of each kind; "" where there is none."""
+        """Counts the files that are not read and names some of each kind; may be empty."""
         kinds = []
         for why, count in Counter(why for _, why in self.not_read).items():
             names = [shown(name) for name, reason in self.not_read if reason == why][:named]
@@ -60,10 +60,10 @@ class Found(NamedTuple):
 
 
 def find_files(sources: tuple[Path, ...]) -> Found:
-    """Finds the files that are given or lie in the folders that are given.
+    """Finds the files that are given or lie in the given folders.
 
-    Links are followed. Files and folders in a folder whose names begin with a dot are not read,
-    and neither is what was read already, by way of a link.
+    Links are followed. Files and folders within a folder are not read where their names begin with
+    a dot, or where they were read already by way of a link.
 
     Raises:
       UserError: a source is missing or of an unknown kind, a folder cannot be opened, or there is
@@ -101,7 +101,7 @@ def _named_file(number: int, path: Path) -> SourceFile:
 
 
 class _Walk:
-    """Goes through one source."""
+    """Walks through one source."""
 
     def __init__(self, number: int, source: Path, found: Found):
         self._number, self._source, self._found = number, source, found
@@ -109,7 +109,7 @@ class _Walk:
         self._files: dict[tuple[int, int], bool] = {}
 
     def look_into(self, folder: Path) -> None:
-        """Adds what lies in a folder, in the order of the names."""
+        """Adds the files of a folder, in the order of their names."""
         about = folder.stat()
         self._folders.add((about.st_dev, about.st_ino))
         self._found.folders.append(folder.resolve())
@@ -121,7 +121,7 @@ class _Walk:
                 self._found.not_read.append(NotRead(self._within(path), why))
 
     def _add(self, path: Path, name: str, is_link: bool) -> str:
-        """Adds a file, or what lies in a folder; why it does not, if it does not."""
+        """Adds a file, or the files of a folder; returns why not, empty if it did."""
         if name.startswith("."):
             return "hidden"
         try:

@@ -1,4 +1,4 @@
-"""Says which endings hold documents, and how."""
+"""Says which file endings hold documents, and in which form."""
 
 from typing import Literal
 
@@ -24,8 +24,7 @@ ENDINGS = (
 
 
 def form_of(name: str) -> Form | None:
-    """Returns how a file of that name holds documents, None if it does not; the case of letters
-    does not matter."""
+    """Returns how a file of that name holds documents, None if it does not; ignores case."""
     name = name.lower()
     for ending, form in _OTHERS.items():
         if name.endswith(ending):

@@ -47,8 +47,9 @@ def _check_column(path: Path, schema: pyarrow.Schema, column: str) -> None:
 def rows(
     path: Path, column: str, start: int, stop: int
 ) -> Iterator[tuple[int, bytes | None, float]]:
-    """Yields the bytes of each row of row groups `start` to `stop`, None for null, the row's number
-    from 1, and the share of those rows that is read.
+    """Yields (number of the row from 1, its bytes or None for null, share of the rows read so far).
+
+    The rows are those of row groups `start` to `stop`.
 
     Raises:
       UserError: the file is damaged.
@@ -73,7 +74,7 @@ def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
 
 
 def _as_bytes(array: pyarrow.Array) -> list[bytes | None]:
-    """The values undecoded, so that those that are not UTF-8 can be told."""
+    """Returns the values undecoded, so that values which are not UTF-8 can be found."""
     if isinstance(array, pyarrow.DictionaryArray):
         array = array.dictionary.take(array.indices)
     return array.cast(pyarrow.large_binary()).to_pylist()

@@ -1,4 +1,4 @@
-"""Deals files out in parts, each of which one worker reads from its start to its end."""
+"""Divides files into parts; one worker reads each part from its start to its end."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ Kind = Literal["text", "lines", "json", "parquet", "text_records", "json_records
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A stretch of the sources.
+    """Describes a stretch of the sources.
 
     Attributes:
       kind: "lines" are those of an uncompressed file, "json" is all of one that may be compressed.
       paths: one file, or several of one document each.
-      start: first byte, row group or record; the line that holds the byte belongs to the part
-        that its first byte lies in.
-      stop: after the last one.
-      bytes: about as many, of the files.
+      start: first byte, row group or record. A line belongs to the part that its first byte lies
+        in.
+      stop: one more than the last byte, row group or record.
+      bytes: approximate size in the files.
     """
 
     kind: Kind
@@ -36,7 +36,7 @@ class Part:
 
 
 def make_parts(files: list[SourceFile], part_bytes: int, text_field: str) -> list[Part]:
-    """Makes parts of about `part_bytes`; they follow from the files alone.
+    """Makes parts of about `part_bytes`; they depend on the files alone.
 
     Raises:
       UserError: a file is damaged, or a Parquet file has no text column.

@@ -1,4 +1,4 @@
-"""Reads the documents of a part one after another; a few of them are in memory."""
+"""Reads the documents of a part one after another, with only a few of them in memory."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +23,12 @@ _MARK = "\ufeff"
 
 
 class Document(NamedTuple):
-    """A document, or a record that cannot be used as one.
+    """Holds a document, or a record that cannot be used as one.
 
     Attributes:
-      text: None where it cannot be used; "" where there is none.
-      flaw: then why, to follow the name.
-      name: gives its file and its place in there.
+      text: the document's text; None where the record cannot be used, empty where it has no text.
+      flaw: why the record cannot be used, as a phrase that follows its name.
+      name: returns the file and the place in it.
       done: share of the part that is read, this document included.
       is_mended: whether halves of surrogate pairs were replaced.
     """
@@ -41,8 +41,11 @@ class Document(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """`raw` is None where it is longer than LONGEST_RECORD bytes; `place` says where in the file
-    it is, "" for all of it."""
+    """Holds the bytes of a record.
+
+    `raw` is None where the record is longer than LONGEST_RECORD bytes. `place` returns where it is
+    in the file, an empty text for the complete file.
+    """
 
     raw: bytes | None
     place: Callable[[], str]
@@ -76,10 +79,10 @@ def read_part(part: Part, text_field: str) -> Iterator[Document]:
 
 
 def _text(raw: bytes | None, text_field: str | None) -> str:
-    """Returns the text of a record; of JSON, in that field.
+    """Returns the text of a record; in a JSON record it is the text of that field.
 
     Raises:
-      Unusable: it holds none.
+      Unusable: the record holds no text.
     """
     if raw is None:
         raise Unusable(f"has more than {LONGEST_RECORD} bytes")

@@ -1,1 +1,1 @@
-"""Text that was tokenised by `python -m train prepare`: read, packed and mixed."""
+"""Reads, packs and mixes text that was tokenised by `python -m train prepare`."""

@@ -1,4 +1,4 @@
-"""Best-fit decreasing over counts of equal lengths.
+"""Packs by best-fit decreasing over counts of equal lengths.
 
 Pieces of one length are alike, and so are rows with the same room and content. So a million
 pieces take as many steps as there are different lengths and rooms, not a million.
@@ -13,7 +13,7 @@ _MASK = (1 << _BITS) - 1
 
 
 class _Filling(NamedTuple):
-    """The last pieces that went into some alike rows, and what went in before."""
+    """Describes rows with equal content: the last pieces put in, and the filling before them."""
 
     size: int
     copies: int
@@ -21,12 +21,12 @@ class _Filling(NamedTuple):
 
 
 def best_fit_rows(sizes: np.ndarray, row: int) -> np.ndarray:
-    """The row of each piece.
+    """Returns the row of each piece.
 
     Longest first, each piece goes to a row with the least room that is enough, or to a new one.
 
     Args:
-      sizes: of the pieces, from 1 to `row`.
+      sizes: sizes of the pieces, from 1 to `row`.
       row: room of a row.
 
     Returns:
@@ -50,7 +50,7 @@ def best_fit_rows(sizes: np.ndarray, row: int) -> np.ndarray:
 
 
 def _fillings(sizes: list[int], counts: list[int], row: int) -> list[tuple[_Filling, int]]:
-    """What rows are filled with, and how many rows alike; sizes descend."""
+    """Returns the different fillings of rows, and how many rows have each; sizes must descend."""
     groups: dict[int, list[tuple[_Filling | None, int]]] = {}
     rooms = _Rooms(row)
     for size, count in zip(sizes, counts, strict=True):
@@ -76,7 +76,7 @@ def _fillings(sizes: list[int], counts: list[int], row: int) -> list[tuple[_Fill
 
 
 class _Rooms:
-    """A set of sizes from 0 to `most`; the smallest one that is enough is found in two looks."""
+    """Holds a set of sizes from 0 to `most`; two look-ups find the smallest sufficient one."""
 
     def __init__(self, most: int):
         self._words = [0] * ((most >> _BITS) + 1)
@@ -92,7 +92,7 @@ class _Rooms:
             self._filled &= ~(1 << (size >> _BITS))
 
     def smallest(self, size: int) -> int | None:
-        """Of those in the set that are `size` or more."""
+        """Returns the smallest member that is `size` or more, None if there is none."""
         word = size >> _BITS
         here = self._words[word] >> (size & _MASK)
         if here:

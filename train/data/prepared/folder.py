@@ -1,4 +1,4 @@
-"""A folder of tokenised text: a manifest, lengths of documents, and shards of tokens.
+"""Reads a folder of tokenised text: a manifest, lengths of documents, and shards of tokens.
 
 A document lies in consecutive records of `RECORD_TOKENS` tokens, the last one shorter, so that a
 piece of a long one is read without the rest.
@@ -26,9 +26,11 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedText:
-    """Attributes:
-    folder: made by `python -m train prepare`.
-    weight: of its rows beside those of the other folders; any positive scale.
+    """Names a folder of prepared text, and its weight among others.
+
+    Attributes:
+      folder: folder made by `python -m train prepare`.
+      weight: weight of its rows beside those of the other folders; any positive scale.
     """
 
     folder: str
@@ -36,11 +38,11 @@ class PreparedText:
 
 
 class PreparedFolder:
-    """Read by any number of threads.
+    """Reads a folder of prepared text; any number of threads may use it.
 
     Attributes:
-      path: of the folder.
-      manifest: as `prepare` wrote it.
+      path: path of the folder.
+      manifest: the manifest that `prepare` wrote.
     """
 
     def __init__(self, path: Path):
@@ -73,12 +75,15 @@ class PreparedFolder:
 
     @property
     def checksum(self) -> str:
-        """Of all tokens and where documents end."""
+        """Returns the checksum of all tokens and of the ends of documents."""
         return self.manifest["checksum"]
 
     def check_tokenizer(self, checksum: str) -> None:
-        """Raises UserError where the text is in another vocabulary, as `vocabulary_checksum` of
-        the tokenizer in use tells."""
+        """Raises UserError where the text is in another vocabulary.
+
+        Args:
+          checksum: `vocabulary_checksum` of the tokenizer in use.
+        """
         if checksum != self.manifest["tokenizer"]["vocabulary"]:
             raise UserError(
                 f"{self.path} was prepared with another tokenizer than the model's; prepare the "
@@ -86,11 +91,11 @@ class PreparedFolder:
             )
 
     def lengths(self) -> np.ndarray:
-        """uint32, tokens of each document, the end of text included; in the file, not memory."""
+        """Maps the file of document lengths: uint32 tokens of each, the end of text included."""
         return np.load(self.path / LENGTHS, mmap_mode="r")
 
     def read(self, pieces: np.ndarray) -> list[np.ndarray]:
-        """The tokens of each of the pieces (PIECE)."""
+        """Reads the tokens of each of the pieces (PIECE)."""
         first = pieces["record"]
         counts = (pieces["start"] + pieces["length"] - 1) // RECORD_TOKENS + 1
         ends = np.cumsum(counts)
@@ -108,7 +113,7 @@ class PreparedFolder:
         return found
 
     def stretch(self, start: int, length: int) -> np.ndarray:
-        """The pieces that hold tokens `start` to `start + length` of all documents in a row."""
+        """Returns the pieces of tokens `start` to `start + length` of the joined documents."""
         lengths = self.lengths()
         ends = np.cumsum(lengths, dtype=np.int64)
         first, last = np.searchsorted(ends, [start, start + length - 1], side="right")
@@ -151,7 +156,11 @@ def _most_open_files() -> int:
 def document_pieces(
     lengths: np.ndarray, documents: np.ndarray, offsets: np.ndarray, sizes: np.ndarray
 ) -> np.ndarray:
-    """`sizes` tokens from `offsets` on of each of `documents`, where all have those lengths."""
+    """Returns pieces (PIECE) of `sizes` tokens, from `offsets` on, of each of `documents`.
+
+    Args:
+      lengths: tokens of every document of the folder.
+    """
     records = -(-lengths.astype(np.int64) // RECORD_TOKENS)
     before = np.cumsum(records) - records
     pieces = np.empty(len(documents), PIECE)

@@ -1,4 +1,4 @@
-"""Which stretch of which document goes into which row: a plan made from lengths alone."""
+"""Plans which stretch of which document goes into which row, from lengths alone."""
 
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,7 @@ Packing = Literal["best_fit", "split"]
 
 
 class Plan(NamedTuple):
-    """Every token of every document, once.
+    """Assigns every token of every document to a row, once.
 
     Attributes:
       pieces: PIECE, row after row.
@@ -27,12 +27,12 @@ class Plan(NamedTuple):
 
 
 def make_plan(lengths: np.ndarray, row: int, packing: Packing) -> Plan:
-    """Rows of at most `row` tokens from documents of those lengths, in an order of their own.
+    """Plans rows of at most `row` tokens from documents of those lengths.
 
-    "best_fit" cuts only documents that are longer than a row, each into whole rows and a rest,
-    and puts the rests and the short documents, longest first, where the least room is left. It
-    leaves padding. "split" joins all documents and cuts the result at every `row` tokens; only
-    the last row has padding.
+    Documents are taken in a fixed shuffled order. "best_fit" cuts only those longer than a row, each
+    into full rows and a rest, and puts the rests and the short documents, longest first, where the
+    least room is left. It leaves padding. "split" joins all documents and cuts the result at every
+    `row` tokens; only the last row has padding.
     """
     lengths = np.asarray(lengths, np.int64)
     order = shuffled(len(lengths))
@@ -40,7 +40,10 @@ def make_plan(lengths: np.ndarray, row: int, packing: Packing) -> Plan:
 
 
 def shuffled(count: int) -> np.ndarray:
-    """A fixed permutation; no library's generator, which another version could change."""
+    """Returns a fixed permutation.
+
+    It uses no library's generator, because another version could change that.
+    """
     x = np.arange(count, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -71,11 +74,11 @@ def _best_fit(lengths: np.ndarray, order: np.ndarray, row: int) -> Plan:
 
 
 def _numbered(counts: np.ndarray) -> np.ndarray:
-    """0 to counts[0] - 1, then 0 to counts[1] - 1, and so on."""
+    """Returns 0 to counts[0] - 1, then 0 to counts[1] - 1, and so on."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
 
 
 def _first_of_rows(rows: np.ndarray) -> np.ndarray:
-    """From the row of each piece, in ascending order."""
+    """Returns `Plan.first` from the row of each piece, in ascending order."""
     return np.concatenate([[0], np.cumsum(np.bincount(rows))])

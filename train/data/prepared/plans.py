@@ -1,4 +1,4 @@
-"""Plans are made once: they lie beside the data, or in memory where that cannot be written."""
+"""Makes plans once and saves them beside the data, or in memory where the folder is read-only."""
 
 import functools
 import tempfile
@@ -14,7 +14,7 @@ _VERSION = 1
 
 
 def plan_for(folder: PreparedFolder, row: int, packing: Packing) -> Plan:
-    """The folder's documents in rows of `row` tokens."""
+    """Returns the plan of the folder's documents in rows of `row` tokens."""
     return _plan(folder.path, folder.checksum, row, packing)
 
 
@@ -36,7 +36,7 @@ def _load(saved: Path) -> Plan:
 
 
 def _save(plan: Plan, saved: Path) -> None:
-    """All of it or nothing, whichever of several processes is first."""
+    """Saves all of a plan or nothing; several processes may do so at once."""
     saved.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=saved.parent, prefix="partial-") as scratch:
         partial = Path(scratch) / saved.name

@@ -1,4 +1,4 @@
-"""Rows of prepared text in the order of training, the same for any number of processes."""
+"""Yields rows of prepared text in the order of training, the same for any number of processes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _BATCHES_AHEAD = 8
 
 
 class Rows(NamedTuple):
-    """Rows of documents.
+    """Holds rows of documents.
 
     Attributes:
       tokens_BT: int32.
@@ -29,10 +29,13 @@ class Rows(NamedTuple):
 
 
 def open_folders(texts: tuple[PreparedText, ...], vocabulary: str) -> list[PreparedFolder]:
-    """The folders; `vocabulary` is the checksum of the tokenizer's.
+    """Opens the folders.
+
+    Args:
+      vocabulary: checksum of the tokenizer's vocabulary.
 
     Raises:
-      UserError: one cannot be read, or is in another vocabulary.
+      UserError: a folder cannot be read, or is in another vocabulary.
     """
     folders = [PreparedFolder(local_path(text.folder).absolute()) for text in texts]
     for folder in folders:
@@ -41,7 +44,7 @@ def open_folders(texts: tuple[PreparedText, ...], vocabulary: str) -> list[Prepa
 
 
 class RowBatches:
-    """Endless batches; the position is how many were given.
+    """Yields endless batches; the position is the number of batches given so far.
 
     Row r of batch b is row b * batch + r of an order that the texts, the row length, the packing
     and the seed determine. In it, folders take turns by weight, and each epoch of a folder has all
@@ -59,7 +62,7 @@ class RowBatches:
         rows: tuple[int, ...],
         seed: int,
     ):
-        """`rows` of each batch are read, in that order."""
+        """Reads only `rows` of each batch, in that order."""
         plans = [plan_for(folder, length, packing) for folder in folders]
         orders = [_order(index, plan.rows, seed) for index, plan in enumerate(plans)]
         weights = [text.weight for text in texts]
@@ -81,7 +84,7 @@ class RowBatches:
         return self._state(self._given)
 
     def set_state(self, state: dict) -> None:
-        """Raises UserError where the state is that of other text."""
+        """Goes to that position; raises UserError where the state belongs to other text."""
         for folder, checksum in zip(self._folders, state["prepared"], strict=True):
             if folder.checksum != checksum:
                 raise UserError(
@@ -99,8 +102,11 @@ class RowBatches:
 def calibration_stretches(
     texts: tuple[PreparedText, ...], folders: list[PreparedFolder], rows: int, length: int
 ) -> np.ndarray:
-    """int32 [rows, length], evenly over each folder, as many rows of each as its weight says; the
-    length is at most that of the shortest folder."""
+    """Returns int32 [rows, length]: stretches that are spread evenly over each folder.
+
+    The number of rows from a folder follows its weight. The length is at most that of the shortest
+    folder.
+    """
     length = min(length, *(folder.manifest["tokens"] for folder in folders))
     shares = np.cumsum([text.weight for text in texts])
     chosen = np.searchsorted(shares, (np.arange(rows) + 0.5) / rows * shares[-1])
@@ -116,13 +122,13 @@ def _stretches(folder: PreparedFolder, rows: int, length: int) -> np.ndarray:
 
 
 def _order(folder: int, rows: int, seed: int) -> grain.MapDataset:
-    """(folder, row), each epoch in another order."""
+    """Returns the endless order of (folder, row); every epoch has another order."""
     numbers = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
     return numbers.map(lambda row: (folder, row))
 
 
 class _Reader:
-    """Batches by number."""
+    """Reads batches by number."""
 
     def __init__(
         self,
@@ -158,7 +164,7 @@ def _fill(
     plan: Plan,
     places: list[tuple[int, int]],
 ) -> None:
-    """Writes the plan's rows to where they belong; places are (where, row)."""
+    """Writes the plan's rows into the batch; `places` are (row of the batch, row of the plan)."""
     stretches = [plan.pieces[plan.first[row] : plan.first[row + 1]] for _, row in places]
     pieces = np.concatenate(stretches)
     documents = iter(folder.read(pieces))
