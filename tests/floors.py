@@ -17,6 +17,7 @@ FLOORS = [  # a module may import its own floor and the floors above it in this 
         "hydrahead_jax.errors",
         "hydrahead_jax.json_file",
         "hydrahead_jax.local_path",
+        "hydrahead_jax.resumable",
         "hydrahead_jax.token_ids",
         "hydrahead_jax.precision",
         "hydrahead_jax.sharding",

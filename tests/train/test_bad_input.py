@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from hydrahead_jax.head_plan import HeadPlan
 from tests.train import small
 from train.__main__ import main
-from train.command_line import transfer as transfer_module
+from train.commands import transfer as transfer_module
 from train.run.loop import Result
 
 

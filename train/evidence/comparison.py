@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop.hf_import import load_hf
-from hydrahead_jax.json_file import plain, read_json
 from hydrahead_jax.local_path import local_path
+from hydrahead_jax.resumable import cached
 from hydrahead_jax.selection import HeadScores, SelectionSettings, budget, receivers_kept, select
 from hydrahead_jax.selection.plans import allocate
 from hydrahead_jax.selection.probes.file import save_probes
@@ -22,7 +21,7 @@ from train.data.stdlib_text import Split
 from train.data.text import Corpus, TextSource, load_corpus
 from train.evidence.parallel import Task, run_parallel
 from train.files.config_file import to_plain
-from train.files.run_folder import METRICS, PLAN, PROBES, write_json
+from train.files.run_folder import METRICS, PLAN, PROBES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,18 +128,6 @@ def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalS
         "kv_heads": sum(len({config.kv_head(n) for n in h}) for h in heads),
         "cache_bytes_at_32k": cache_bytes(config, 32768),
     }
-
-
-def cached(path: Path, of: dict, compute: Callable[[], dict]) -> dict:
-    """Returns what `compute` gives, or what the file holds if it is of the same `of`; JSON."""
-    of = plain(of)
-    if path.is_file():
-        found = read_json(path)
-        if found["of"] == of:
-            return found["result"]
-    result = plain(compute())
-    write_json(path, {"of": of, "result": result})
-    return result
 
 
 class Clock:

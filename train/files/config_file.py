@@ -210,19 +210,3 @@ def to_plain(value):
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     return value
-
-
-def differences(old, new, where: str = "") -> list[str]:
-    """Returns sentences such as "seed is 1 there and 2 here", in field order."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = list(dict.fromkeys([*old, *new]))
-        pairs = [(name, old.get(name), new.get(name)) for name in names]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return [] if old == new else [f"{where} is {old!r} there and {new!r} here"]
-    return [
-        text
-        for name, a, b in pairs
-        for text in differences(a, b, f"{where}.{name}" if where else name)
-    ]

@@ -8,8 +8,9 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.tokenizer_files import copy_tokenizer_files
 from hydrahead_jax.json_file import read_json
+from hydrahead_jax.resumable import open_folder
 from train import distributed
-from train.files.config_file import convert, differences, to_plain
+from train.files.config_file import convert, to_plain
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -20,7 +21,6 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"
 _PROBE = ".shared"
-_SHOWN = 3
 
 
 def open_run(folder: Path, record: dict) -> bool:
@@ -44,32 +44,13 @@ def open_run(folder: Path, record: dict) -> bool:
 
 
 def _open_run(folder: Path, record: dict) -> bool:
-    path = folder / CONFIG
+    advice = "choose another folder with run=..."
+    was_there = open_folder(folder, CONFIG, record, holds="run", advice=advice)
     try:
-        if path.is_file():
-            _check_same(folder, read_json(path), record)
-            (folder / _PROBE).write_text(secrets.token_hex())
-            return True
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and holds no run; choose another folder with run=...")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
         (folder / _PROBE).write_text(secrets.token_hex())
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}; choose another folder with run=..."
-        ) from error
-    return False
-
-
-def _check_same(folder: Path, old: dict, record: dict) -> None:
-    found = differences(old, record)
-    if found:
-        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise UserError(
-            f"{folder} holds a different run: {', '.join(found[:_SHOWN])}{more}; "
-            f"choose another folder with run=..., or delete this one"
-        )
+        raise UserError(f"{folder} cannot be written: {error.strerror}; {advice}") from error
+    return was_there
 
 
 def _check_shared(folder: Path) -> None:

@@ -3,12 +3,11 @@
 import hashlib
 from pathlib import Path
 
+from hydrahead_jax import resumable
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import read_json, write_json
 from hydrahead_jax.text_files.names import shown
 from train.data.documents.checksum import Fingerprint
 from train.data.prepared.folder import MANIFEST
-from train.files.config_file import differences
 from train.prepare.job import WORK, Job
 
 _ASKED = "prepare.json"
@@ -35,15 +34,10 @@ def open_folder(out: Path, asked: dict) -> bool:
     Raises:
       UserError: it is of another job, or holds something else.
     """
-    path = out / _ASKED
-    if path.is_file():
-        _check_same(out, read_json(path), asked)
-        return (out / MANIFEST).is_file()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and holds no prepared text; choose another --out")
-    (out / WORK).mkdir(parents=True)
-    write_json(path, asked)
-    return False
+    holds = {"holds": "prepared text", "advice": "choose another --out"}
+    was_there = resumable.open_folder(out, _ASKED, asked, check=_check_same, **holds)
+    (out / WORK).mkdir(exist_ok=True)
+    return was_there and (out / MANIFEST).is_file()
 
 
 def disown(out: Path) -> None:
@@ -71,7 +65,7 @@ def _check_same(out: Path, found: dict, asked: dict) -> None:
             raise UserError(
                 f"{out} was begun differently: the source {_name(new)} {was}; choose another --out"
             )
-    if changes := differences(found, asked):
+    if changes := resumable.differences(found, asked):
         raise UserError(f"{out} was begun differently: {changes[0]}; choose another --out")
 
 

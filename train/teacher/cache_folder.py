@@ -8,10 +8,11 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from hydrahead_jax import resumable
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.local_path import local_path
-from train.files.config_file import differences, to_plain
+from train.files.config_file import to_plain
 from train.files.run_folder import read_json, write_json
 from train.stage.stage import Stage
 from train.teacher.cache_record import RowFormat
@@ -115,18 +116,9 @@ def open_for_writing(path: Path, wanted: dict) -> None:
     Raises:
       UserError: the folder holds another cache, or something else.
     """
-    if (path / MANIFEST).is_file():
-        found = differences(read_json(path / MANIFEST), wanted)
-        if found:
-            raise UserError(
-                f"{path} holds another teacher cache: {found[0]}; choose another "
-                f"teacher_cache.folder, or delete this one"
-            )
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and holds no teacher cache; choose another folder")
-    (path / _BLOCKS).mkdir(parents=True)
-    write_json(path / MANIFEST, wanted)
+    advice = "choose another teacher_cache.folder"
+    resumable.open_folder(path, MANIFEST, wanted, holds="teacher cache", advice=advice)
+    (path / _BLOCKS).mkdir(exist_ok=True)
 
 
 def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
@@ -140,7 +132,7 @@ def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
     if not (path / MANIFEST).is_file():
         raise UserError(f"{where} is not there; make it by `python -m train cache-teacher`")
     found = read_json(path / MANIFEST)
-    wrong = differences(found, wanted)
+    wrong = resumable.differences(found, wanted)
     if wrong:
         raise UserError(
             f"{where} does not fit this run: {wrong[0]}; make one for this run by "

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import dumps, replacing
+from hydrahead_jax.json_file import plain, replacing
 from hydrahead_jax.local_path import local_path
+from hydrahead_jax.resumable import open_folder
 
 _INPUTS = "inputs.json"
 
@@ -24,18 +25,8 @@ class Store:
         self._folder = None if folder is None else local_path(folder)
         if self._folder is None:
             return
-        path, text = self._folder / _INPUTS, dumps(inputs, indent=2) + "\n"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file() and path.read_text() != text:
-                raise UserError(
-                    f"{folder} holds scores of another model, other pairs or other settings; "
-                    "choose another folder, or delete this one"
-                )
-            with replacing(path) as file:
-                file.write(text)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+        advice = "choose another folder"
+        open_folder(self._folder, _INPUTS, plain(inputs), holds="set of scores", advice=advice)
 
     def result(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]

@@ -38,7 +38,7 @@ def test_a_result_is_computed_once_and_a_damaged_one_again(tmp_path):
 def test_another_selection_in_the_folder_is_a_user_error(tmp_path):
     Store(tmp_path, {"pairs": "abc"})
     Store(tmp_path, {"pairs": "abc"})
-    with pytest.raises(UserError, match="holds scores of another model, other pairs or other sett"):
+    with pytest.raises(UserError, match="holds a different set of scores: "):
         Store(tmp_path, {"pairs": "abd"})
 
 
@@ -80,5 +80,5 @@ def test_a_selection_goes_on_where_it_stopped(
     assert inputs["settings"]["pairs"] == 8 and inputs["devices"] == 1
     louder = jax.tree.map(lambda x: x, planted_params)
     louder["layers"][1]["mlp"]["w_up_DF"] *= 2
-    with pytest.raises(UserError, match="holds scores of another model"):
+    with pytest.raises(UserError, match="holds a different set of scores"):
         select(planted_config, louder, *model[2:], SETTINGS, store=tmp_path / "pairs")

@@ -8,8 +8,9 @@ import pytest
 
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.resumable import differences
 from train.data.text import TextSource
-from train.files.config_file import convert, differences, load_config, override, to_plain
+from train.files.config_file import convert, load_config, override, to_plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

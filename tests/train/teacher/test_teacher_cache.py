@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import init_params, merge
 from tests.train import small
-from train.command_line import cache_teacher
+from train.commands import cache_teacher
 from train.commands.transfer import transfer
 from train.data.batches import make_batches
 from train.data.text import load_corpus
@@ -181,7 +181,9 @@ def test_a_cache_of_another_teacher_or_of_other_text(config, corpus, folder, tmp
             check_cache(stage, config.seed, small.TEACHER, checksum, other)
     finally:
         text.write_text(before)
-    with pytest.raises(UserError, match="holds another teacher cache: seed is 0 there and 1 here"):
+    with pytest.raises(
+        UserError, match="holds a different teacher cache: seed is 0 there and 1 here"
+    ):
         cache_teacher.cache_teacher(dataclasses.replace(config, seed=1))
 
 
