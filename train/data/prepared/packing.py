@@ -29,10 +29,10 @@ class Plan(NamedTuple):
 def make_plan(lengths: np.ndarray, row: int, packing: Packing) -> Plan:
     """Plans rows of at most `row` tokens from documents of those lengths.
 
-    Documents are taken in a fixed shuffled order. "best_fit" cuts only those longer than a row, each
-    into full rows and a rest, and puts the rests and the short documents, longest first, where the
-    least room is left. It leaves padding. "split" joins all documents and cuts the result at every
-    `row` tokens; only the last row has padding.
+    Documents are taken in a fixed shuffled order. "best_fit" cuts only documents that are longer
+    than a row, each into full rows and a rest. It puts the rests and the short documents, longest
+    first, where the least room is left, and leaves padding. "split" joins all documents and cuts
+    the result at every `row` tokens; only the last row has padding.
     """
     lengths = np.asarray(lengths, np.int64)
     order = shuffled(len(lengths))
