@@ -16,8 +16,10 @@ from hydrahead_jax.local_path import local_path
 
 C = TypeVar("C")
 RECORDED_IF_SET = {"recorded": "if set"}
-"""Metadata of a field that is left out of JSON while it has its default, so that runs begun before
-there was such a field go on."""
+"""Metadata of a field that is left out of JSON while it has its default.
+
+So runs that began before there was such a field can continue.
+"""
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
 
 

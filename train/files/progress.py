@@ -1,4 +1,4 @@
-"""How far a long command is: bars on a terminal, lines elsewhere."""
+"""Shows the progress of a long command: bars on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -10,11 +10,11 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Stages:
-    """Shows stages that follow one another; call it with a stage's name, the parts done and the
-    parts in all.
+    """Shows stages that follow one another.
 
-    On a terminal every stage is a bar with the time that is left. Elsewhere a stage is a line
-    every half minute, and one when it is done.
+    Call it with a stage's name, the parts done and the parts in all. On a terminal every stage is a
+    bar with the time that is left. Elsewhere a stage is a line every half minute, and one when it
+    is done.
     """
 
     def __init__(self, say: Callable[[str], None], console: Console | None = None):

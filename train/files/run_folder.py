@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked for, and what came of it."""
+"""Reads and writes the folder of a run: its settings and its results."""
 
 import secrets
 from pathlib import Path
@@ -27,11 +27,11 @@ def open_run(folder: Path, record: dict) -> bool:
     """Makes the folder, or checks that it holds the same run.
 
     Args:
-      folder: of the run.
+      folder: folder of the run.
       record: all that determines the run, as JSON.
 
     Returns:
-      Whether the run was there already.
+      Whether the run existed already.
 
     Raises:
       UserError: the folder holds another run, or something else, cannot be written, or is not the
@@ -65,7 +65,7 @@ def _check_shared(folder: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """All of the file or nothing, even if the process is killed; the first process writes."""
+    """Writes all of the file or nothing, even if the process is killed; only on process 0."""
     if distributed.is_first():
         json_file.write_json(path, value)
 
@@ -76,7 +76,7 @@ def save_model(folder: Path, config: ModelConfig) -> None:
 
 
 def load_model(folder: Path) -> ModelConfig:
-    """Raises UserError where the folder holds no run."""
+    """Reads the model's config; raises UserError where the folder holds no run."""
     path = folder / MODEL
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no {MODEL}")

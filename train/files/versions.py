@@ -1,4 +1,4 @@
-"""What a result was measured with."""
+"""Records the versions that a result was measured with."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tor
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, the platform and its cores."""
+    """Returns the versions of Python and of the packages used, the platform and its cores."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     found["cores"] = str(os.cpu_count())
     for package in _PACKAGES:

@@ -1,1 +1,1 @@
-"""The losses of the stages."""
+"""Computes the losses of the stages."""

@@ -1,4 +1,4 @@
-"""Stage 1: the mixers of the student learn to write what the teacher's wrote."""
+"""Computes the loss of stage 1: the student's mixers learn to write what the teacher's wrote."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from train.losses.shared import head_metrics, real_tokens, run_model
 
 
 class AlignTargets(NamedTuple):
-    """For each layer, what the teacher's mixer read and wrote: what this stage holds most of."""
+    """Holds what the teacher's mixer of each layer read and wrote: most of this stage's memory."""
 
     mixer_in: list[jax.Array]
     mixer_out: list[jax.Array]
@@ -27,7 +27,7 @@ def _mixer_ends(taps: Taps):
 
 
 def align_loss(stage, config, params, batch, targets: AlignTargets, counts, layout):
-    """Eq 15: each mixer is fed the teacher's input, so layers do not wait for one another."""
+    """Computes eq 15: each mixer gets the teacher's input, so layers are independent."""
     model = merge(config, params)
     stream = make_stream(
         batch.tokens_BT.shape,
@@ -66,7 +66,7 @@ def _mixer_error(mixer, _, ends, shared):
 
 @jax.checkpoint
 def _squared_error(out_BTD, target_BTD, real_BT):
-    """The backward makes the differences again, so that no layer keeps them in float32."""
+    """Sums squared errors; the backward pass recomputes them, so no layer saves them in float32."""
     wide = jnp.promote_types(out_BTD.dtype, jnp.float32)
     error_BTD = out_BTD.astype(wide) - target_BTD.astype(wide)
     return jnp.sum(jnp.mean(error_BTD**2, axis=-1) * real_BT)

@@ -1,4 +1,4 @@
-"""What the model and the losses read of a batch, in the order in which devices hold the tokens."""
+"""Prepares what the model and the losses read of a batch, in the order of tokens on devices."""
 
 import dataclasses
 
@@ -16,14 +16,16 @@ from train.data.batches import Batch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelBatch:
-    """Attributes:
-    tokens_BT: int32.
-    segment_ids_BT: document of each token within its row; 0 is padding.
-    positions_BT: of each token in its document.
-    starts_BT: first tokens of all documents but a row's first.
-    target_BT: the token that follows.
-    target_weight_BT: of predicting it; 0 on padding and on the last token of a document.
-    teacher: its most probable tokens, where they are read from a cache.
+    """Holds what the model and the losses read of a batch.
+
+    Attributes:
+      tokens_BT: int32.
+      segment_ids_BT: document of each token within its row; 0 is padding.
+      positions_BT: position of each token in its document.
+      starts_BT: True at the first tokens of all documents but a row's first.
+      target_BT: the token that follows.
+      target_weight_BT: weight of predicting it; 0 on padding and on a document's last token.
+      teacher: the teacher's most probable tokens, where they are read from a cache.
     """
 
     tokens_BT: jax.Array
@@ -36,7 +38,10 @@ class ModelBatch:
 
 
 def next_token_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """What follows each token, and its weight: 0 on padding and on the last of a document."""
+    """Returns the token after each token, and its weight.
+
+    The weight is 0 on padding and on the last token of a document.
+    """
     shift = lambda x_BT: jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))
     segments_BT, next_segments_BT = batch.segment_ids_BT, shift(batch.segment_ids_BT)
     same_BT = (segments_BT == next_segments_BT) & (segments_BT != 0)
@@ -44,7 +49,7 @@ def next_token_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def make_model_batch(batch: Batch, layout: Layout | None) -> ModelBatch:
-    """Everything that depends on the natural order of the tokens, then the layout's order."""
+    """Computes what needs the natural order of the tokens, then applies the layout's order."""
     if layout is not None:
         batch = jax.tree.map(lambda x: layout.constrain(x, "B"), batch)
     target_BT, target_weight_BT = next_token_targets(batch)

@@ -1,8 +1,8 @@
-"""What the stages minimise: pure functions of parameters, batch and the teacher's targets.
+"""Defines what the stages minimise, as pure functions of parameters, batch and teacher's targets.
 
-`targets` are the teacher's, outside of differentiation; `counts` are taken over the whole batch,
-so that the losses of its parts add up to its own. Metrics are (sum, count) pairs: averages over
-steps, parts of a batch and devices are exact.
+`targets` are the teacher's, outside of differentiation; `counts` are taken over the complete
+batch, so that the losses of its parts add up to its own. Metrics are (sum, count) pairs: averages
+over steps, parts of a batch and devices are exact.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,14 @@ VOCABULARY_AT_ONCE = 8192
 
 
 class Objective(NamedTuple):
-    """Attributes:
-    targets: (stage, config, params, batch, layout) -> what the loss needs of the teacher; None
-      without one.
-    counts: (stage, batch) -> what the sums of a loss are divided by; `batch` is whole.
-    loss: (stage, config, params, batch, targets, counts, layout) -> (loss, metrics); `batch` may
-      be a part, the loss is then its share.
+    """Holds the functions that make up the loss of a stage.
+
+    Attributes:
+      targets: (stage, config, params, batch, layout) -> what the loss needs of the teacher; None
+        without a teacher.
+      counts: (stage, batch) -> the divisors of a loss's sums; `batch` is complete.
+      loss: (stage, config, params, batch, targets, counts, layout) -> (loss, metrics); `batch` may
+        be a part, and the loss is then its share.
     """
 
     targets: Callable[[Stage, ModelConfig, dict, ModelBatch, Layout | None], Any] | None
@@ -50,7 +52,7 @@ class Objective(NamedTuple):
 
 
 class DistillTargets(NamedTuple):
-    """The teacher's logits, not yet multiplied out."""
+    """Holds the factors of the teacher's logits, which are not multiplied out."""
 
     hidden_BTD: jax.Array
     unembedding: Unembedding
@@ -78,7 +80,7 @@ def _distill_targets(stage, config, params, batch, layout) -> DistillTargets:
 
 
 def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts, layout):
-    """Eq 16: KL(teacher || student) on every real token, and ce_weight times cross entropy."""
+    """Computes eq 16: KL(teacher || student) on real tokens, plus ce_weight times cross entropy."""
     model = merge(config, params)
     output = run_model(stage, model, batch, layout, keep_statistics)
     scores = pair_scores(
@@ -96,7 +98,7 @@ def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts,
 
 
 def _cached_distill_loss(stage, config, params, batch, targets, counts, layout):
-    """The same KL over the tokens that were kept and all others as one; a lower bound of it."""
+    """Computes the KL over the cached tokens and all others as one; a lower bound of the KL."""
     model = merge(config, params)
     output = run_model(stage, model, batch, layout, keep_statistics)
     scores = kept_scores(
@@ -112,7 +114,7 @@ def _cached_distill_loss(stage, config, params, batch, targets, counts, layout):
 
 
 def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):
-    """KL at temperature 1 and, where it counts, cross entropy, of scores that have both."""
+    """Adds up the KL at temperature 1 and, where it has a weight, cross entropy."""
     real_BT = real_tokens(batch)
     kl, tokens = jnp.sum(scores.kl_X * real_BT), jnp.sum(real_BT)
     metrics = {"loss": (kl, tokens), "kl": (kl, tokens)}
@@ -127,7 +129,7 @@ def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):
 
 
 def objective_of(stage: Stage) -> Objective:
-    """What a stage minimises."""
+    """Returns what a stage minimises."""
     return _CACHED_DISTILL if stage.teacher_cache is not None else OBJECTIVES[stage.loss]
 
 

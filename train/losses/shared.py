@@ -1,4 +1,4 @@
-"""What the losses of all stages have in common."""
+"""Provides what the losses of all stages have in common."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def whole_counts(stage: Stage, batch: ModelBatch) -> Counts:
-    """What the sums of a loss are divided by; `batch` is whole."""
+    """Returns the divisors of a loss's sums; `batch` is complete."""
     return {
         "tokens": jnp.maximum(jnp.sum(real_tokens(batch)), 1.0),
         "weights": jnp.maximum(jnp.sum(batch.target_weight_BT), 1e-9),
@@ -23,37 +23,37 @@ def whole_counts(stage: Stage, batch: ModelBatch) -> Counts:
 
 
 def real_tokens(batch: ModelBatch):
-    """1 for each token that is not padding, 0 for padding."""
+    """Returns 1 for each token that is not padding, 0 for padding."""
     return (batch.segment_ids_BT != 0).astype(jnp.float32)
 
 
 def mean(values_BT, chosen_BT) -> tuple[jax.Array, jax.Array]:
-    """Sum and count of the chosen values."""
+    """Returns the sum and the count of the chosen values."""
     chosen_BT = chosen_BT.astype(jnp.float32)
     return jnp.sum(values_BT * chosen_BT), jnp.sum(chosen_BT)
 
 
 def unembedding(model: Decoder) -> Unembedding:
-    """The model's unembedding matrix in its stored orientation."""
+    """Returns the model's unembedding matrix in its stored orientation."""
     if model.config.tied_embeddings:
         return Unembedding(model.w_embed_VD[...], 0)
     return Unembedding(model.w_unembed_DV[...], 1)
 
 
 def keep_nothing(taps: Taps) -> None:
-    """A tap that keeps nothing."""
+    """Saves nothing of a layer; a tap of the model."""
     return None
 
 
 def keep_statistics(taps: Taps) -> dict:
-    """A tap that keeps the statistics of a layer's heads."""
+    """Saves the statistics of a layer's heads; a tap of the model."""
     return taps.statistics
 
 
 def run_model(
     stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None, tap=keep_nothing
 ):
-    """The model's output for a batch; `tap` says what is kept of each layer."""
+    """Returns the model's output for a batch; `tap` says what is saved of each layer."""
     return model(
         batch.tokens_BT,
         segment_ids_BT=batch.segment_ids_BT,
@@ -68,7 +68,10 @@ def run_model(
 
 
 def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
-    """Mean loss over all target tokens; with weighted answers also over answers and text apart."""
+    """Returns the mean loss over all target tokens.
+
+    Where answers have their own weight, it adds the accuracy on answers and the loss on text.
+    """
     is_target_BT = batch.target_weight_BT > 0
     metrics = {"student_nll": mean(scores.nll_X, is_target_BT)}
     if stage.data.needles is not None and stage.data.answer_weight > 0:
@@ -79,11 +82,13 @@ def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
 
 
 def head_metrics(statistics: list[dict]) -> Metrics:
-    """Mean gates, alpha and beta over all heads; for each layer that has both kinds of heads, their
-    mean squares before gate and norm, of which `with_rms_ratios` makes ratios.
+    """Averages gates, alpha and beta over all heads.
+
+    For each layer that has both kinds of heads it adds their mean squares before gate and norm, of
+    which `with_rms_ratios` makes ratios.
 
     Args:
-      statistics: of each layer's mixer.
+      statistics: statistics of each layer's mixer.
     """
     metrics = {}
     for name in ("fa_gate", "gdn_gate", "alpha", "beta"):
@@ -102,7 +107,7 @@ def with_rms_ratios(metrics: Metrics) -> Metrics:
     A ratio of sums is no sum of ratios, so this must follow the sum over microbatches.
 
     Args:
-      metrics: of `head_metrics` and others, over all tokens of a step.
+      metrics: metrics of `head_metrics` and others, over all tokens of a step.
     """
     metrics = dict(metrics)
     names = [name for name in metrics if name.startswith(f"{_SQUARES[0]}_layer_")]

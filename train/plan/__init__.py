@@ -1,1 +1,1 @@
-"""Knowing what a transfer takes before renting the machines: `python -m train plan`."""
+"""Computes what a transfer takes before machines are rented: `python -m train plan`."""

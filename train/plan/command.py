@@ -1,4 +1,4 @@
-"""`python -m train plan`: every stage of a config on machines that are not there."""
+"""Runs `python -m train plan`: plans every stage of a config for machines that are elsewhere."""
 
 import concurrent.futures
 import dataclasses
@@ -36,9 +36,9 @@ def plan(
     """Plans all stages, shows them and writes them as JSON.
 
     Args:
-      config: of a transfer; neither its teacher nor its head plan need be there.
+      config: config of a transfer; neither its teacher nor its head plan need exist.
       target: see `parse_target`.
-      json_file: for the figures; None writes none.
+      json_file: file for the figures; None writes none.
       alike: see `models_of`.
       say: takes a sentence for the user.
 
@@ -67,7 +67,7 @@ def plan(
 
 
 def device_count(target: Target) -> int:
-    """Devices of a target, as its compiler knows them.
+    """Returns the number of devices of a target, as its compiler knows them.
 
     Raises:
       UserError: the compiler knows no such slice.
@@ -91,7 +91,7 @@ def plan_stage(
     models: Models,
     say: Callable[[str], None],
 ) -> StagePlan:
-    """One stage; a mesh that does not fit gives a plan that says why."""
+    """Plans one stage; a mesh that does not fit gives a plan that says why."""
     mesh = stage.mesh or config.mesh
     try:
         check_mesh(stage, mesh, devices, models.student, models.teacher)
@@ -114,7 +114,7 @@ def plan_stage(
 
 
 def _watched(name: str, task: Task, say: Callable[[str], None]):
-    """`compile_stage` in its own process, while the user sees that time passes."""
+    """Runs `compile_stage` in its own process, and shows the user the time that passes."""
     began = time.monotonic()
     console = Console()
     environment = task.target.environment()
@@ -134,7 +134,7 @@ def _watched(name: str, task: Task, say: Callable[[str], None]):
 
 
 def record(target: Target, models: Models, plans: list[StagePlan]) -> dict:
-    """All figures, as JSON takes them."""
+    """Returns all figures in a form that JSON can hold."""
     return {
         "target": target.name,
         "assumptions": models.assumptions,

@@ -1,6 +1,6 @@
-"""A stage's real step, compiled by the real compiler in a process of its own.
+"""Compiles a stage's real step with the real compiler, in a process of its own.
 
-Up to the point where memory and collectives are settled: code is not waited for.
+It compiles up to the point where memory and collectives are decided, and generates no code.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _NEEDED = re.compile(r"(?:memory required for [\w ]+\(|Used )([\d.]+)([KMGT])")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One stage on one target; `precision` is that of the computation."""
+    """Describes one stage on one target; `precision` is that of the computation."""
 
     stage: Stage
     student: ModelConfig
@@ -37,7 +37,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Bytes on one device of what a step is called with, from shapes and shardings."""
+    """Counts the bytes of a step's arguments on one device, from shapes and shardings."""
 
     trained: int
     frozen: int
@@ -48,18 +48,20 @@ class Arguments:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler says of a step, on one device.
+    """Holds the compiler's figures for a step, on one device.
 
     Attributes:
-      devices: that the mesh takes.
-      arguments: by shapes; together they are what a step starts with.
+      devices: devices that the mesh takes.
+      arguments: bytes of the arguments by their shapes; together they are what a step starts with.
       padding: bytes that arguments take beyond their shapes.
       results: bytes of results that take no argument's place.
       temporaries: bytes at their peak; None where the program is too large and the compiler does
         not say how much it needs.
-      sent: bytes by kind of collective.
+      sent: bytes sent, by kind of collective.
       uncounted_loops: loops in which collectives may run more often than counted.
-      refusal: the compiler's words where the program does not fit the memory, else "".
+      trace_s: seconds that tracing took.
+      compile_s: seconds that compiling took.
+      refusal: the compiler's words where the program does not fit the memory, else empty.
     """
 
     devices: int
@@ -75,7 +77,7 @@ class Compiled:
 
 
 def compile_stage(task: Task) -> Compiled:
-    """Compiles for devices that are not there; to be called in the target's environment."""
+    """Compiles for devices that need not exist here; call it in the target's environment."""
     from train.run.train_step import abstract_arguments, make_train_step
 
     jax.config.update("jax_enable_compilation_cache", False)
@@ -103,7 +105,7 @@ def compile_stage(task: Task) -> Compiled:
 
 
 def _layout(task: Task):
-    """Also of one device, which is not the one at hand."""
+    """Makes the layout on the target's devices, even of one device: it is not this machine's."""
     from hydrahead_jax.sharding import make_layout
 
     return make_layout(task.mesh, task.target.devices())
@@ -136,7 +138,7 @@ def _too_large(words: str, seconds: float, known: dict) -> Compiled:
 
 
 def needed_bytes(words: str) -> int | None:
-    """What the compiler says that a program needs; None where it does not."""
+    """Returns the bytes that the compiler says a program needs; None where it does not say."""
     found = _NEEDED.search(words)
     return int(float(found[1]) * _SIZES[found[2]]) if found else None
 
@@ -153,7 +155,7 @@ def _by_shape(arguments: tuple) -> Arguments:
 
 
 def _bytes(tree) -> int:
-    """On one device."""
+    """Returns the bytes of a tree's shards on one device."""
     parts = [
         math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
         for x in jax.tree.leaves(tree)

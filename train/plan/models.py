@@ -1,4 +1,4 @@
-"""Teacher and student of a config, as they are, or as they will be."""
+"""Finds teacher and student of a config, or assumes them where they do not exist yet."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,13 @@ from train.commands.transfer import TransferConfig
 
 
 class Models(NamedTuple):
-    """assumptions: sentences on what is not known yet."""
+    """Holds the configs of student and teacher.
+
+    Attributes:
+      student: config of the student.
+      teacher: config of the teacher.
+      assumptions: sentences on what is not known yet.
+    """
 
     student: ModelConfig
     teacher: ModelConfig
@@ -21,7 +27,7 @@ class Models(NamedTuple):
 
 
 def models_of(config: TransferConfig, *, alike: bool = False) -> Models:
-    """From the teacher's folder and the head plan where they are there, else by assumption.
+    """Reads the teacher's folder and the head plan where they exist, and assumes them elsewhere.
 
     Args:
       alike: an assumed plan has the same heads in every layer, which `scan_layers` compiles as one.
@@ -68,13 +74,13 @@ def _plan(config: TransferConfig, teacher: ModelConfig, alike: bool) -> tuple[He
 def assumed_plan(
     teacher: ModelConfig, heads: int, multiple: int, *, alike: bool = False
 ) -> HeadPlan:
-    """A plan of about `heads` softmax heads in which neighbouring layers differ, as in real ones.
+    """Makes a plan of about `heads` softmax heads; neighbouring layers differ, as in real plans.
 
-    It has two kinds of layers only, because each kind takes the compiler as long.
+    It has two kinds of layers only, because the compiler takes as long for each kind.
 
     Args:
       multiple: divides the softmax heads of every layer, and so the delta-rule heads.
-      alike: one kind of layers.
+      alike: whether there is only one kind of layers.
     """
     mean = max(multiple, round(heads / teacher.layers / multiple) * multiple)
     apart = 0 if alike else min(multiple * max(1, mean // (4 * multiple)), mean - multiple)

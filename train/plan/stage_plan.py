@@ -1,4 +1,4 @@
-"""What a stage takes on a target: memory against capacity, FLOP, bytes sent, and time at least."""
+"""Computes what a stage takes on a target: memory, FLOP, bytes sent, and least time."""
 
 import dataclasses
 
@@ -15,18 +15,18 @@ _SECONDS_A_DAY = 86_400
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device.
+    """Counts bytes on one device.
 
     Attributes:
       trained: float32 parameters that the stage trains.
-      frozen: those that it leaves alone.
-      optimizer: its state.
+      frozen: parameters that it leaves alone.
+      optimizer: state of the optimizer.
       teacher: parameters of the teacher.
-      batch: tokens.
+      batch: tokens of the batch.
       gradients: float32, of the trained parameters.
-      activations: the other temporaries at their peak: what the forward pass keeps for the backward
+      activations: the other temporaries at their peak: what the forward pass saves for the backward
         pass, gathered parameters, and the work space of both; None where it is not known.
-      capacity: that a program can use.
+      capacity: bytes that a program can use.
     """
 
     trained: int
@@ -40,33 +40,38 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Without activations where they are not known."""
+        """Returns the sum; activations are left out where they are not known."""
         parts = dataclasses.asdict(self)
         return sum(parts[name] or 0 for name in parts if name != "capacity")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One stage on one target.
+    """Holds the plan of one stage on one target.
 
     Attributes:
-      mesh: as text.
-      devices: that it takes, of those of the target.
-      order: of tokens, where the context axis is larger than one.
+      stage: name of the stage.
+      mesh: mesh as text, with the order of tokens where the context axis is larger than one.
+      devices: devices that the mesh takes, of those of the target.
+      microbatches: parts of a batch.
+      remat: what is saved for the backward pass, see `Stage`.
       refusal: why there is no plan, in one sentence; everything below is then None.
       memory: see `Memory`.
-      fits: the verdict.
+      fits: whether the stage fits the memory.
       advice: what to change where it does not fit.
-      flops: of a step on all devices, of the model.
-      flops_at_least: that matrix units must do for it.
-      flops_by_kind: of the model.
+      flops: FLOP that the model needs for a step, on all devices.
+      flops_at_least: FLOP that matrix units must do for it.
+      flops_by_kind: parts of `flops`, by kind of work.
       sent: bytes that a device sends in a step, by kind of collective.
-      uncounted_loops: that the bytes count as running once.
-      compute_s, memory_s, network_s: least time for each in a step.
+      uncounted_loops: loops that the bytes count as running once.
+      compute_s: least seconds of a step for computing.
+      memory_s: least seconds of a step for reading and writing memory.
+      network_s: least seconds of a step for the network.
       step_s: the largest of the three.
-      tokens_a_day: at `step_s`.
-      hours: of all steps, at `step_s`.
-      trace_s, compile_s: taken here.
+      tokens_a_day: tokens trained in a day at `step_s`.
+      hours: hours of all steps at `step_s`.
+      trace_s: seconds that tracing took here.
+      compile_s: seconds that compiling took here.
     """
 
     stage: str
@@ -94,7 +99,7 @@ class StagePlan:
 
 
 def refused(stage: Stage, mesh: MeshConfig, sentence: str) -> StagePlan:
-    """The plan of a stage that cannot be compiled."""
+    """Returns the plan of a stage that cannot be compiled."""
     return StagePlan(**_named(stage, mesh), refusal=sentence)
 
 
@@ -106,7 +111,7 @@ def stage_plan(
     teacher: ModelConfig,
     compiled: Compiled,
 ) -> StagePlan:
-    """Puts together what the compiler and the shapes say."""
+    """Combines the figures of the compiler with those of the shapes."""
     memory = _memory(target, compiled)
     flops = step_flops(stage, student, teacher)
     plan = StagePlan(
@@ -152,7 +157,7 @@ def _memory(target: Target, compiled: Compiled) -> Memory:
 
 
 def _times(stage: Stage, target: Target, flops: StepFlops, compiled: Compiled) -> dict:
-    """Floors of a step.
+    """Returns lower bounds on the time of a step.
 
     Memory: every argument is read and every result written once, and what lives at the peak was
     written and read once. Network: see `Chip.network_s`.
@@ -178,7 +183,7 @@ def _times(stage: Stage, target: Target, flops: StepFlops, compiled: Compiled) -
 
 
 def _advice(stage: Stage, memory: Memory) -> str:
-    """What makes a stage that does not fit smaller, the most useful first."""
+    """Says how to make a stage smaller that does not fit, the most useful way first."""
     state = memory.total - (memory.activations or 0)
     if state > 0.8 * memory.capacity:
         return (

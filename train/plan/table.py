@@ -1,4 +1,4 @@
-"""Plans as tables: on the terminal, and as Markdown."""
+"""Shows plans as tables: on the terminal, and as Markdown."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ NETWORK = (
 
 
 def terminal_table(plans: Sequence[StagePlan], title: str) -> Table:
-    """A column for each stage."""
+    """Makes a table with a column for each stage."""
     table = Table(title=title, title_justify="left")
     table.add_column("on each device")
     for plan in plans:
@@ -27,7 +27,7 @@ def terminal_table(plans: Sequence[StagePlan], title: str) -> Table:
 
 
 def lines(plan: StagePlan) -> list[tuple[str, str]]:
-    """(name, value) of everything known about a stage."""
+    """Returns (name, value) of everything known about a stage."""
     found = [("mesh", plan.mesh), ("microbatches, remat", f"{plan.microbatches}, {plan.remat}")]
     if plan.refusal is not None:
         return [*found, ("verdict", "REFUSED")]
@@ -43,7 +43,7 @@ def lines(plan: StagePlan) -> list[tuple[str, str]]:
 
 
 def verdict(plan: StagePlan) -> str:
-    """Whether a stage can be run."""
+    """Says whether a stage can be run."""
     if plan.refusal is not None:
         return "refused"
     return "fits" if plan.fits else "OUT OF MEMORY"
@@ -84,7 +84,7 @@ def seconds_text(value: float) -> str:
 
 
 def scaled(value: float) -> str:
-    """With a letter for thousands of millions, as 3.4 P."""
+    """Formats a number with a letter for its power of a thousand, as 3.4 P."""
     for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
             return f"{value / size:.3g} {letter}"

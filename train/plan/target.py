@@ -1,4 +1,4 @@
-"""The machines that a plan can be for."""
+"""Names the machines that a plan can be for."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ EXAMPLES = "v5e:16x16, v5p:8x8x8, v6e:4x4, tpu7x:4x4x4, v4:4x4x4, h200 or h200:8
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A slice of TPUs, or H200s of one node; `name` as the user wrote it."""
+    """Describes a slice of TPUs, or H200s of one node; `name` is what the user wrote."""
 
     name: str
 
@@ -26,13 +26,13 @@ class Target:
         return CHIPS[self.name.partition(":")[0]]
 
     def environment(self) -> Mapping[str, str]:
-        """Of the process that compiles."""
+        """Returns the environment of the process that compiles."""
         if self.name.startswith("h200"):
             return topology.cuda_environment()
         return topology.TPU_ENVIRONMENT
 
     def devices(self) -> Sequence:
-        """As JAX sees them; only in a process with that environment.
+        """Returns the devices as JAX sees them; works only in a process with that environment.
 
         Raises:
           ValueError: the compiler knows no such slice.
@@ -47,7 +47,7 @@ def _tpu_compiler() -> bool:
 
 
 def parse_target(text: str) -> Target:
-    """The target of that name.
+    """Returns the target of that name.
 
     Raises:
       UserError: there is none, or its compiler is not installed.

@@ -1,1 +1,1 @@
-"""`python -m train prepare`: text files to shards of tokens, once, by many processes."""
+"""Tokenises text files into shards, once, with many processes: `python -m train prepare`."""

@@ -1,4 +1,4 @@
-"""Records what a prepared folder was asked for, and refuses to go on with anything else."""
+"""Records the settings of a prepared folder, and refuses to continue with others."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,10 @@ from train.prepare.job import WORK, Job
 
 _ASKED = "prepare.json"
 _RULES = 2
-"""Of reading text. Folders without a number were made when checksums were of both ends only."""
+"""Version of the rules for reading text.
+
+Folders without a number have checksums of both ends of each file only.
+"""
 
 
 def what_is_asked(job: Job, sources: list[Fingerprint]) -> dict:

@@ -1,4 +1,4 @@
-"""Runs `python -m train prepare`: finds the text, makes the shards that are left, finishes."""
+"""Runs `python -m train prepare`: finds the text, makes the missing shards, writes the manifest."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,16 +39,16 @@ def prepare(
     skip_bad: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Tokenises what is left of the sources; the result does not depend on `workers`.
+    """Tokenises the sources as far as that is not done; the result does not depend on `workers`.
 
     Args:
       sources: files, and folders of them.
       tokenizer: folder with a tokenizer.json, or that file.
       out: folder that is made or continued.
-      workers: processes.
+      workers: number of processes.
       shard_tokens: a shard ends with the document that reaches them; a worker's part of the
         sources is about as large.
-      text_field: of JSON objects, or column of Parquet files.
+      text_field: field of JSON objects, or column of Parquet files, that holds the text.
       held_out: share of the documents that is set apart, by a hash of their text.
       split: which side is written.
       skip_bad: whether records that cannot be used are left out.

@@ -1,4 +1,4 @@
-"""What is prepared, and where in the folder its parts lie."""
+"""Describes what is prepared, and where in the folder its parts lie."""
 
 import dataclasses
 from pathlib import Path
@@ -9,16 +9,16 @@ WORK = "work"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is the same for every part.
+    """Holds the settings that are the same for every part.
 
     Attributes:
       out: folder of the shards.
-      tokenizer: its tokenizer.json.
+      tokenizer: path of the tokenizer.json.
       end_of_text: token after every document.
-      dtype: of the tokens, such as "<u2".
-      text_field: of JSON objects, or column of Parquet files.
+      dtype: dtype of the tokens, such as "<u2".
+      text_field: field of JSON objects, or column of Parquet files, that holds the text.
       shard_tokens: a shard ends with the document that reaches them.
-      held_out: share of the documents, chosen by a hash of their text.
+      held_out: share of the documents that is held out, chosen by a hash of their text.
       split: which of the two sides is written.
       skip_bad: whether unusable records are left out; they end the work otherwise.
     """
@@ -39,10 +39,10 @@ def shard_name(part: int, shard: int) -> str:
 
 
 def part_record(out: Path, part: int) -> Path:
-    """Written when a part is done."""
+    """Returns the file that is written when a part is done."""
     return out / WORK / f"part-{part:05d}.json"
 
 
 def lengths_file(out: Path, shard: str) -> Path:
-    """Tokens of each document of a shard."""
+    """Returns the file of the lengths, in tokens, of a shard's documents."""
     return out / WORK / f"{shard}.npy"

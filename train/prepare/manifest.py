@@ -1,4 +1,4 @@
-"""Puts finished shards together: the lengths of all documents, the manifest, what it says."""
+"""Joins finished shards: writes the lengths of all documents and the manifest."""
 
 import hashlib
 import json

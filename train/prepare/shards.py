@@ -1,4 +1,4 @@
-"""A part of the sources, tokenised into shards: the work of one process."""
+"""Tokenises a part of the sources into shards, in one process."""
 
 import array
 import dataclasses
@@ -27,7 +27,7 @@ _WRITER_OPTIONS = "group_size:1,zstd:1"
 def make_shards(
     job: Job, tokenizer: Tokenizer, number: int, part: Part, advance: Callable[[float], None]
 ) -> None:
-    """Writes the shards of part `number` that are not there, then its record.
+    """Writes the missing shards of part `number`, then its record.
 
     Args:
       advance: takes the share of the part that is done; it may raise, to stop.
@@ -58,7 +58,7 @@ def make_shards(
 
 
 def finished_shards(out: Path, part: int) -> list[dict]:
-    """Records of the first shards of a part, as long as each is whole."""
+    """Returns the records of a part's first shards, up to the first that is not complete."""
     found = []
     while (record := _shard_record(out, shard_name(part, len(found)))) is not None:
         found.append(record)
@@ -74,7 +74,7 @@ def _shard_record(out: Path, name: str) -> dict | None:
 
 
 class _Shard:
-    """A shard while it is written; it gets its name when it is whole."""
+    """Writes one shard, which gets its name when it is complete."""
 
     def __init__(self, job: Job, name: str):
         self._out, self._name = job.out, name

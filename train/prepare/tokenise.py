@@ -1,4 +1,4 @@
-"""Documents to tokens, some at a time."""
+"""Tokenises documents, some at a time."""
 
 import hashlib
 from collections.abc import Iterator

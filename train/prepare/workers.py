@@ -1,4 +1,4 @@
-"""Processes that make shards, and how far they are."""
+"""Starts processes that make shards, and shows their progress."""
 
 import concurrent.futures
 import multiprocessing
@@ -20,21 +20,21 @@ _MIB = 2**20
 
 
 class _Stopped(Exception):
-    """Another part failed."""
+    """Stops a part because another part failed."""
 
 
 def cores() -> int:
-    """Number of CPU cores available to this process."""
+    """Returns the number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def run_parts(job: Job, parts: dict[int, Part], workers: int, say: Callable[[str], None]) -> None:
-    """Makes the shards of all parts, in as many processes; in this one where it is 1.
+    """Makes the shards of all parts in `workers` processes; in this one where that is 1.
 
     Raises:
-      UserError: a part failed; what is finished stays.
+      UserError: a part failed; finished shards stay.
     """
     if not parts:
         return
@@ -84,7 +84,7 @@ def _run_in_processes(
 
 
 def _start(job: Job, shares, stop) -> None:
-    """Makes this process ready for parts; it ends when the one that began it does."""
+    """Prepares this process for parts; it ends when the process that started it ends."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,1 +1,1 @@
-"""Pages, tables and pictures that a user looks at."""
+"""Makes pages, tables and pictures that a user looks at."""

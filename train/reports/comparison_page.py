@@ -1,4 +1,4 @@
-"""The comparison's report: a table on the terminal, report.json and report.html."""
+"""Writes the comparison's report: a table on the terminal, report.json and report.html."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from train.reports import html
 
 
 def table_rows(report: dict) -> tuple[list[str], list[list[str]]]:
-    """Column names, and one row for the teacher and each student."""
+    """Returns column names, and one row for the teacher and each student."""
     lengths = list(report["teacher"]["niah_single"])
     header = ["model", "FA heads", "KV heads", "cache 32K"]
     header += [f"single {length}" for length in lengths]
@@ -30,7 +30,7 @@ def _row(name: str, model: dict) -> list[str]:
 
 
 def print_table(report: dict) -> None:
-    """The table of all models, on the terminal; columns give document lengths."""
+    """Prints the table of all models; columns give document lengths."""
     header, rows = table_rows(report)
     table = Table(title="Retrieval by generation, exact match", box=box.SIMPLE_HEAD)
     for index, column in enumerate(header):

@@ -1,4 +1,4 @@
-"""Curves of a selection: knock-out, stability, quality of plans. Needs matplotlib."""
+"""Draws curves of a selection: knock-out, stability, quality of plans. Needs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +36,11 @@ def save_knock_out_curves(
     budget: int | None = None,
     title: str = "Knock-out",
 ) -> None:
-    """Writes a PNG: accuracy over heads removed, one line an order; the random orders are one, of
-    their mean, and their range is a band. A dotted line marks `budget` heads."""
+    """Writes a PNG of the accuracy over heads removed, one line for each order.
+
+    The random orders are one line, of their mean, and a band, of their range. A dotted line marks
+    `budget` heads.
+    """
     at_random_SC = np.array([y for name, y in curves.items() if name.startswith(RANDOM_ORDER)])
     figure = make_figure(*CURVE_SIZE)
     axes = figure.add_subplot()
@@ -65,8 +68,11 @@ def save_knock_out_curves(
 
 
 def save_stability_curves(stability: dict, path: Path, *, title: str = "Stability") -> None:
-    """Writes a PNG of what `stability.stability` returned, over the number of pairs: a part of the
-    pairs against all, and, as a lone mark, one half against the other. Bars are the range."""
+    """Writes a PNG of what `stability.stability` returned, over the number of pairs.
+
+    Lines compare a part of the pairs with all of them; a lone mark compares one half with the
+    other. Bars are the range.
+    """
     figure = make_figure(*CURVE_SIZE)
     axes = figure.add_subplot()
     for place, (key, (name, colour, style, marker)) in enumerate(_MEASURES.items()):
@@ -99,8 +105,7 @@ def save_length_curve(stability: dict, path: Path, *, title: str = "Probe length
 
 
 def save_quality_curve(quality: Quality, path: Path, *, title: str = "Quality per byte") -> None:
-    """Writes a PNG: the share of the score mass that plans keep over the KV bytes that a token
-    adds to the cache."""
+    """Writes a PNG of the share of the score mass that plans keep, over KV bytes per token."""
     figure = make_figure(*CURVE_SIZE)
     axes = figure.add_subplot()
     points = lambda costs: (
@@ -164,7 +169,7 @@ def _square_root(x):
 
 
 def _apart(counts: Sequence[int]) -> list[int]:
-    """Ticks that leave room for their labels."""
+    """Returns the ticks that leave room for their labels."""
     ticks = [counts[0]]
     for count in counts[1:]:
         if np.sqrt(count) - np.sqrt(ticks[-1]) >= 0.05 * np.sqrt(counts[-1]):

@@ -1,4 +1,4 @@
-"""What all pictures share: size, colours that the colour-blind can tell apart, and saving."""
+"""Provides what all pictures share: size, colours for the colour-blind, and saving."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ BLUE, ORANGE, GREEN, GREY = "#0b559f", "#b87700", "#00664d", "0.35"
 
 
 def make_figure(width: int, height: int) -> Figure:
-    """An empty figure of that many pixels."""
+    """Makes an empty figure of that many pixels."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -22,14 +22,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plain_axes(axes) -> None:
-    """A light grid, and no frame to the right and above."""
+    """Draws a light grid, and no frame to the right and above."""
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend_above(axes, columns: int = 2) -> None:
-    """The legend between title and picture, where it hides nothing."""
+    """Puts the legend between title and picture, where it hides nothing."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),

@@ -1,4 +1,4 @@
-"""Maps of all heads, layers upwards and heads to the right. Needs matplotlib."""
+"""Draws maps of all heads, layers upwards and heads to the right. Needs matplotlib."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ _DROPPED, _KEPT, _SOFTMAX = "white", "#9ecae1", "#0b559f"
 
 
 def heat_map_size(layers: int, query_heads: int) -> tuple[int, int]:
-    """Width and height of the heat map in pixels: near-square cells, no more than a screen."""
+    """Returns the map's width and height in pixels: near-square cells, no larger than a screen."""
     return _size(layers, query_heads, _MARGIN)
 
 
 def plan_map_size(layers: int, query_heads: int) -> tuple[int, int]:
-    """The same for the map of a plan."""
+    """Returns the width and height of a plan's map in pixels, as `heat_map_size`."""
     return _size(layers, query_heads, _PLAN_MARGIN)
 
 
@@ -82,9 +82,12 @@ def save_plan_map(
     softmax_LN: Bool[np.ndarray, "L N"] | None = None,
     title: str = "Heads that stay softmax",
 ) -> None:
-    """Writes a PNG: dark heads stay softmax; light ones become delta-rule heads whose KV head is
-    cached all the same, because a softmax head reads it; white ones free their KV head. Heads
-    where `softmax_LN` is False are delta-rule heads already, and hatched."""
+    """Writes a PNG that shows which heads of a plan stay softmax.
+
+    Dark heads stay softmax. Light ones become delta-rule heads whose KV head is cached all the
+    same, because a softmax head reads it; white ones free their KV head. Heads where `softmax_LN`
+    is False are delta-rule heads already, and hatched.
+    """
     layers, heads = len(plan.fa_heads), plan.query_heads
     group = heads // plan.kv_heads
     state_LN = np.zeros((layers, heads))
@@ -136,7 +139,7 @@ def _grid(axes, layers: int, heads: int) -> None:
 
 
 def _ticks(top: float) -> list[float]:
-    """Round numbers up to `top`, far enough apart on a square-root scale."""
+    """Returns round numbers up to `top`, far enough apart on a square-root scale."""
     ticks, room = [0.0], 0.09 * np.sqrt(top)
     for number in np.multiply.outer(10.0 ** np.arange(-6, 2), [1, 2, 4, 6, 8]).ravel():
         if number <= top * 1.001 and np.sqrt(number) - np.sqrt(ticks[-1]) > room:

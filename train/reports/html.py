@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: tables and pictures, no scripts, fit for paper."""
+"""Makes self-contained HTML pages: tables and pictures, no scripts, fit for paper."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page from parts that are HTML already."""
+    """Makes a complete page from parts that are HTML already."""
     return _TEMPLATE.format(title=html.escape(title), body="\n".join(parts))
 
 
@@ -20,7 +20,7 @@ def paragraph(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """The first column to the left, the others, numbers mostly, to the right."""
+    """Makes a table; the first column is left-aligned, the others, mostly numbers, are not."""
     cells = lambda tag, texts: "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
     head = f"<thead><tr>{cells('th', header)}</tr></thead>" if header else ""
     body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
@@ -33,7 +33,7 @@ def preformatted(text: str) -> str:
 
 
 def figure(caption: str, path: Path) -> str:
-    """A PNG, embedded."""
+    """Embeds a PNG."""
     data = base64.b64encode(path.read_bytes()).decode()
     text = html.escape(caption)
     return (
@@ -43,7 +43,7 @@ def figure(caption: str, path: Path) -> str:
 
 
 def side_by_side(figures: Iterable[str]) -> str:
-    """Figures in a row, or in several where the page is narrow."""
+    """Puts figures in a row, or in several where the page is narrow."""
     return f'<div class="row">{"".join(figures)}</div>'
 
 

@@ -1,4 +1,4 @@
-"""Loss curves of several runs, as one PNG."""
+"""Draws loss curves of several runs, as one PNG."""
 
 import json
 import math
@@ -16,7 +16,7 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
     """Draws the loss of each stage, one panel a stage, one line a run.
 
     Args:
-      path: of the PNG.
+      path: path of the PNG.
       metrics: run name -> its metrics.jsonl.
       stages: names of the stages, in order.
     """
@@ -43,5 +43,5 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
 
 
 def _number(value: float | None) -> float:
-    """A value of metrics.jsonl, where null is a number that is not finite."""
+    """Returns a value of metrics.jsonl, where null is a number that is not finite."""
     return math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""report.html of a selection: what was chosen, why, and how far it can be trusted."""
+"""Writes a selection's report.html: what was chosen, why, and how far it can be trusted."""
 
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,14 @@ def write_select_report(
     """Draws the pictures into `folder` and writes the page that holds them all.
 
     Args:
-      folder: of the selection.
-      record: its config, as plain values.
-      config: of the model.
+      folder: folder of the selection.
+      record: config of the selection, as plain values.
+      config: config of the model.
       selection: effects, scores and account.
-      plan: made of the scores.
+      plan: plan made of the scores.
       knock_out: what `measure_knock_out` returned, or None.
       stability: what `stability` returned, or None.
-      kv_dtype: of the cache.
+      kv_dtype: dtype of the cache.
 
     Returns:
       The path of report.html.
@@ -86,7 +86,7 @@ def _summary(scores: HeadScores, plan: HeadPlan, quality: Quality, record: dict)
 
 
 def _assignments(record: dict[str, Any], prefix: str = "") -> list[str]:
-    """The config as the command line takes it, a field a line."""
+    """Returns the config as the command line takes it, one line for each field."""
     lines = []
     for name, value in record.items():
         if isinstance(value, dict):

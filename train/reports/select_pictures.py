@@ -1,4 +1,4 @@
-"""The pictures of a selection, as PNG files."""
+"""Draws the pictures of a selection, as PNG files."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def draw_all(
     knock_out: dict[str, Any] | None,
     stability: dict[str, Any] | None,
 ) -> dict[str, Path]:
-    """Draws what there is into `folder`.
+    """Draws every picture that the given results allow into `folder`.
 
     Returns:
       Name of the picture -> its file.
@@ -48,7 +48,7 @@ def draw_all(
 
 
 def draw_maps(folder: Path, scores: HeadScores, plan: HeadPlan) -> dict[str, Path]:
-    """The maps of all heads."""
+    """Draws the maps of all heads and returns their files, by name."""
     softmax_LN, pictures = scores.softmax_LN, {}
 
     def draw(name: str, values_LN: np.ndarray, title: str, **more) -> None:

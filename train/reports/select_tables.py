@@ -1,4 +1,4 @@
-"""Numbers of a selection as HTML tables."""
+"""Shows numbers of a selection as HTML tables."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _NONE = "-"
 
 
 def head_table(scores: HeadScores, config: ModelConfig, plan: HeadPlan) -> str:
-    """The critical heads in order, at least 16 and at most 48."""
+    """Lists the critical heads in order, at least 16 and at most 48 heads."""
     order = ranking(scores, kv_heads=config.kv_heads)
     count = min(max(_ROWS[0], int(scores.critical_LN.sum())), _ROWS[1], len(order))
     direct_LN = scores.receiver.clamped_PLN.mean(axis=0)
@@ -87,7 +87,7 @@ def quality_table(quality: Quality) -> str:
 
 
 def account_tables(selection: Selection) -> list[str]:
-    """Pairs by sub-probe, how senders were found, and what attribution alone would have said."""
+    """Shows pairs by sub-probe, how senders were found, and what attribution alone gives."""
     account = selection.account
     rows = [
         [
