@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: the ops of hybrid attention, each with its reference and its kernels."""
+"""Holds the ops of hybrid attention, arrays in, arrays out, each with reference and kernels."""
 
 from pallas_kernels.attention.api import attention, attention_decode
 from pallas_kernels.attention.gradients import attention_gradients

@@ -1,14 +1,14 @@
-"""`jax.vmap` of kernels, by one more factor of their batch."""
+"""Makes `jax.vmap` of kernels one more factor of their batch."""
 
 import jax
 import jax.numpy as jnp
 
 
 def vmap_into_batch(function):
-    """`function` with a mapped axis folded into axis 0 of its arguments and results.
+    """Folds a mapped axis into axis 0 of the arguments and results of `function`.
 
-    All arguments and results are pytrees of arrays whose axis 0 is the batch. A kernel's grid
-    then stays as it was written.
+    All arguments and results are pytrees of arrays whose axis 0 is the batch. The kernel's grid is
+    the same with and without `jax.vmap`.
     """
     batched = jax.custom_batching.custom_vmap(function)
 

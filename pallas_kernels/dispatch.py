@@ -1,4 +1,4 @@
-"""One op, several implementations: named, or the best that accepts the arguments."""
+"""Chooses one of an op's implementations: the one named, or the best that accepts the arguments."""
 
 import functools
 import logging
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Op:
-    """A function with several implementations, registered best first.
+    """Is a function with several implementations, registered best first.
 
     An implementation refuses arguments by raising NotImplementedError while tracing, with a
     sentence that says which argument and what it accepts.

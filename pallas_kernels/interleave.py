@@ -1,4 +1,4 @@
-"""The order in which a TPU kernel's independent chains of products are written down."""
+"""Orders a TPU kernel's independent chains of products in its program."""
 
 from collections.abc import Generator
 

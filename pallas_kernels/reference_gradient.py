@@ -1,4 +1,4 @@
-"""Kernels without a backward of their own."""
+"""Gives kernels without a backward the gradient of their reference."""
 
 import functools
 
@@ -9,8 +9,10 @@ from pallas_kernels.varying import vary_alike
 
 
 def with_gradient_of(reference):
-    """Makes `kernel(*arrays, interpret, **settings)` differentiable, by the gradient of
-    `reference(*arrays, **settings)`, and fit for `jax.vmap` and `jax.shard_map`.
+    """Makes `kernel(*arrays, interpret, **settings)` differentiable.
+
+    Its gradient is that of `reference(*arrays, **settings)`. The result also works under `jax.vmap`
+    and `jax.shard_map`.
     """
 
     def decorate(kernel):

@@ -1,4 +1,4 @@
-"""Which device a traced program is for."""
+"""Says which device a traced program is for."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,11 @@ import jax
 
 
 class Target(NamedTuple):
-    """Attributes:
-    platform: "tpu", "gpu" or "cpu".
-    device_kind: as JAX names it, "TPU v6 lite" or "NVIDIA H200".
+    """Says which device a traced program is for.
+
+    Attributes:
+      platform: "tpu", "gpu" or "cpu".
+      device_kind: as JAX names it, "TPU v6 lite" or "NVIDIA H200".
     """
 
     platform: str
@@ -16,7 +18,7 @@ class Target(NamedTuple):
 
 
 def target(*arrays) -> Target:
-    """The device that `arrays` are sharded on, else that of the mesh in use, else the default.
+    """Returns the device of `arrays`' sharding, else that of the mesh in use, else the default.
 
     The first two also know devices that are only compiled for, not at hand.
     """

@@ -1,4 +1,4 @@
-"""What the TPU kernels have to know of a generation, by `device_kind` as JAX names it."""
+"""Says what the TPU kernels must know of a generation, by `device_kind` as JAX names it."""
 
 from pallas_kernels.target import target
 

@@ -1,10 +1,10 @@
-"""What `jax.shard_map` has to know of a kernel's arguments and results."""
+"""Tells `jax.shard_map` over which mesh axes a kernel's arguments and results vary."""
 
 import jax
 
 
 def vary_alike(*trees) -> tuple:
-    """The trees of arrays, all said to vary over the mesh axes that any array varies over."""
+    """Makes the trees of arrays vary over all mesh axes that any array varies over."""
     arrays, structure = jax.tree.flatten(trees)
     axes = _axes(arrays)
     missing = [tuple(axes - jax.typeof(x).manual_axis_type.varying) for x in arrays]
@@ -16,7 +16,7 @@ def vary_alike(*trees) -> tuple:
 
 
 def array_type(shape, dtype, *, like) -> jax.ShapeDtypeStruct:
-    """A result that varies over the mesh axes of the arguments it is `like`."""
+    """Returns the type of a result that varies over the mesh axes of the arguments it is `like`."""
     varying = jax.sharding.ManualAxisType(varying=_axes(like))
     return jax.ShapeDtypeStruct(tuple(shape), dtype, manual_axis_type=varying)
 

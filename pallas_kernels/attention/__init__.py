@@ -1,1 +1,1 @@
-"""Blockwise softmax attention for any map from query heads to KV heads."""
+"""Implements blockwise softmax attention for any map from query heads to KV heads."""

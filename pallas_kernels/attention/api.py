@@ -1,4 +1,4 @@
-"""The public functions of softmax attention."""
+"""Defines the public functions of softmax attention."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -47,7 +47,7 @@ def attention(
     implementation: str | None = None,
     interpret=False,
 ) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """softmax(scale q k^T) v for each query head, over the KV head that it reads.
+    """Computes softmax(scale q k^T) v for each query head, over the KV head that it reads.
 
     Softmax and sums are float32. Differentiable in q, k and v, through both results. No KV head is
     repeated, and blocks of keys that no query of a block sees cost nothing.
@@ -115,7 +115,7 @@ def attention_decode(
     implementation: str | None = None,
     interpret=False,
 ) -> Float[Array, "B N H"] | tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
-    """`attention` of one query a row over a cache: the decode step.
+    """Runs `attention` for one query per row over a cache: the decode step.
 
     Each byte of the cache below a row's length and inside its window is read once, for all query
     heads of its KV head. KV heads that no query head reads should not be in the cache: they are

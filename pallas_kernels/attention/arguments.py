@@ -1,10 +1,10 @@
-"""Arguments that all public functions of softmax attention check alike."""
+"""Checks the arguments that all public functions of softmax attention share."""
 
 from pallas_kernels.attention.visibility import Segments
 
 
 def checked_heads(kv_head_of_query, N: int, K: int) -> tuple[int, ...]:
-    """The KV head of each query head, that of equal groups if None."""
+    """Returns the KV head of each query head, that of equal groups if None."""
     if kv_head_of_query is None:
         if N % K:
             raise ValueError(
@@ -21,7 +21,7 @@ def checked_heads(kv_head_of_query, N: int, K: int) -> tuple[int, ...]:
 
 
 def checked_segments(segment_ids_BT, kv_segment_ids_BS, T: int, S: int) -> Segments | None:
-    """Ids of queries and keys, None if neither is given."""
+    """Returns the segment ids of queries and keys; None if neither is given."""
     if segment_ids_BT is None:
         if kv_segment_ids_BS is not None:
             raise ValueError("kv_segment_ids_BS needs segment_ids_BT beside it")

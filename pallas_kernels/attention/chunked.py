@@ -1,9 +1,9 @@
-"""Softmax attention by blocks, in plain JAX: for any backend, with memory linear in the length.
+"""Computes softmax attention by blocks in plain JAX, on any backend, with memory linear in length.
 
 Queries and keys are cut into blocks. Each block of queries passes over the blocks of keys that it
 may see with an online softmax (arXiv 2307.08691, section 3.1): the running peak m, the sum l of
 exp(s - m), and that of exp(s - m) V. The backward passes over the same blocks again, with
-P = exp(s - m) / l from what the forward kept.
+P = exp(s - m) / l from what the forward saved.
 """
 
 import dataclasses
@@ -30,13 +30,16 @@ BLOCK_SCORES = 1 << 20
 
 
 def choose_block(rows: int) -> int:
-    """Queries and keys of a block: the most whose scores, of all rows and heads, fit a cache."""
+    """Returns the length of a block of queries or keys.
+
+    It is the largest length at which the scores of all rows and heads fit a cache.
+    """
     return next((C for C in BLOCKS if rows * C * C <= BLOCK_SCORES), BLOCKS[-1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is known while tracing, besides the arrays' shapes."""
+    """Says what is known while tracing, besides the arrays' shapes."""
 
     visibility: Visibility
     kv_head_of_query: tuple[int, ...]
@@ -57,9 +60,9 @@ def attention_chunked(
     interpret=False,
     block: int | None = None,
 ):
-    """See `api.attention`. Sums in float32, or in float64 for float64 queries.
+    """Computes `api.attention` by blocks, with sums in float32, or in float64 for float64 queries.
 
-    Kept for the backward are the arguments, the output ("attention_out" for the policies of
+    The backward reads the arguments, the output ("attention_out" for the policies of
     `jax.checkpoint`), and peak and sum of each softmax ("attention_lse").
     """
     settings = settings_for(q_BTNH, visibility, kv_head_of_query, scale, block=block)
@@ -100,7 +103,7 @@ def _forward(settings: Settings, q_BTNH, k_BSKH, v_BSKH, start, segments):
 
 
 def backward(settings: Settings, saved, cotangents):
-    """From the arguments, the output, and peak and sum of each softmax."""
+    """Computes the gradients from the arguments, the output, and peak and sum of each softmax."""
     q_BTNH, k_BSKH, v_BSKH, start, segments, out_BTNH, peak_BTN, total_BTN = saved
     dout_BTNH, dlse_BTN = cotangents
     K, S = k_BSKH.shape[2], k_BSKH.shape[1]
@@ -135,7 +138,7 @@ def _places(settings: Settings, q_BTNH, k_BSKH, start, segments) -> Places:
 
 
 def _group_forward(q_ZBUXH, k_ZBUCH, v_ZBUCH, places: Places, scale: float):
-    """Output, peak and sum; -inf and 0 for queries that see nothing."""
+    """Returns output, peak and sum; peak -inf and sum 0 for queries that see nothing."""
 
     def query_block(_, inputs):
         z, q_BUXH = inputs
@@ -163,7 +166,7 @@ def _group_forward(q_ZBUXH, k_ZBUCH, v_ZBUCH, places: Places, scale: float):
 def _group_backward(
     q_ZBUXH, dout_ZBUXH, peak_ZBUX, inverse_ZBUX, shift_ZBUX, k_ZBUCH, v_ZBUCH, places, scale
 ):
-    """Gradients of q, k and v. `inverse` is 1 / l; `shift` what is taken from dP."""
+    """Returns the gradients of q, k and v; `inverse` is 1 / l, `shift` is subtracted from dP."""
 
     def query_block(dkv, inputs):
         z, q_BUXH, dout_BUXH, peak_BUX, inverse_BUX, shift_BUX = inputs
@@ -191,7 +194,7 @@ def _group_backward(
 
 
 def _scores(q_BUXH, k_BUCH, places: Places, z, y, scale: float):
-    """Scaled, and -inf where a query does not see a key."""
+    """Returns the scaled scores, -inf where a query does not see a key."""
     s_BUXC = scale * _product("BUXH,BUCH->BUXC", q_BUXH, k_BUCH)
     return places.hide(s_BUXC, z, y)
 

@@ -1,4 +1,4 @@
-"""How `chunked` cuts sequences into blocks, and which blocks see which.
+"""Cuts sequences into blocks for `chunked`, and says which blocks see which.
 
 Z counts blocks, C is the length of one, U and R are as in `head_groups.Group`. X is R * C: the
 queries of one KV head, head after head, on one axis.
@@ -14,18 +14,18 @@ from pallas_kernels.attention.visibility import Segments, Visibility
 
 
 class Places(NamedTuple):
-    """Where the queries and keys of each block stand.
+    """Says where the queries and keys of each block stand.
 
     Attributes:
       queries: length of a block of queries.
       keys: length of a block of keys.
-      S: keys; those of the last block beyond it are padding.
+      S: number of keys; those of the last block beyond it are padding.
       start: position of query 0.
-      query_ids_ZBC: segments, or None.
-      key_ids_ZBC: likewise.
+      query_ids_ZBC: segments of the queries, or None.
+      key_ids_ZBC: segments of the keys, or None.
       first_Z: for each block of queries, the first block of keys that it may see; None if there is
         one block of keys only.
-      stop_Z: one more than the last.
+      stop_Z: one more than the last block of keys that it may see.
     """
 
     visibility: Visibility
@@ -39,7 +39,7 @@ class Places(NamedTuple):
     stop_Z: jax.Array | None = None
 
     def hide(self, s_BUXC, z, y):
-        """-inf where queries of block z do not see keys of block y."""
+        """Writes -inf where queries of block z do not see keys of block y."""
         B, U, _, C = s_BUXC.shape
         rows_X1 = self.start + z * self.queries + jnp.arange(self.queries)[:, None]
         columns_C = y * self.keys + jnp.arange(C)
@@ -52,7 +52,7 @@ class Places(NamedTuple):
         return jnp.where(seen_BXC[:, None, None], s_BURXC, -jnp.inf).reshape(s_BUXC.shape)
 
     def over_keys(self, z, body, carry):
-        """`body(y, carry)` over the blocks y of keys that block z of queries may see."""
+        """Runs `body(y, carry)` over the blocks y of keys that block z of queries may see."""
         if self.first_Z is None:
             return body(0, carry)
         return jax.lax.fori_loop(self.first_Z[z], self.stop_Z[z], body, carry)
@@ -76,7 +76,7 @@ def make_places(
 
 
 def _live(places: Places, T: int):
-    """Whether a block of queries may see one of keys, by the first and last of each."""
+    """Says whether a block of queries may see one of keys, by the first and last of each."""
     first_Z1 = places.start + jnp.arange(0, T, places.queries)[:, None]
     last_Z1 = jnp.minimum(first_Z1 + places.queries, places.start + T) - 1
     first_Y = jnp.arange(0, places.S, places.keys)
@@ -95,7 +95,7 @@ def _live(places: Places, T: int):
 
 
 def _range(ids_ZBC):
-    """The least and the greatest id of a block; an empty range where all is padding."""
+    """Returns the least and the greatest id of a block; an empty range where all is padding."""
     limits = jnp.iinfo(ids_ZBC.dtype)
     low_ZB = jnp.min(jnp.where(ids_ZBC == 0, limits.max, ids_ZBC), axis=-1)
     high_ZB = jnp.max(jnp.where(ids_ZBC == 0, limits.min, ids_ZBC), axis=-1)
@@ -103,7 +103,7 @@ def _range(ids_ZBC):
 
 
 def cut_queries(x, group: Group, places: Places):
-    """[B, T, N, ...] -> [Z, B, U, X, ...]."""
+    """Cuts [B, T, N, ...] into [Z, B, U, X, ...]."""
     x_ZBCN = _cut(pick_heads(x, group.queries), places.queries)
     Z, B, C, _, *rest = x_ZBCN.shape
     x_ZBCUR = x_ZBCN.reshape(Z, B, C, len(group.kv), -1, *rest)
@@ -111,7 +111,7 @@ def cut_queries(x, group: Group, places: Places):
 
 
 def join_queries(x_ZBUX, group: Group, T: int):
-    """The opposite: [Z, B, U, X, ...] -> [B, T, U * R, ...]."""
+    """Inverts `cut_queries`: [Z, B, U, X, ...] -> [B, T, U * R, ...]."""
     Z, B, U, X, *rest = x_ZBUX.shape
     R = len(group.queries) // U
     x_ZBURC = x_ZBUX.reshape(Z, B, U, R, X // R, *rest)
@@ -120,18 +120,18 @@ def join_queries(x_ZBUX, group: Group, T: int):
 
 
 def cut_keys(arrays, group: Group, places: Places):
-    """Each [B, S, K, H] -> [Z, B, U, C, H]."""
+    """Cuts each [B, S, K, H] into [Z, B, U, C, H]."""
     return (jnp.moveaxis(_cut(pick_heads(x, group.kv), places.keys), 2, 3) for x in arrays)
 
 
 def join_keys(x_ZBUCH, S: int):
-    """The opposite: [B, S, U, H]."""
+    """Inverts `cut_keys` for one array: [Z, B, U, C, H] -> [B, S, U, H]."""
     Z, B, U, C, H = x_ZBUCH.shape
     return jnp.moveaxis(x_ZBUCH, (0, 3), (1, 2)).reshape(B, Z * C, U, H)[:, :S]
 
 
 def _cut(x_BT, block: int):
-    """[B, T, ...] -> [Z, B, C, ...], filled up with zeros."""
+    """Cuts [B, T, ...] into [Z, B, C, ...], padded with zeros."""
     B, T = x_BT.shape[:2]
     x_BT = jnp.pad(x_BT, [(0, 0), (0, -T % block)] + [(0, 0)] * (x_BT.ndim - 2))
     return jnp.moveaxis(x_BT.reshape(B, -1, block, *x_BT.shape[2:]), 1, 0)

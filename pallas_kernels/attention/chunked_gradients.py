@@ -1,4 +1,4 @@
-"""The gradients of one block of keys in plain JAX, and by their definition."""
+"""Computes gradients of one part of the keys in plain JAX, by blocks and by their definition."""
 
 import functools
 
@@ -28,7 +28,7 @@ def attention_gradients_chunked(
     scale: float,
     interpret=False,
 ):
-    """See `gradients.attention_gradients`."""
+    """Computes `gradients.attention_gradients` by blocks."""
     settings = settings_for(q_BTNH, visibility, kv_head_of_query, scale)
     total_BTN = (lse_BTN > -jnp.inf).astype(lse_BTN.dtype)
     start = jnp.asarray(q_start, jnp.int32)
@@ -51,7 +51,7 @@ def attention_gradients_reference(
     scale: float,
     interpret=False,
 ):
-    """See `gradients.attention_gradients`. Every weight at once, in float32 or float64."""
+    """Computes `gradients.attention_gradients` from all weights at once, in float32 or float64."""
     dtypes = q_BTNH.dtype, k_BSKH.dtype, v_BSKH.dtype
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q, k, v, out, dout = (x.astype(dtype) for x in (q_BTNH, k_BSKH, v_BSKH, out_BTNH, dout_BTNH))

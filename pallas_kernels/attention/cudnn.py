@@ -1,4 +1,4 @@
-"""cuDNN's attention, as JAX calls it, under the signature of our implementations."""
+"""Wraps cuDNN's attention, as JAX calls it, in the signature of our implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,14 @@ def attention_cudnn(
     scale: float,
     interpret=False,
 ):
-    """Output [B, T, N, H] and log-sum-exp [B, T, N]. See `api.attention`.
+    """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N].
 
     JAX rounds cuDNN's log-sum-exp to the dtype of q.
 
     Raises:
-      NotImplementedError: another device, dtype or head size than it takes, an irregular map of
-        heads, segments, queries that do not start at the first key, what cuDNN is known to get
-        wrong, or a gradient through log-sum-exp.
+      NotImplementedError: cuDNN does not take the device, dtype or head size; the map of heads is
+        irregular; there are segments; the queries do not start at the first key; cuDNN is known to
+        be wrong in this case; or a gradient goes through the log-sum-exp.
     """
     _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret)
     _check_mask(q_BTNH, k_BSKH, q_start, visibility)
@@ -72,7 +72,7 @@ def _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret) -> None
 
 
 def _check_mask(q_BTNH, k_BSKH, q_start, visibility: Visibility) -> None:
-    """Also refuses what pytorch issue 196678 and NeMo Automodel issue 3232 report as NaN."""
+    """Refuses masks that cuDNN lacks, and the NaN of pytorch 196678 and NeMo Automodel 3232."""
     T, H = q_BTNH.shape[1::2]
     S = k_BSKH.shape[1]
     if visibility.causal and not (isinstance(q_start, int) and q_start == 0):

@@ -1,8 +1,8 @@
-"""The decode step of softmax attention in plain JAX, for any backend.
+"""Runs the decode step of softmax attention in plain JAX, on any backend.
 
-The cache is read as it lies, all KV heads of a position side by side: in a row of K * H numbers a
-query stands at its KV head, with zeros elsewhere. That is K times the multiply-adds, of which
-decode has few, and no copy of the cache in another order.
+The cache is read in its stored order, all KV heads of a position side by side. In a row of K * H
+numbers a query stands at its KV head, with zeros elsewhere. That takes K times the multiply-adds,
+of which decode has few, and needs no copy of the cache in another order.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from pallas_kernels.reference_gradient import with_gradient_of
 
 
 def decode_reference(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, **settings):
-    """`attention_decode_reference` with segments as two more arrays, or none."""
+    """Calls `attention_decode_reference` with segments as two more arrays, or none."""
     segments = Segments(*ids) if ids else None
     return attention_decode_reference(
         q_BNH, k_BSKH, v_BSKH, lengths_B, segments=segments, **settings
@@ -33,7 +33,7 @@ def attention_decode_chunked(
     scale: float,
     interpret=False,
 ):
-    """See `api.attention_decode`."""
+    """Computes `api.attention_decode` in plain JAX."""
     return _decode(
         q_BNH,
         k_BSKH,
@@ -71,7 +71,7 @@ def _decode(
 
 
 def seen_by_decode(lengths_B, ids, window: int | None, columns_S):
-    """Which keys the query of each row sees [B, S]."""
+    """Says which keys the query of each row sees [B, S]."""
     seen_BS = Visibility(causal=True, window=window)(lengths_B[:, None] - 1, columns_S)
     if ids:
         queries_B1, keys_BS = ids
@@ -80,14 +80,14 @@ def seen_by_decode(lengths_B, ids, window: int | None, columns_S):
 
 
 def rows_at_heads(q_BNH, kv_head_of_query: tuple[int, ...], K: int):
-    """[B, N, K * H]: each query at the place of its KV head, among zeros."""
+    """Puts each query at the place of its KV head, among zeros: [B, N, K * H]."""
     B, N, H = q_BNH.shape
     own_NK1 = _own(kv_head_of_query, K)[..., None]
     return jnp.where(own_NK1, q_BNH[:, :, None], jnp.zeros((), q_BNH.dtype)).reshape(B, N, K * H)
 
 
 def own_heads(out_BND, kv_head_of_query: tuple[int, ...], K: int):
-    """[B, N, H]: from rows over all KV heads, what stands at each query's own."""
+    """Picks from rows over all KV heads what stands at each query's own: [B, N, H]."""
     B, N, D = out_BND.shape
     own_NK1 = _own(kv_head_of_query, K)[..., None]
     return jnp.sum(jnp.where(own_NK1, out_BND.reshape(B, N, K, D // K), 0.0), axis=2)

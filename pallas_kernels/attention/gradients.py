@@ -1,4 +1,4 @@
-"""The public function for gradients of attention by parts of the keys."""
+"""Defines the public function for gradients of attention by parts of the keys."""
 
 from jaxtyping import Array, Float, Int
 
@@ -37,14 +37,14 @@ def attention_gradients(
     implementation: str | None = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """What a part of the keys adds to the gradients of attention over all of them.
+    """Computes what a part of the keys adds to the gradients of attention over all of them.
 
         P = exp(scale q k^T - lse)    dS = P (dout v^T - sum(out dout))
         dq = scale dS k               dk = scale dS^T q               dv = P^T dout
 
     The forward of the part is not needed: `out` and `lse` are those over all keys. Summed over all
     parts, dq is the gradient. The weights are only as exact as scores and lse: at 1e4, where
-    numbers in float32 lie 1e-3 apart, they are off by 2e-3. `attention`, which keeps maximum and
+    numbers in float32 lie 1e-3 apart, they are off by 2e-3. `attention`, which stores maximum and
     sum apart, has no such error.
 
     Args:
@@ -54,7 +54,7 @@ def attention_gradients(
       dout_BTNH: gradient of the output.
       scale: positive.
 
-    Other arguments, implementations and errors as of `attention`.
+    Other arguments, implementations and errors are those of `attention`.
 
     Returns:
       The part's dq, dk and dv, in the dtype of q. They have no gradient of their own.

@@ -1,4 +1,4 @@
-"""Query heads by the KV head that they read."""
+"""Groups query heads by the KV head that they read."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import numpy as np
 
 
 class Group(NamedTuple):
-    """KV heads that are read by equally many query heads.
+    """Is a group of KV heads that are read by equally many query heads.
 
     Attributes:
-      kv: U of them.
-      queries: of each the R query heads, one KV head's after the other's.
+      kv: the U KV heads.
+      queries: the R query heads of each, those of one KV head after those of the other.
     """
 
     kv: tuple[int, ...]
@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
 
 def head_groups(kv_head_of_query: tuple[int, ...]) -> tuple[Group, ...]:
-    """All KV heads that some query head reads; one group where the map is regular."""
+    """Groups all KV heads that some query head reads; one group where the map is regular."""
     readers: dict[int, tuple[int, ...]] = {}
     for query, kv in enumerate(kv_head_of_query):
         readers[kv] = (*readers.get(kv, ()), query)
@@ -31,12 +31,12 @@ def head_groups(kv_head_of_query: tuple[int, ...]) -> tuple[Group, ...]:
 
 
 def pick_heads(x, heads: tuple[int, ...]):
-    """Heads of axis 2, in the order given; `x` itself where that changes nothing."""
+    """Returns heads of axis 2 in the order given; `x` itself where that changes nothing."""
     return x if heads == tuple(range(x.shape[2])) else jnp.take(x, np.array(heads), axis=2)
 
 
 def place_heads(parts: list, heads: list[tuple[int, ...]], total: int):
-    """The opposite of `pick_heads`: each part at its heads of `total`, and zeros at the others."""
+    """Inverts `pick_heads`: puts each part at its heads of `total`, and zeros at the others."""
     joined = jnp.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
     order = sum(heads, ())
     if order == tuple(range(total)):

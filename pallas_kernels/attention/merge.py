@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, put together."""
+"""Merges attention over parts of the keys."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from jaxtyping import Array, Float
 def merge(
     out_XBNH: Float[Array, "X *B H"], lse_XBN: Float[Array, "X *B"]
 ) -> tuple[Float[Array, "*B H"], Float[Array, "*B"]]:
-    """Output and log-sum-exp over all keys, from those over X parts of the keys.
+    """Returns output and log-sum-exp over all keys, from those over X parts of the keys.
 
-    The parts' outputs count by their share exp(lse) of the whole softmax. Where lse is -inf a part
-    saw nothing and counts nothing; where every part is so, the output is 0 and the log-sum-exp
-    -inf. Sums have the dtype of lse, the output that of the parts. Differentiable in both. An lse
-    is only as exact as its dtype: at 1e4, float32 leaves the shares an error of 5e-4.
+    Each part's output is weighted by its share exp(lse) of the complete softmax. A part whose lse
+    is -inf saw nothing and has no weight; where every part is so, the output is 0 and the
+    log-sum-exp -inf. Sums have the dtype of lse, the output that of the parts. Differentiable in
+    both. An lse is only as exact as its dtype: at 1e4, float32 leaves the shares an error of 5e-4.
     """
     seen_XBN = lse_XBN > -jnp.inf
     seen_BN = jnp.any(seen_XBN, axis=0)

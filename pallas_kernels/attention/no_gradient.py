@@ -1,4 +1,4 @@
-"""A result that a library computes but cannot differentiate."""
+"""Marks a result that a library computes but cannot differentiate."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def without_gradient(library: str, lse_BTN, *arguments):
-    """`lse_BTN`; a gradient of it by `arguments` raises NotImplementedError, not a wrong result."""
+    """Returns `lse_BTN`; its gradient by `arguments` raises NotImplementedError."""
     return lse_BTN
 
 

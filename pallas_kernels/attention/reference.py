@@ -1,4 +1,4 @@
-"""The definition of softmax attention: every score at once, to be read and compared with.
+"""Defines softmax attention: every score at once, to be read and compared with.
 
 Computes in float32, or in float64 when the queries come in float64.
 """
@@ -25,7 +25,7 @@ def attention_reference(
     scale: float,
     interpret=False,
 ):
-    """Output [B, T, N, H] and log-sum-exp [B, T, N]. See `api.attention`."""
+    """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N]."""
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     seen_BTS = visible_BTS(visibility, T, S, q_start, segments)
     out_BTNH, lse_BTN = _softmax_attention(
@@ -46,7 +46,7 @@ def attention_decode_reference(
     scale: float,
     interpret=False,
 ):
-    """Output [B, N, H] and log-sum-exp [B, N]. See `api.attention_decode`."""
+    """Returns `api.attention_decode`'s output [B, N, H] and log-sum-exp [B, N]."""
     S = k_BSKH.shape[1]
     visibility = Visibility(causal=True, window=window)
     seen_BTS = visibility(lengths_B[:, None, None] - 1, jnp.arange(S))

@@ -1,4 +1,4 @@
-"""JAX's own splash attention under the signature of our implementations."""
+"""Wraps JAX's own splash attention in the signature of our implementations."""
 
 import functools
 
@@ -27,15 +27,16 @@ def attention_splash(
     scale: float,
     interpret=False,
 ):
-    """Output [B, T, N, H] and log-sum-exp [B, T, N]. See `api.attention`.
+    """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N].
 
     Splash has no scale: scale * q is rounded to bf16, so scores of 1e4 are wrong by tens. Its
     forward runs twice where gradients and the log-sum-exp are asked for, or where some query sees
     nothing.
 
     Raises:
-      NotImplementedError: another device, dtype, length or head size than it takes, a traced
-        q_start, an irregular map of heads, no score at all, or a gradient through log-sum-exp.
+      NotImplementedError: splash does not take the device, dtype, length or head size; q_start is
+        traced; the map of heads is irregular; there is no score at all; or a gradient goes through
+        the log-sum-exp.
     """
     _check(q_BTNH, k_BSKH, q_start, visibility, kv_head_of_query, interpret)
     T, N, H = q_BTNH.shape[1:]
@@ -66,7 +67,7 @@ def attention_splash(
 def kernel_maker(
     visibility: Visibility, *, T: int, S: int, N: int, H: int, q_start: int, device_kind, interpret
 ):
-    """What makes the kernel that is called, with `save_residuals` or without."""
+    """Returns a function that makes the kernel, with `save_residuals` or without."""
     return functools.partial(
         splash.make_splash_mha,
         splash.MultiHeadMask([_mask(visibility, T, S, q_start)] * N),
@@ -84,7 +85,7 @@ def _attend(make, q_BNTH, k_BKSH, v_BKSH, ids):
 
 
 def _attend_forward(make, q_BNTH, k_BKSH, v_BKSH, ids):
-    """Only the kernel that gives no log-sum-exp has a gradient."""
+    """Computes the attention by the kernel without log-sum-exp: only that one has a gradient."""
     call = lambda q, k, v: _kernel(make, False)(q, k, v, ids)
     out_BNTH, pull = jax.vjp(call, q_BNTH, k_BKSH, v_BKSH)
     return (out_BNTH, _attend(make, q_BNTH, k_BKSH, v_BKSH, ids)[1]), pull
@@ -111,13 +112,13 @@ def _mask(visibility: Visibility, T: int, S: int, q_start: int):
 
 
 def _all_see(visibility: Visibility, T: int, S: int, q_start: int) -> bool:
-    """Whether every query sees a key, by position."""
+    """Says whether every query sees a key, by position."""
     behind = q_start + T - (visibility.window or q_start + T)
     return not visibility.causal or (q_start >= 0 and behind < S)
 
 
 def _block_sizes(T: int, S: int, H: int, device_kind: str) -> splash.BlockSizes:
-    """The largest that compile: fewest cycles of all that were tried on v6e (causal, H 128)."""
+    """Returns the largest sizes that compile: fewest cycles of all tried on v6e (causal, H 128)."""
     largest = 1024 if H > LANES or device_kind.startswith("TPU v5") else 2048
     rows, columns = _divisor(T, largest), _divisor(S, largest)
     inner = _divisor(columns, min(largest // 2, 1024))

@@ -1,4 +1,4 @@
-"""Which keys a query sees."""
+"""Says which keys a query sees."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """What is known of it while tracing.
+    """Holds what is known of the mask while tracing.
 
     Attributes:
       causal: a query sees itself and what is before it.
@@ -25,7 +25,7 @@ class Visibility:
         object.__setattr__(self, "causal", self.causal or self.window is not None)
 
     def __call__(self, row, column):
-        """Whether the query at a position of the keys' axis sees a key, bool; they broadcast."""
+        """Says whether the query at position `row` sees the key at `column`; they broadcast."""
         seen = jnp.full(jnp.broadcast_shapes(jnp.shape(row), jnp.shape(column)), True)
         if self.causal:
             seen &= column <= row
@@ -35,7 +35,7 @@ class Visibility:
 
 
 class Segments(NamedTuple):
-    """Documents of queries [B, T] and keys [B, S]; a query sees its own, and 0 sees nothing."""
+    """Holds documents of queries [B, T] and keys [B, S]; a query sees its own, 0 sees nothing."""
 
     queries_BT: jax.Array
     keys_BS: jax.Array
@@ -44,7 +44,7 @@ class Segments(NamedTuple):
 def visible_BTS(
     visibility: Visibility, T: int, S: int, q_start, segments: Segments | None
 ) -> jax.Array:
-    """The whole mask; B is 1 without segments."""
+    """Returns the complete mask; B is 1 without segments."""
     rows_T1 = q_start + jnp.arange(T)[:, None]
     seen_BTS = visibility(rows_T1, jnp.arange(S))[None]
     if segments is not None:

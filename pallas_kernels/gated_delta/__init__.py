@@ -1,1 +1,1 @@
-"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464)."""
+"""Implements the gated delta rule (Gated DeltaNet, arXiv 2412.06464)."""

@@ -1,4 +1,4 @@
-"""The public functions of the gated delta rule."""
+"""Defines the public functions of the gated delta rule."""
 
 import functools
 
@@ -17,7 +17,7 @@ from pallas_kernels.gated_delta.tpu.step import gated_delta_step_tpu
 
 
 def _segments_by_gates(implementation):
-    """An implementation that knows of no segments, made to take them."""
+    """Makes an implementation without segments take segment ids."""
 
     @functools.wraps(implementation)
     def call(q, k, v, log_decay_BTN, beta_BTN, state_BNHP, segment_ids_BT=None, **kwargs):
@@ -121,7 +121,7 @@ def gated_delta_step(
     implementation: str | None = None,
     interpret=False,
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N H P"]]:
-    """Runs the gated delta rule for one token: the decode step. Arguments as `gated_delta`."""
+    """Runs the gated delta rule for one token, the decode step; see `gated_delta`."""
     _check_groups(k_BKH.shape[1], v_BNP.shape[1])
     dtype = jnp.promote_types(v_BNP.dtype, jnp.float32)
     return _gated_delta_step(

@@ -1,4 +1,4 @@
-"""The gated delta rule by chunks, in plain JAX: for any backend, with a backward by hand.
+"""Runs the gated delta rule by chunks in plain JAX, on any backend, with its own backward.
 
 In a chunk that the state S enters, with the decays and decayed products of `chunks.Within`:
 
@@ -39,9 +39,9 @@ def gated_delta_chunked(
     interpret=False,
     chunk: int = 32,
 ):
-    """See `api.gated_delta`.
+    """Computes `api.gated_delta` by chunks.
 
-    Only the arguments are kept for the backward, which recomputes the states that enter the
+    Only the arguments are saved for the backward, which recomputes the states that enter the
     chunks; T / chunk of them live while it runs.
     """
     arrays = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP)

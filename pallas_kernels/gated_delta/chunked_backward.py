@@ -1,4 +1,4 @@
-"""The backward of the chunked gated delta rule, in the notation of `chunked`.
+"""Computes the backward of the chunked gated delta rule, in the notation of `chunked`.
 
 Chunk after chunk from the last, with L = beta keys, A = (I + L)^-1 and Y the gradient of beta E:
 
@@ -28,7 +28,7 @@ from pallas_kernels.gated_delta.chunks import (
 
 
 def gradients(arrays, cotangents, *, scale: float, chunk: int):
-    """Of q, k, v, log_decay, beta and the initial state, from those of output and final state."""
+    """Returns the gradients of q, k, v, log_decay, beta and the initial state."""
     *sequences, state_BNHP = arrays
     dout_BTNP, dstate_BNHP = cotangents
     *chunks, dout_ZBNCP = cut([*sequences, dout_BTNP], chunk=chunk, dtype=state_BNHP.dtype)
@@ -59,7 +59,7 @@ def _chunk_gradients(
     *,
     scale,
 ):
-    """One chunk: the gradient of the state that enters it, and a `Chunks` of gradients."""
+    """Returns for one chunk the gradient of the entering state and a `Chunks` of gradients."""
     q_BKCH, k_BKCH, _, _, beta_BNC = chunk
     q_BNCH, k_BNCH = (for_values(x, state_BNHP, axis=1) for x in (q_BKCH, k_BKCH))
     from_entry_BNC1, to_exit_BNC1, beta_BNC1 = (
@@ -103,8 +103,12 @@ def _chunk_gradients(
 
 
 def _pair_gradients(beta_BNC, inside: Within, dout_BNCP, y_BNCP, write_BNCP, *, scale):
-    """Gradients of the products of query i and key j, of those of keys i and j, and of beta by way
-    of L; and what the log decays between j and i get.
+    """Returns the gradients by way of the products of two tokens of a chunk.
+
+    Returns:
+      The gradients of the products of query i and key j, of those of keys i and j, and of beta by
+        way
+      of L; and what the log decays between j and i get.
     """
     dqueries_BNCC = einsum("BNCP,BNDP->BNCD", dout_BNCP, write_BNCP)
     dlower_BNCC = -einsum("BNCP,BNDP->BNCD", y_BNCP, write_BNCP)
@@ -116,13 +120,13 @@ def _pair_gradients(beta_BNC, inside: Within, dout_BNCP, y_BNCP, write_BNCP, *, 
 
 
 def _sum_values(x_BNCH, like_BKCH):
-    """Over the value heads that read one key head."""
+    """Sums over the value heads that read one key head."""
     B, K, C, H = like_BKCH.shape
     return jnp.sum(x_BNCH.reshape(B, K, -1, C, H), axis=2)
 
 
 def _log_decay_gradient(*, between_BNCC, from_entry_BNC, to_exit_BNC, through_BN):
-    """Each argument is a gradient times its value, for one kind of way past a token."""
+    """Sums the parts; each argument is a gradient times its value, for one way past a token."""
     after_BNC = jax.lax.cumsum(from_entry_BNC, axis=2, reverse=True)
     before_BNC = jnp.pad(jnp.cumsum(to_exit_BNC, -1), [(0, 0), (0, 0), (1, 0)])[..., :-1]
     return sums_around(between_BNCC) + after_BNC + before_BNC + through_BN[..., None]

@@ -1,4 +1,4 @@
-"""Chunks of the gated delta rule, and what is known of one before the state comes."""
+"""Cuts the gated delta rule into chunks, and computes of each what needs no state."""
 
 import functools
 from typing import NamedTuple
@@ -12,7 +12,7 @@ einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class Chunks(NamedTuple):
-    """The inputs in float32 or float64, zeros after the last token. A loop takes Z away."""
+    """Holds the inputs in float32 or float64, zeros after the last token; a loop removes axis Z."""
 
     q_ZBKCH: jax.Array
     k_ZBKCH: jax.Array
@@ -22,13 +22,15 @@ class Chunks(NamedTuple):
 
 
 class Within(NamedTuple):
-    """Attributes:
-    decay_ZBNCC: of the write of token j until token i reads, 0 for j > i.
-    keys_ZBNCC: decayed products of keys i and j, j < i.
-    queries_ZBNCC: decayed products of query i and key j, j <= i, times scale.
-    inverse_ZBNCC: (I + beta_i keys_ij)^-1.
-    from_entry_ZBNC: decay of the entering state until token i reads.
-    to_exit_ZBNC: decay of the write of token i until the chunk ends.
+    """Holds the decays and products inside each chunk.
+
+    Attributes:
+      decay_ZBNCC: of the write of token j until token i reads, 0 for j > i.
+      keys_ZBNCC: decayed products of keys i and j, j < i.
+      queries_ZBNCC: decayed products of query i and key j, j <= i, times scale.
+      inverse_ZBNCC: (I + beta_i keys_ij)^-1.
+      from_entry_ZBNC: decay of the entering state until token i reads.
+      to_exit_ZBNC: decay of the write of token i until the chunk ends.
     """
 
     decay_ZBNCC: jax.Array
@@ -40,8 +42,10 @@ class Within(NamedTuple):
 
 
 def within(chunks: Chunks, scale: float) -> Within:
-    """Solves without the decays and multiplies by them afterwards, which is exact: decay(i, j)
-    factors over the tokens between j and i.
+    """Computes the decays and products inside each chunk.
+
+    The inverse is computed without the decays and multiplied by them afterwards, which is exact:
+    decay(i, j) factors over the tokens between j and i.
     """
     q_ZBKCH, k_ZBKCH, _, log_decay_ZBNC, beta_ZBNC = chunks
     lower_CC, strictly_lower_CC = _triangles(log_decay_ZBNC)
@@ -62,7 +66,7 @@ def within(chunks: Chunks, scale: float) -> Within:
 
 
 def advance(state_BNHP, chunk: Chunks, inside: Within):
-    """One chunk. Returns the state after it, the errors of prediction E and the writes U."""
+    """Advances one chunk: returns the state after it, the prediction errors E and the writes U."""
     k_BNCH = for_values(chunk.k_ZBKCH, state_BNHP, axis=1)
     from_entry_BNC1 = inside.from_entry_ZBNC[..., None]
     seen_BNCP = einsum("BNCH,BNHP->BNCP", k_BNCH, state_BNHP)
@@ -80,13 +84,13 @@ def for_values(x_K, like_N, *, axis: int):
 
 
 def sums_between(x_ZBNC):
-    """[..., i, j] = the sum of x over j < m <= i, without ever subtracting two sums."""
+    """Sums x over j < m <= i into [..., i, j], without ever subtracting two sums."""
     up_to_CC, after_CC = _triangles(x_ZBNC)
     return einsum("im,...m,mj->...ij", up_to_CC, x_ZBNC, after_CC)
 
 
 def sums_around(y_BNCC):
-    """The transposed map: [..., m] = the sum of y[..., i, j] over j < m <= i."""
+    """Sums y[..., i, j] over j < m <= i into [..., m]: the transpose of `sums_between`."""
     up_to_CC, after_CC = _triangles(y_BNCC)
     return jnp.sum(einsum("im,...ij->...mj", up_to_CC, y_BNCC) * after_CC, axis=-1)
 
@@ -97,7 +101,7 @@ def _triangles(x):
 
 
 def cut(arrays_BTN, *, chunk: int, dtype):
-    """[B, T, N, ...] -> [Z, B, N, C, ...], zeros after the last token."""
+    """Cuts [B, T, N, ...] into [Z, B, N, C, ...], zeros after the last token."""
 
     def one(x_BTN):
         B, T = x_BTN.shape[:2]
@@ -110,7 +114,7 @@ def cut(arrays_BTN, *, chunk: int, dtype):
 
 
 def join(x_ZBNC, like_BTN):
-    """[Z, B, N, C, ...] -> [B, T, N, ...], in shape and dtype like `like`."""
+    """Joins [Z, B, N, C, ...] into [B, T, N, ...], in shape and dtype like `like`."""
     B, T, *rest = like_BTN.shape
     x_BZC = jnp.moveaxis(x_ZBNC, (0, 3), (1, 2))
     return x_BZC.reshape(B, -1, *rest)[:, :T].astype(like_BTN.dtype)

@@ -1,7 +1,7 @@
-"""Segments, padding and extreme decays, all said by the two gates.
+"""Expresses segments, padding and extreme decays by the two gates alone.
 
 A reset of the state is a decay that rounds to zero, and a token with decay 1 and write strength 0
-leaves the state as it is. The kernels therefore know of no segments.
+leaves the state unchanged. The kernels therefore need no segment ids.
 """
 
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from pallas_kernels.gated_delta.segments import state_runs
 
 
 def reset_log_decay(dtype) -> float:
-    """A log decay whose exponential is exactly 0 in `dtype`; an integer, to keep sums exact."""
+    """Returns a log decay whose exp is exactly 0 in `dtype`; an integer, to keep sums exact."""
     return -1024.0 if jnp.dtype(dtype).itemsize == 8 else -128.0
 
 
 def effective_gates(log_decay_BTN, beta_BTN, segment_ids_BT):
-    """Gates after which segment ids are needed no more. See `api.gated_delta`.
+    """Returns gates after which segment ids are not needed any more. See `api.gated_delta`.
 
     Log decays are clamped at `reset_log_decay`, which changes no result: all of them forget
     everything.

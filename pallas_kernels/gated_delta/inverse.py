@@ -1,4 +1,4 @@
-"""The inverse inside the chunked delta rule, safe for any keys."""
+"""Computes the inverse inside the chunked delta rule, safely for any keys."""
 
 import functools
 
@@ -12,7 +12,7 @@ _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 @jax.custom_vjp
 def unit_lower_inverse(lower):
-    """(I + lower)^-1 for strictly lower triangular matrices `lower` of shape [..., C, C].
+    """Returns (I + lower)^-1 for strictly lower triangular matrices `lower` of shape [..., C, C].
 
     Rows inside a block of 16 by substitution, then pairs of blocks merged until one is left. No
     power of `lower` is ever formed: with correlated keys the powers reach 1e8 while the inverse
@@ -35,14 +35,14 @@ def unit_lower_inverse(lower):
 
 
 def _diagonal_blocks(matrix, block: int):
-    """[..., C, C] -> [..., C / block, block, block]."""
+    """Returns the diagonal blocks of [..., C, C] as [..., C / block, block, block]."""
     starts = range(0, matrix.shape[-1], block)
     blocks = [matrix[..., i : i + block, i : i + block] for i in starts]
     return jnp.stack(blocks, axis=-3)
 
 
 def _substitute(lower):
-    """Row i of the inverse is e_i minus row i of `lower` times the rows above."""
+    """Computes row i of the inverse as e_i minus row i of `lower` times the rows above."""
     unit = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
     unit, lower = vary_alike(unit, lower)
 

@@ -1,4 +1,4 @@
-"""The definition of the gated delta rule: sequential, to be read and compared with.
+"""Defines the gated delta rule: sequential, to be read and compared with.
 
 Computes in float32, or in float64 when the values come in float64.
 """
@@ -17,7 +17,7 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 def gated_delta_step_reference(
     q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret=False
 ):
-    """One token. See `api.gated_delta_step`."""
+    """Runs one token; see `api.gated_delta_step`."""
     dtype = jnp.promote_types(v_BNP.dtype, jnp.float32)
     group = v_BNP.shape[1] // k_BKH.shape[1]
     q_BNH = jnp.repeat(q_BKH, group, axis=1).astype(dtype)
@@ -42,7 +42,7 @@ def gated_delta_reference(
     scale,
     interpret=False,
 ):
-    """A `lax.scan` over time. See `api.gated_delta`."""
+    """Runs a `lax.scan` over time; see `api.gated_delta`."""
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones(q_BTKH.shape[:2], jnp.int32)
     runs_BT = state_runs(segment_ids_BT)

@@ -1,4 +1,4 @@
-"""Segment ids as the delta rule needs them."""
+"""Brings segment ids into the form that the delta rule needs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the decode-step kernels of all devices take."""
+"""Checks what the decode-step kernels of all devices take."""
 
 import jax.numpy as jnp
 

@@ -1,1 +1,1 @@
-"""What the real TPU and GPU compilers make of a function, on a machine that has neither."""
+"""Shows what the real TPU and GPU compilers make of a function, on a machine that has neither."""

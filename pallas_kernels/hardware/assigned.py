@@ -1,4 +1,4 @@
-"""What the compiler has decided before it generates code.
+"""Reads what the compiler has decided before it generates code.
 
 XLA's partitioning, scheduling and buffer assignment take seconds where code for every kernel and
 fusion of a large program takes many minutes, and they settle its memory and its collectives.
@@ -22,22 +22,22 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Assigned(NamedTuple):
-    """The text of the scheduled program, as `hlo` reads it, and its memory on a device."""
+    """Holds the text of the scheduled program, as `hlo` reads it, and its memory on a device."""
 
     text: str
     memory: Memory
 
 
 def compile_until_assigned(lowered) -> Assigned:
-    """The scheduled program, while its code is still being generated in a thread.
+    """Returns the scheduled program, while its code is still being generated in a thread.
 
     To be called in a process that ends soon, such as that of `run_isolated`.
 
     Args:
-      lowered: of `jax.jit(...).lower(...)`.
+      lowered: the result of `jax.jit(...).lower(...)`.
 
     Raises:
-      jax.errors.JaxRuntimeError: `lowered.compile()` did, before that.
+      jax.errors.JaxRuntimeError: `lowered.compile()` failed before that.
     """
     folder = Path(tempfile.mkdtemp(prefix="assigned_"))
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
@@ -64,7 +64,7 @@ def compile_until_assigned(lowered) -> Assigned:
 
 
 def read_buffers(text: str) -> Memory:
-    """The device's main memory, from a dump of its assignment; as XLA, no constants."""
+    """Reads the device's main memory from a dump of its assignment; like XLA, without constants."""
     sizes = {"arguments": 0, "results": 0, "temporaries": 0}
     for size, about in _ALLOCATION.findall(text):
         if _NOT_COUNTED.search(about):
@@ -75,6 +75,6 @@ def read_buffers(text: str) -> Memory:
 
 
 def _size(folder: Path) -> int:
-    """Of both files together; 0 while one is not there."""
+    """Returns the size of both files together; 0 while one does not exist."""
     found = [path for name in (_PROGRAM, _BUFFERS) for path in folder.glob(f"*{name}")]
     return sum(path.stat().st_size for path in found) if len(found) == 2 else 0

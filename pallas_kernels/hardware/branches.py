@@ -1,4 +1,4 @@
-"""The loops and the skipped regions of a kernel, from the text of its bundles."""
+"""Finds the loops and the skipped regions of a kernel, from the text of its bundles."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ _EXIT_TESTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Bundles `first` to `last`; `trips` is None where the exit test compares with no constant."""
+    """Is bundles `first` to `last`; `trips` is None where the exit test has no constant."""
 
     first: int
     last: int
@@ -31,13 +31,13 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Region:
-    """Bundles `first` to `last`, skipped when the branch at bundle `branch` is taken.
+    """Is bundles `first` to `last`, skipped when the branch at bundle `branch` is taken.
 
     Attributes:
       runs_if: the comparison of a scalar with a constant under which it is not skipped, such as
         "== 3", "& 8 != 0" for one bit, or "< 3 and >= 1" for both; "" where the branch depends on
         anything else.
-      body_of: trips of the loop of a Pallas grid whose body this is, else 0.
+      body_of: the number of trips of the Pallas grid loop whose body this is; 0 for other regions.
     """
 
     first: int
@@ -48,7 +48,7 @@ class Region:
 
 
 def control_flow(bundles: list[str]) -> tuple[tuple[Loop, ...], tuple[Region, ...]]:
-    """The loops and the regions that may be skipped in a kernel, from its bundles' texts."""
+    """Returns the loops and the regions that may be skipped, from a kernel's bundles."""
     loops, regions = [], []
     for branch, text in enumerate(bundles):
         for negated, predicate, target in _BRANCH.findall(text):
@@ -70,7 +70,7 @@ def control_flow(bundles: list[str]) -> tuple[tuple[Loop, ...], tuple[Region, ..
 
 
 def _grid_trips(bundles: list[str], test: str, before: int) -> int:
-    """n + 2 if `test` skips unless 1 <= i < n + 1, else 0."""
+    """Returns n + 2 if `test` skips unless 1 <= i < n + 1, else 0."""
     both = _BOTH.match(test)
     tests = [definition(bundles, register, before) for register in both.groups()] if both else []
     first, last = (list(filter(None, map(x.match, tests))) for x in (_NOT_FIRST, _NOT_LAST))
@@ -79,7 +79,7 @@ def _grid_trips(bundles: list[str], test: str, before: int) -> int:
 
 
 def _runs_if(bundles: list[str], negated: str, test: str, before: int) -> str:
-    """See `Region`."""
+    """Returns `Region.runs_if` of the region that `test` skips."""
     if (both := _BOTH.match(test)) and not negated:
         tests = [_condition(bundles, register, before) for register in both.groups()]
         parts = {_runs_if(bundles, "!", part, before) for part in tests}
@@ -93,7 +93,7 @@ def _runs_if(bundles: list[str], negated: str, test: str, before: int) -> str:
 
 
 def _condition(bundles: list[str], predicate: str, before: int) -> str:
-    """The instruction that made a predicate, also where it was kept as a number meanwhile."""
+    """Returns the instruction that made a predicate, also if it was a number meanwhile."""
     test = definition(bundles, predicate, before)
     found = _COMPARISON.match(test)
     if found and found[1] == "ne" and found[3] == "0":
@@ -103,7 +103,7 @@ def _condition(bundles: list[str], predicate: str, before: int) -> str:
 
 
 def definition(bundles: list[str], register: str, before: int) -> str:
-    """The instruction that last wrote `register` up to a bundle, also through a spill."""
+    """Returns the instruction that last wrote `register` up to a bundle, also through a spill."""
     written = _last(bundles, re.escape(register) + r" = ([^;}]*)", before)
     if load := _LOAD.match(written):
         store = rf"sst \[smem:\[{re.escape(load[1])}\]\] (%\w+)"
@@ -113,7 +113,10 @@ def definition(bundles: list[str], register: str, before: int) -> str:
 
 
 def _last(bundles: list[str], pattern: str, before: int) -> str:
-    """What the group of `pattern` matches in the last bundle that it is found in, or ""."""
+    """Returns the first group of the last match of `pattern` up to bundle `before`.
+
+    Returns "" where there is no match.
+    """
     compiled = re.compile(pattern)
     for text in reversed(bundles[: before + 1]):
         if found := compiled.search(text):

@@ -30,11 +30,11 @@ _CALL = re.compile(r"inlined_call [^/]*/\* %([^ ]+) = ")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One kernel.
+    """Is one kernel's schedule.
 
     Attributes:
-      slots: per unit, the slots held in each bundle.
-      capacity: per unit, the slots of a cycle.
+      slots: for each unit, the slots held in each bundle.
+      capacity: for each unit, the slots of a cycle.
       copies: bytes that some bundles begin to copy from or to HBM, at most; None if unknown.
       calls: of the top-level program, the kernel that each of some bundles calls.
     """
@@ -52,13 +52,13 @@ class Listing:
         return len(next(iter(self.slots.values())))
 
     def with_trips(self, trips: int | float | None) -> "Listing":
-        """With those trips for loops that do not end at a constant."""
+        """Returns a copy with those trips for loops that do not end at a constant."""
         loops = (dataclasses.replace(x, trips=x.trips or trips) for x in self.loops)
         return dataclasses.replace(self, loops=tuple(loops))
 
 
 def read_listing(name: str, instructions: str, utilization: str) -> Listing:
-    """A kernel from the texts of its two dumps."""
+    """Reads a kernel from the texts of its two dumps."""
     bundles = [found[2] for found in _BUNDLE.finditer(instructions)]
     capacity, slots = _read_slots(utilization)
     for unit, column in slots.items():
@@ -79,11 +79,11 @@ def read_listing(name: str, instructions: str, utilization: str) -> Listing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of a kernel beyond its listing.
+    """Holds what is known of a kernel beyond its listing.
 
     Attributes:
       shares: by `Region.runs_if`, the share of a loop's passes that do not skip such regions in it.
-      trips: of loops that do not end at a constant, on average.
+      trips: average trips of loops that do not end at a constant.
     """
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -91,7 +91,7 @@ class Known:
 
 
 def frequencies(listing: Listing, shares: Mapping[str, float] | None = None) -> np.ndarray:
-    """How often each bundle runs in one execution of a kernel.
+    """Returns how often each bundle runs in one execution of a kernel.
 
     Args:
       shares: see `Known`.
@@ -116,12 +116,12 @@ def frequencies(listing: Listing, shares: Mapping[str, float] | None = None) -> 
 
 
 def copied_bytes(listing: Listing, often: np.ndarray) -> float:
-    """What the copies of known size move if each is made whenever its bundle runs.
+    """Returns the bytes of all copies of known size if each is made whenever its bundle runs.
 
     A grid of n steps makes n copies of a block in its n + 2 trips, or fewer, where blocks stay.
 
     Args:
-      often: of `frequencies`.
+      often: the result of `frequencies`.
     """
     copying = often.copy()
     for body in filter(lambda region: region.body_of, listing.regions):
@@ -134,7 +134,10 @@ def copied_bytes(listing: Listing, often: np.ndarray) -> float:
 
 
 def top_level_frequencies(listing: Listing, executions: Mapping[str, int]) -> np.ndarray:
-    """The same for the program that calls the kernels; a loop runs as often as what it calls."""
+    """Returns how often each bundle of the program that calls the kernels runs.
+
+    A loop runs as often as what it calls.
+    """
     often = np.ones(listing.bundles)
     for loop in sorted(listing.loops, key=lambda loop: loop.first - loop.last):
         called = [executions[n] for i, n in listing.calls.items() if loop.first <= i <= loop.last]
@@ -161,7 +164,10 @@ def _copies(bundles: list[str]) -> Iterator[tuple[int, int | None]]:
 
 
 def _most(bundles: list[str], size: str, before: int) -> int | None:
-    """The most that a number or register can be where only constants go into it, else None."""
+    """Returns the most that a number or register can be.
+
+    Returns None unless only constants go into it.
+    """
     if size.isdigit():
         return int(size)
     made = definition(bundles, size, before)

@@ -1,4 +1,4 @@
-"""What each chip can do at most."""
+"""Says what each chip can do at most."""
 
 import dataclasses
 
@@ -7,15 +7,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Attributes:
-    flops: bf16 matrix FLOP a second, all cores.
-    bandwidth: bytes a second of device memory, all cores.
-    cores: TensorCores or multiprocessors.
-    flops_per_cycle: bf16 matrix FLOP of one core in a cycle.
-    device_kinds: how JAX names it.
-    compiled_cores: cores that one JAX device has, and that a compiled program can use.
-    memory: bytes that a program can use on one JAX device.
-    links: bytes a second that the links of a chip to others carry in one direction, all together.
+    """Says what one chip can do at most.
+
+    Attributes:
+      flops: bf16 matrix FLOP per second, all cores.
+      bandwidth: bytes per second of device memory, all cores.
+      cores: TensorCores or multiprocessors.
+      flops_per_cycle: bf16 matrix FLOP of one core in a cycle.
+      device_kinds: the names that JAX gives it.
+      compiled_cores: cores that one JAX device has, and that a compiled program can use.
+      memory: bytes that a program can use on one JAX device.
+      links: bytes per second that all links of a chip to others carry together in one direction.
     """
 
     flops: float
@@ -29,19 +31,19 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles a second at which the peak is reached."""
+        """Returns the cycles per second at which the peak is reached."""
         return self.flops / (self.cores * self.flops_per_cycle)
 
     def compute_s(self, flops: float) -> float:
-        """Least time for the matrix products, on the cores that a program is compiled for."""
+        """Returns the least time for matrix products, on the cores that a program can use."""
         return flops * self.cores / (self.flops * self.compiled_cores)
 
     def memory_s(self, size: float) -> float:
-        """Least time to move `size` bytes, with those cores' part of the bandwidth."""
+        """Returns the least time to move `size` bytes, with those cores' part of the bandwidth."""
         return size * self.cores / (self.bandwidth * self.compiled_cores)
 
     def network_s(self, size: float) -> float:
-        """Least time for one JAX device to send `size` bytes.
+        """Returns the least time for one JAX device to send `size` bytes.
 
         All links of its chip are taken to be busy, whatever way the bytes have to go: a collective
         along one axis of a torus has only the links of that axis, and what crosses several chips
@@ -129,5 +131,5 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> str | None:
-    """The key in CHIPS of a device by JAX's name; None for any other device."""
+    """Returns the key in CHIPS of a device by JAX's name; None for any other device."""
     return next((name for name, chip in CHIPS.items() if device_kind in chip.device_kinds), None)

@@ -30,12 +30,12 @@ _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
-    """One collective, in all the times that a run of the program executes it.
+    """Is one collective, in all the times that a run of the program executes it.
 
     Attributes:
-      kind: of KINDS.
-      devices: that exchange with one another; 2 of a permutation.
-      executions: in one run.
+      kind: one of KINDS.
+      devices: number of devices that exchange with one another; 2 of a permutation.
+      executions: how often it runs in one run of the program.
       sent: bytes that a device sends in all of them, by the algorithm that sends least.
     """
 
@@ -46,13 +46,17 @@ class Collective(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """uncounted_loops have no constant trip count and are taken as running once."""
+    """Holds all collectives of a program.
+
+    Attributes:
+      uncounted_loops: loops without a constant trip count, taken as running once.
+    """
 
     collectives: tuple[Collective, ...]
     uncounted_loops: int
 
     def sent(self) -> dict[str, float]:
-        """Bytes that a device sends, by kind; kinds that send nothing are left out."""
+        """Returns the bytes that a device sends, by kind; kinds that send nothing are left out."""
         by_kind: Counter[str] = Counter()
         for found in self.collectives:
             by_kind[found.kind] += found.sent
@@ -60,7 +64,7 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str) -> Traffic:
-    """Every collective of a compiled program.
+    """Finds every collective of a compiled program.
 
     Args:
       text: `compiled.as_text()`.
@@ -90,7 +94,7 @@ def traffic(text: str) -> Traffic:
 
 
 def _runs(computations: hlo.Computations, entry: str) -> tuple[Counter[str], int]:
-    """How often each computation runs, and how many loops' trips are not known."""
+    """Returns how often each computation runs, and how many loops' trips are not known."""
     runs: Counter[str] = Counter()
     calls = {name: list(_calls(computations, name)) for name in computations}
 
@@ -105,7 +109,7 @@ def _runs(computations: hlo.Computations, entry: str) -> tuple[Counter[str], int
 
 
 def _calls(computations: hlo.Computations, name: str) -> Iterator[tuple[str, int | None]]:
-    """(computation, how often) that a computation runs; None is a loop of unknown length."""
+    """Returns the (computation, how often) pairs that run; None is a loop of unknown length."""
     for right in computations[name].values():
         if loop := hlo.WHILE.search(right):
             known = _KNOWN_TRIPS.search(right)
@@ -117,18 +121,18 @@ def _calls(computations: hlo.Computations, name: str) -> Iterator[tuple[str, int
 
 
 def _brief(right: str) -> str:
-    """An instruction without the compiler's notes, which are long."""
+    """Removes the compiler's notes, which are long, from an instruction."""
     return right.partition(", backend_config=")[0].partition(", metadata=")[0]
 
 
 def _called(right: str) -> list[str]:
-    """Computations that an instruction names."""
+    """Returns the computations that an instruction names."""
     names = [many or one for many, one in _CALLED.findall(_brief(right))]
     return [name.strip().lstrip("%") for part in names for name in part.split(",")]
 
 
 def _read(collective, right: str, body: dict, runs: int, everyone: int, sliced: bool):
-    """`sliced` says that a device keeps only its share of an all-reduce."""
+    """Reads one collective; `sliced` says that a device keeps only its share of an all-reduce."""
     kind, operands = collective.groups()
     size = sum(_operand_bytes(body, *operand) for operand in _OPERAND.findall(operands))
     devices = 2 if kind == "collective-permute" else _group(right, everyone)
@@ -140,13 +144,13 @@ def _read(collective, right: str, body: dict, runs: int, everyone: int, sliced: 
 
 
 def _operand_bytes(body: dict[str, str], name: str, index: str) -> float:
-    """Of %name, or of one element of a tuple, %name#index."""
+    """Returns the bytes of %name, or of one element of a tuple, %name#index."""
     shapes = [found[0] for found in _SHAPE.finditer(_SHAPES.match(body.get(name, ""))[0])]
     return _bytes(shapes[int(index)] if index else " ".join(shapes))
 
 
 def _bytes(shape: str) -> float:
-    """Of an array, or of the arrays of a tuple, as "bf16[8,128]{1,0}"."""
+    """Returns the bytes of an array, or of the arrays of a tuple, as "bf16[8,128]{1,0}"."""
     return sum(
         int(bits or 8) / 8 * math.prod(int(n) for n in dims.split(",") if n)
         for _, bits, dims in _SHAPE.findall(shape)
@@ -154,7 +158,7 @@ def _bytes(shape: str) -> float:
 
 
 def _group(right: str, everyone: int) -> int:
-    """Devices of a replica group, in any of the ways it is written."""
+    """Returns the devices of a replica group, in any of the ways it is written."""
     if listed := _LISTED.search(right):
         return listed[1].count(",") + 1
     if iota := _IOTA.search(right):

@@ -1,4 +1,4 @@
-"""Any jax function compiled for an H200 on a machine without a GPU, and what its kernels cost."""
+"""Compiles any jax function for an H200 without a GPU, and reads what its kernels cost."""
 
 import dataclasses
 import importlib.util
@@ -19,11 +19,11 @@ INSTALL = "pip install 'hydrahead_jax[hardware-free]' (Python 3.12 or newer)"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GpuProgram:
-    """A function as compiled for an H200.
+    """Is a function as compiled for an H200.
 
     Attributes:
       kernels: its Mosaic GPU kernels, in order of name; XLA's own are not among them.
-      memory: device memory of the whole program.
+      memory: device memory of the complete program.
     """
 
     kernels: tuple[GpuKernel, ...]
@@ -50,7 +50,7 @@ def compile_for_h200(fn, *shapes, dump: str | None = None) -> GpuProgram:
 
 
 def missing_tools() -> list[str]:
-    """Packages and programs that the compiler for H200 lacks here."""
+    """Returns the packages and programs that the compiler for H200 lacks here."""
     missing = [name for name in PACKAGES if not _installed(name)]
     if "nvidia.cu13" in missing:
         return missing

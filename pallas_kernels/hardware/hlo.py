@@ -20,12 +20,12 @@ Computations = dict[str, dict[str, str]]
 
 
 def executions(text: str, trips: int | float | None = None) -> Counter[str]:
-    """How often each instruction outside fusions runs, by name.
+    """Returns how often each instruction outside fusions runs, by name.
 
     Every branch of a conditional counts as run.
 
     Args:
-      trips: on average, of loops that do not count up to a constant.
+      trips: average trips of loops that do not count up to a constant.
 
     Raises:
       ValueError: there is such a loop, and `trips` is None.
@@ -37,13 +37,16 @@ def executions(text: str, trips: int | float | None = None) -> Counter[str]:
 
 
 def vmem_bytes(text: str) -> dict[str, int]:
-    """The on-chip memory of each TPU kernel that uses any, by instruction."""
+    """Returns the on-chip memory of each TPU kernel that uses any, by instruction."""
     lines = filter(None, map(_INSTRUCTION.match, text.splitlines()))
     return {line[1]: int(found[1]) for line in lines if (found := _VMEM.search(line[2]))}
 
 
 def parse(text: str) -> tuple[Computations, str]:
-    """{computation: {instruction: what stands right of "="}}, and the name of the entry."""
+    """Returns the instructions of each computation, and the name of the entry.
+
+    The instructions are {computation: {instruction: what stands right of "="}}.
+    """
     computations: Computations = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -76,7 +79,7 @@ def _count(computations: Computations, name: str, times: int | float, counts, tr
 def loop_trips(
     computations: Computations, name: str, state: str, condition: str, body: str
 ) -> int | None:
-    """Trips of a while loop that counts up by one to a constant; None of any other.
+    """Returns the trips of a while loop that counts up by one to a constant; None of any other.
 
     An element of a tuple is an instruction of its own, or written as %tuple#0.
     """
@@ -94,13 +97,13 @@ def loop_trips(
 
 
 def _element(instructions: dict[str, str], name: str, index: int) -> str:
-    """The instruction that is element `index` of a tuple; "" where the tuple is made elsewhere."""
+    """Returns the instruction of element `index` of a tuple; "" if the tuple is made elsewhere."""
     _, is_tuple, operands = instructions[name].partition(" tuple(")
     return re.findall(r"%([\w.-]+)", operands)[index] if is_tuple else ""
 
 
 def _constant(instructions: dict[str, str], name: str) -> int:
-    """The value of an instruction that copies a constant; 0 if it does not."""
+    """Returns the value of an instruction that copies a constant; 0 if it does not."""
     while name in instructions:
         if found := _CONSTANT.search(instructions[name]):
             return int(found[1])

@@ -1,4 +1,4 @@
-"""A function run in a fresh interpreter, because compilers read their flags once a process."""
+"""Runs a function in a fresh interpreter, because compilers read their flags once per process."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ os._exit(0)  # also where a thread still compiles
 
 
 class IsolatedError(RuntimeError):
-    """The fresh interpreter failed; the message ends with what it printed last."""
+    """Says that the fresh interpreter failed; the message ends with what it printed last."""
 
 
 def run_isolated(
     function: Callable, *args, environment: Mapping[str, str], timeout_s: float = 3600.0
 ):
-    """`function(*args)`, computed in a new process with `environment` added to this one's.
+    """Computes `function(*args)` in a new process with `environment` added to this one's.
 
     Args:
       function: importable by name, or a functools.partial of such a function; so must be every
@@ -62,7 +62,7 @@ def run_isolated(
 
 @contextlib.contextmanager
 def dump_folder(kept: str | None) -> Iterator[str]:
-    """A folder for a compiler's dumps: a new one at the path `kept`, or one that vanishes.
+    """Yields a folder for a compiler's dumps: a new one at `kept`, or a temporary one if None.
 
     Raises:
       FileExistsError: `kept` exists; dumps of two programs would mix.
@@ -76,7 +76,7 @@ def dump_folder(kept: str | None) -> Iterator[str]:
 
 
 def answer(folder: str) -> None:
-    """The new process's part: computes the task that lies in `folder`."""
+    """Computes the task that lies in `folder`: the new process's part."""
     try:
         function, args = pickle.loads(Path(folder, "task").read_bytes())
         result = pickle.dumps(("done", function(*args)))

@@ -1,11 +1,11 @@
-"""Device memory of a compiled program."""
+"""Holds the device memory of a compiled program."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on the device.
+    """Counts bytes on the device.
 
     Attributes:
       arguments: inputs.

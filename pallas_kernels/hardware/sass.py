@@ -22,14 +22,14 @@ _WGMMA = re.compile(r"(?:@!?U?P\w+ )?HGMMA\.64x(\d+)x(\d+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Code:
-    """A stretch of machine code, taken once from top to bottom.
+    """Is a stretch of machine code, taken once from top to bottom.
 
     Attributes:
-      instructions: how many.
-      wgmma: of them, warpgroup matrix products.
+      instructions: how many instructions it has.
+      wgmma: how many of them are warpgroup matrix products.
       stall_cycles: sum of the stall counts.
-      tensor_cycles: what the products keep one multiprocessor's tensor cores busy, at Hopper's
-        2,048 bf16 multiply-adds a cycle (4,096 FLOP, NVIDIA H100 white paper).
+      tensor_cycles: cycles that the products keep one multiprocessor's tensor cores busy, at
+        Hopper's 2,048 bf16 multiply-adds a cycle (4,096 FLOP, NVIDIA H100 white paper).
     """
 
     instructions: int
@@ -40,7 +40,7 @@ class Code:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GpuKernel:
-    """What the compiler says of one kernel.
+    """Holds what the compiler says of one kernel.
 
     Attributes:
       registers: per thread.
@@ -65,7 +65,7 @@ class GpuKernel:
 
 
 def read_kernels(folder: str) -> tuple[GpuKernel, ...]:
-    """The kernels whose dumps (`MOSAIC_GPU_DUMP_TO`) lie in `folder`."""
+    """Reads the kernels whose dumps (`MOSAIC_GPU_DUMP_TO`) lie in `folder`."""
     paths = sorted(Path(folder).glob("*.ptxas"), key=_order)
     return tuple(map(_read_kernel, paths))
 
@@ -90,19 +90,19 @@ def _read_kernel(path: Path) -> GpuKernel:
 
 
 def _shared_memory(path: Path) -> list[int]:
-    """Of the kernels of this name: they are numbered anew when they are assembled."""
+    """Returns the shared memory of the kernels of this name: assembling numbers them anew."""
     name = re.compile(re.escape(path.stem.rpartition("_")[0]) + r"_\d+\.resources\.txt")
     texts = [x.read_text() for x in path.parent.iterdir() if name.fullmatch(x.name)]
     return [int(re.search(r"smem_scratch_bytes=(\d+)", text)[1]) for text in texts]
 
 
 def read_code(listing: str) -> Code:
-    """All instructions of a listing."""
+    """Reads all instructions of a listing."""
     return _summary(_parse(listing)[0])
 
 
 def read_loop(listing: str) -> Code | None:
-    """The loop with the most matrix products, the innermost if several have as many.
+    """Reads the loop with the most matrix products, the innermost if several have as many.
 
     A loop ends with a backward branch under a predicate. Backward branches without one return from
     code that the compiler moved out of the way.
@@ -120,7 +120,7 @@ def read_loop(listing: str) -> Code | None:
 
 @functools.lru_cache(maxsize=2)
 def _parse(listing: str) -> tuple[list[tuple[int, str]], dict[str, int]]:
-    """[(stall count, instruction)], and the index that each label stands before."""
+    """Returns [(stall count, instruction)], and the index that each label stands before."""
     instructions, labels = [], {}
     for line in listing.splitlines():
         if label := _LABEL.match(line):

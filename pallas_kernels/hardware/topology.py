@@ -1,4 +1,4 @@
-"""Devices that are only compiled for: slices of TPUs, and a node of H200s."""
+"""Makes devices that are only compiled for: slices of TPUs, and a node of H200s."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ TPU_ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""What libtpu wants to see on a machine without a TPU, before jax is imported."""
+"""Says what libtpu needs on a machine without a TPU, before jax is imported."""
 
 # An H200 as XLA describes it: NVIDIA's data sheet and the limits of compute capability 9.0.
 _H200 = """
@@ -33,7 +33,7 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_
 
 
 def tpu_devices(topology: str) -> Sequence:
-    """The devices of a slice such as "v5p:4x4x4".
+    """Returns the devices of a slice such as "v5p:4x4x4".
 
     A device is a chip, or with TPU7x one of its two cores.
 
@@ -53,7 +53,7 @@ def tpu_devices(topology: str) -> Sequence:
 
 
 def h200_devices(count: int = 1) -> Sequence:
-    """H200s of one node; `cuda_environment` must have been set before jax was imported."""
+    """Returns H200s of one node; `cuda_environment` must have been set before jax was imported."""
     from jax.experimental import topologies
 
     os.environ["MOSAIC_GPU_CUDA_ROOT"] = cuda_root()  # jax sets another when it is imported
@@ -63,11 +63,11 @@ def h200_devices(count: int = 1) -> Sequence:
 
 
 def cuda_environment() -> dict[str, str]:
-    """What the GPU compiler wants to see, before jax is imported."""
+    """Returns the environment that the GPU compiler needs before jax is imported."""
     flags = f"--xla_gpu_cuda_data_dir={cuda_root()} --xla_gpu_autotune_level=0"
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def cuda_root() -> str:
-    """The folder of NVIDIA's compiler package."""
+    """Returns the folder of NVIDIA's compiler package."""
     return str(Path(next(iter(importlib.util.find_spec("nvidia.cu13").submodule_search_locations))))

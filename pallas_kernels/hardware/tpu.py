@@ -1,4 +1,4 @@
-"""Any jax function compiled for a TPU on a machine without one, and what its schedule costs."""
+"""Compiles any jax function for a TPU without one, and reads what its schedule costs."""
 
 import dataclasses
 import importlib.util
@@ -32,19 +32,20 @@ _DUMP = re.compile(r"\d+-([^<].*)-\d+-packed-bundles-post-ra\.txt$")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuKernel:
-    """One Pallas kernel, fusion or copy, over the whole program.
+    """Is one Pallas kernel, fusion or copy, over the complete program.
 
     Attributes:
       executions: how often the program calls it.
-      cycles: in all of them.
-      slots: per unit, held in all of them. MATMUL is how long the matrix units are occupied, which
-        is not how much of them is used: half-filled tiles hold them as long as full ones.
+      cycles: cycles of all calls together.
+      slots: for each unit, slots held in all calls. MATMUL is how long the matrix units are
+        occupied, which is not how much of them is used: half-filled tiles hold them as long as full
+        ones.
       grid_steps: trips of its longest outer loop, 2 more than a Pallas grid has; 1 without a loop.
       step_cycles: cycles of one such trip.
       vmem_bytes: its on-chip memory.
       uncounted_loops: loops without a constant trip count, taken as running once.
-      dma_bytes: that it copies from and to HBM in all of them, at most: a block that a grid copies
-        only when it changes counts in every step. None where a copy's size is not known.
+      dma_bytes: upper bound of the bytes that all calls copy from and to HBM: a block that a grid
+        copies only when it changes counts in every step. None where a copy's size is not known.
     """
 
     name: str
@@ -60,14 +61,14 @@ class TpuKernel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuProgram:
-    """A function as scheduled for one TPU core.
+    """Is a function as scheduled for one TPU core.
 
     Attributes:
       device_kind: as JAX names it.
       capacity: slots of each unit in a cycle.
       kernels: everything that runs, XLA's fusions and copies and the calling program included, by
         falling cycles.
-      memory: device memory of the whole program.
+      memory: device memory of the complete program.
     """
 
     device_kind: str
@@ -91,7 +92,7 @@ class TpuProgram:
         return sum(kernel.slots[unit] for kernel in self.kernels)
 
     def share(self, unit: str) -> float:
-        """Slots held of all slots there are in the program's cycles."""
+        """Returns slots held as a share of all slots there are in the program's cycles."""
         return self.slots(unit) / (self.capacity[unit] * self.cycles)
 
 
@@ -135,7 +136,7 @@ def compile_for_tpu(
 
 
 def fold_small(program: TpuProgram, *, share: float = 0.01) -> TpuProgram:
-    """The program with all kernels below a share of its cycles added up to one, "others"."""
+    """Returns the program with kernels below a share of its cycles added up to one, "others"."""
     large = [kernel for kernel in program.kernels if kernel.cycles >= share * program.cycles]
     small = program.kernels[len(large) :]
     if not small:
@@ -160,7 +161,7 @@ def _dma_bytes(kernels: Sequence[TpuKernel]) -> float | None:
 
 
 def read_listings(folder: str) -> list[Listing]:
-    """Every kernel dumped into `folder`."""
+    """Reads every kernel dumped into `folder`."""
     listings = []
     for path in sorted(Path(folder).iterdir()):
         if (found := _DUMP.match(path.name)) and "schedule-analysis" not in path.name:

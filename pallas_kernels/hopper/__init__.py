@@ -1,1 +1,1 @@
-"""What the Mosaic GPU kernels for Hopper have in common."""
+"""Holds what the Mosaic GPU kernels for Hopper have in common."""

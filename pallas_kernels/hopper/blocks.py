@@ -1,8 +1,8 @@
-"""Shared-memory buffers, products and launches that the Hopper kernels have in common.
+"""Defines shared-memory buffers, products and launches that the Hopper kernels have in common.
 
 Everything on registers is in the layout of a wgmma accumulator: layouts are annotated, because
-inference over a whole kernel takes minutes. Products have their left operand in registers (bf16) or
-in shared memory, their right one in shared memory.
+inference over a complete kernel takes minutes. Products have their left operand in registers (bf16)
+or in shared memory, their right one in shared memory.
 """
 
 import jax
@@ -18,18 +18,18 @@ _NARROW_OPERAND = (plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(64))
 
 
 def operand(*shape: int):
-    """A bf16 buffer that wgmma and TMA read; the last axis is 32 or a multiple of 64."""
+    """Returns a bf16 buffer that wgmma and TMA read; the last axis is 32 or a multiple of 64."""
     transforms = _NARROW_OPERAND if shape[-1] == 32 else _OPERAND
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
 
 def vectors(*shape: int):
-    """A plain float32 buffer."""
+    """Returns a plain float32 buffer."""
     return plgpu.SMEM(shape, jnp.float32)
 
 
 def registers(x):
-    """States that `x` lies as a wgmma accumulator does."""
+    """States that `x` has the layout of a wgmma accumulator."""
     return plgpu.layout_cast(x, plgpu.Layout.WGMMA)
 
 
@@ -46,7 +46,7 @@ def on_columns(x, shape):
 
 
 def row_vector(ref):
-    """A vector that varies along the rows of an accumulator."""
+    """Loads a vector that varies along the rows of an accumulator."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))
 
 
@@ -55,12 +55,12 @@ def column_vector(ref):
 
 
 def matrix(ref):
-    """A bf16 or float32 matrix of shared or global memory, in registers."""
+    """Loads a bf16 or float32 matrix of shared or global memory into registers."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def of_one_device(x):
-    """`x` as a loop can carry it under `jax.shard_map`.
+    """Returns `x` as a loop can carry it under `jax.shard_map`.
 
     What a kernel loads is typed as varying over the mesh, what it computes from that is not.
     """
@@ -80,7 +80,7 @@ def put(ref, x, *, interpret=False) -> None:
 
 
 def product(*terms, start=None, interpret):
-    """start + the sum of left @ right over the terms, in float32.
+    """Computes start + the sum of left @ right over the terms, in float32.
 
     The Mosaic GPU interpreter knows neither operands in registers nor accumulators that start
     with a value, so there it is computed as plain products.
@@ -114,7 +114,7 @@ def copy_in(barrier, *copies) -> None:
 
 
 def copy_out(*copies) -> None:
-    """Starts TMA copies of shared memory this warpgroup has written."""
+    """Starts TMA copies of shared memory that this warpgroup has written."""
     plgpu.commit_smem()
     for source, destination in copies:
         plgpu.copy_smem_to_gmem(source, destination)
@@ -127,7 +127,7 @@ def kernel(body, *inputs, name, grid, outputs, scratch, warpgroups=1, interpret=
       inputs: arrays or pytrees of them.
       grid: axis name -> size.
       outputs: (shape, dtype) of each result.
-      warpgroups: of a program; their number is axis "warpgroup".
+      warpgroups: how many a program has; their number is axis "warpgroup".
     """
     arrays = jax.tree.leaves(inputs)
     threads = {} if warpgroups == 1 else dict(num_threads=warpgroups, thread_name="warpgroup")

@@ -1,4 +1,4 @@
-"""Where the Hopper kernels run."""
+"""Checks where the Hopper kernels run."""
 
 import re
 

@@ -1,1 +1,1 @@
-"""What the kernels cost on every target, against the physical floor: `python -m`."""
+"""Reports what the kernels cost on every target, against the physical floor: `python -m`."""

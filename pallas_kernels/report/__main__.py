@@ -87,7 +87,7 @@ def chip_report(chip: str, rows: Sequence[Row], form) -> str:
 
 
 def markdown_block(rows: Sequence[Row]) -> str:
-    """The generated part of docs/kernels.md: every op and chip that the rows have."""
+    """Returns the generated part of docs/kernels.md: every op and chip that the rows have."""
     rows = [row for row in rows if row.chip in TARGETS]
     parts = [_made(rows)]
     for op, chip in sorted({(row.op, row.chip) for row in rows}, key=_page_order):

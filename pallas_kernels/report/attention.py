@@ -1,6 +1,6 @@
-"""Softmax attention in the report: production shapes, programs and least work.
+"""Describes softmax attention to the report: production shapes, programs and least work.
 
-FLOP a query head, a multiply-add being 2 FLOP, for each pair of a query and a key that it sees:
+FLOP per query head, a multiply-add being 2 FLOP, for each pair of a query and a key that it sees:
 
     forward    Q K^T, P V                                4 H
     backward   Q K^T again, dO V^T, P^T dO, dS K, dS^T Q 10 H
@@ -33,7 +33,7 @@ SOME_OF_16 = (0, 0, 2, 5)  # KV heads, two query heads each, that 4 of 16 query 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Causal attention of one sequence to itself, bf16.
+    """Is causal attention of one sequence to itself, bf16.
 
     Attributes:
       kv_head_of_query: as in `attention`.
@@ -75,7 +75,7 @@ class Shape:
 
 
 def regular_shape(tokens: int, heads: int, kv_heads: int, **others) -> Shape:
-    """Query head n reads KV head n // (heads / kv_heads)."""
+    """Makes a shape whose query head n reads KV head n // (heads / kv_heads)."""
     group = max(1, heads // kv_heads)
     heads_map = tuple(n // group for n in range(heads))
     return Shape(tokens=tokens, kv_head_of_query=heads_map, kv_heads=kv_heads, **others)
@@ -87,10 +87,10 @@ def shapes(
     groups: Sequence[int] = (1,),
     window: Sequence[int | None] = (None,),
 ) -> list[Shape]:
-    """Every combination of regular heads; without `heads` 16, and 4 irregular ones of 16.
+    """Returns every combination of regular heads; without `heads` 16, and 4 irregular ones of 16.
 
     Args:
-      groups: query heads a KV head.
+      groups: query heads per KV head.
     """
     regular = [
         regular_shape(length, count, count // group, window=width)
@@ -113,7 +113,7 @@ def implementations() -> list[str]:
 
 
 def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
-    """Where `--all-targets` compiles an implementation.
+    """Returns the chips for which `--all-targets` compiles an implementation.
 
     Kernels where they run, plain JAX on one TPU and on the GPU, the reference nowhere. cuDNN makes
     its code on the GPU itself.
@@ -125,19 +125,19 @@ def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
 
 
 def seen_pairs(shape: Shape) -> int:
-    """Pairs of a query and a key that it sees, of one head."""
+    """Counts the pairs of a query and a key that it sees, of one head."""
     width = min(shape.window or shape.tokens, shape.tokens)
     return width * (width + 1) // 2 + (shape.tokens - width) * width
 
 
 def flops(shape: Shape, passes: str) -> float:
-    """Matrix FLOP, see above."""
+    """Returns the matrix FLOP, see above."""
     a_pair = 4 if passes == "forward" else 4 + 10
     return float(a_pair * shape.head_size * shape.heads * seen_pairs(shape))
 
 
 def least_bytes(shape: Shape, passes: str) -> float:
-    """Traffic with device memory that no implementation can avoid, see above."""
+    """Returns the traffic with device memory that no implementation can avoid, see above."""
     queries = 2 * shape.units * shape.head_size
     keys = 2 * shape.tokens * shape.read_heads * shape.head_size
     lse = 4 * shape.units
@@ -147,7 +147,7 @@ def least_bytes(shape: Shape, passes: str) -> float:
 
 
 def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
-    """What a kernel's schedule does not say: how often its steps do what."""
+    """Returns what a kernel's schedule does not say: how often its steps do what."""
     of = {
         "tpu": attention_schedules.ours,
         "splash": attention_schedules.splash,
@@ -158,10 +158,11 @@ def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[
 
 
 def program(shape: Shape, implementation: str, passes: str):
-    """A function that other processes can import, and the shapes of its arguments.
+    """Returns a function that other processes can import, and the shapes of its arguments.
 
-    Heads come and go side by side, [1, T, N * H], as the projections around the op emit and read
-    them: a TPU would have to copy [1, T, N, H] into that order, which no model asks of it.
+    Inputs and outputs have heads side by side, [1, T, N * H], as the projections around the op
+    write and read them: a TPU would have to copy [1, T, N, H] into that order, which no model asks
+    of it.
     """
     run = forward if passes == "forward" else forward_backward
     arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
@@ -169,12 +170,12 @@ def program(shape: Shape, implementation: str, passes: str):
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:
-    """`inputs`, heads side by side."""
+    """Returns `inputs` with heads side by side."""
     return tuple(map(_side_by_side, inputs(shape, passes)))
 
 
 def forward(implementation, shape: Shape, q, k, v):
-    """Output, and log-sum-exp from those that give it."""
+    """Returns the output, and log-sum-exp from those that give it."""
     heads = (x.reshape(*x.shape[:2], -1, shape.head_size) for x in (q, k, v))
     if implementation == "tokamax splash":
         return _side_by_side(tokamax_splash.attend(shape, *heads))
@@ -189,7 +190,7 @@ def forward(implementation, shape: Shape, q, k, v):
 
 
 def forward_backward(implementation, shape: Shape, q, k, v, out_cotangent):
-    """Output, and the gradients of every argument through it."""
+    """Returns the output, and the gradients of every argument through it."""
     only_out = lambda *x: jax.tree.leaves(forward(implementation, shape, *x))[0]
     out, pull = jax.vjp(only_out, q, k, v)
     return out, pull(out_cotangent)
@@ -200,7 +201,7 @@ def _side_by_side(x):
 
 
 def inputs(shape: Shape, passes: str) -> tuple:
-    """Random arguments."""
+    """Makes random arguments."""
     keys = jax.random.split(jax.random.key(0), 4)
     T, N, K, H = shape.tokens, shape.heads, shape.kv_heads, shape.head_size
     draw = lambda key, heads: jax.random.normal(key, (1, T, heads, H), jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""The decode step of softmax attention in the report: one query a row over a full cache.
+"""Describes the decode step of softmax attention to the report: one query per row, a full cache.
 
 FLOP: 4 H for each pair of a query head and a key that it sees. Bytes: keys and values of the KV
 heads that are read, below each row's length and inside the window, once; q read; out and the
@@ -24,9 +24,11 @@ TOKENS = (8192, 32768)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Attributes:
-    rows: B, each with a full cache.
-    sequence: tokens of a row's cache and its heads.
+    """Is one decode step over full caches.
+
+    Attributes:
+      rows: number B of rows, each with a full cache.
+      sequence: tokens of a row's cache and its heads.
     """
 
     sequence: attention.Shape
@@ -54,7 +56,10 @@ def shapes(
     groups: Sequence[int] | None = None,
     window: Sequence[int | None] = (None,),
 ) -> list[Shape]:
-    """Every combination of regular heads; by default 16, alone and two a KV head, and 4 of them."""
+    """Returns every combination of regular heads.
+
+    The default is 16 heads, alone and two per KV head, and 4 of them.
+    """
     if heads or groups:
         found = attention.shapes(tokens, heads or (attention.HEADS,), groups or (1,), window)
     else:
@@ -68,44 +73,44 @@ def implementations() -> list[str]:
 
 
 def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
-    """Where `--all-targets` compiles an implementation, see `attention`."""
+    """Returns the chips for which `--all-targets` compiles an implementation, see `attention`."""
     return attention.chips_worth_a_row(implementation)
 
 
 def flops(shape: Shape, passes: str) -> float:
-    """Matrix FLOP, see above."""
+    """Returns the matrix FLOP, see above."""
     return float(4 * shape.sequence.head_size * shape.units * shape.seen)
 
 
 def least_bytes(shape: Shape, passes: str) -> float:
-    """Traffic with device memory that no implementation can avoid, see above."""
+    """Returns the traffic with device memory that no implementation can avoid, see above."""
     keys = 2 * shape.rows * shape.seen * shape.sequence.read_heads * shape.sequence.head_size
     return float(2 * keys + shape.units * (4 * shape.sequence.head_size + 4))
 
 
 def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
-    """What a kernel's schedule does not say: nothing, every step does the same."""
+    """Returns what a kernel's schedule does not say: nothing, every step does the same."""
     return {}
 
 
 def program(shape: Shape, implementation: str, passes: str):
-    """A function that other processes can import, and the shapes of its arguments.
+    """Returns a function that other processes can import, and the shapes of its arguments.
 
     Queries and output have heads side by side, as in `attention.program`. The cache comes as it is
-    kept from step to step, [B, S, K, H].
+    stored from step to step, [B, S, K, H].
     """
     arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
     return functools.partial(forward, implementation, shape), arguments
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:
-    """`inputs`, query heads side by side."""
+    """Returns `inputs` with query heads side by side."""
     q_BNH, *others = inputs(shape, passes)
     return q_BNH.reshape(shape.rows, -1), *others
 
 
 def forward(implementation, shape: Shape, q, k_BSKH, v_BSKH, lengths_B):
-    """Output and log-sum-exp."""
+    """Returns output and log-sum-exp."""
     out, lse = api.attention_decode(
         q.reshape(shape.rows, -1, shape.sequence.head_size),
         k_BSKH,
@@ -120,7 +125,7 @@ def forward(implementation, shape: Shape, q, k_BSKH, v_BSKH, lengths_B):
 
 
 def inputs(shape: Shape, passes: str) -> tuple:
-    """Random arguments."""
+    """Makes random arguments."""
     keys = jax.random.split(jax.random.key(0), 3)
     B, S, K, H = shape.rows, shape.tokens, shape.sequence.kv_heads, shape.sequence.head_size
     draw = lambda key, *sizes: jax.random.normal(key, sizes, jnp.bfloat16)

@@ -1,8 +1,7 @@
-"""How often the steps of the attention kernels do what, from the lists that the kernels walk.
+"""Counts how often the steps of the attention kernels do what, from the lists that they walk.
 
-Empty blocks, blocks of full work and blocks under a mask have bodies of their own in a kernel, of
-which a step runs at most one. Which one is known from a list in scalar memory only, so not from the
-schedule.
+Empty blocks, blocks of full work and blocks under a mask have bodies of their own in a kernel. A
+step runs at most one of them. The list in scalar memory says which one; the schedule does not.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pallas_kernels.hardware.tpu import LOOPS
 
 
 def ours(shape, passes: str, chip: str) -> Mapping[str, Known]:
-    """Of the Pallas kernels."""
+    """Returns the shares of steps of the Pallas kernels."""
     T, H = shape.tokens, shape.head_size
     choice = choose_blocks(
         T=T,
@@ -54,7 +53,7 @@ def _steps(shape, choice, blocks, parts: int):
 
 
 def _known(steps, flags: set[Do]) -> Known:
-    """The shares of steps with each of the flags that a kernel tests.
+    """Returns the shares of steps with each of the flags that a kernel tests.
 
     It has no code for a kind of block that does not occur.
     """
@@ -63,7 +62,7 @@ def _known(steps, flags: set[Do]) -> Known:
 
 
 def chunked(shape, passes: str, chip: str) -> Mapping[str, Known]:
-    """Of plain JAX: key blocks that a query block walks, on average."""
+    """Returns, for plain JAX, how many key blocks a query block walks on average."""
     T, block = shape.tokens, choose_block(shape.heads)
     places = make_places(shape.visibility, T, T, 0, None, block=block)
     if places.first_Z is None:
@@ -72,7 +71,7 @@ def chunked(shape, passes: str, chip: str) -> Mapping[str, Known]:
 
 
 def splash(shape, passes: str, chip: str) -> Mapping[str, Known]:
-    """Of JAX's own kernels: blocks that are not empty, and the ends of a row of blocks."""
+    """Returns the shares of non-empty blocks and of row ends of blocks in JAX's own kernels."""
     kernel = kernel_maker(
         shape.visibility,
         T=shape.tokens,

@@ -1,4 +1,4 @@
-"""The gated delta rule in the report: production shapes, programs and least work.
+"""Describes the gated delta rule to the report: production shapes, programs and least work.
 
 FLOP and bytes a token and value head, a multiply-add being 2 FLOP, chunk C, keys H, values P, r
 value heads a key head. Each product of the chunked form is counted once and in full:
@@ -35,7 +35,7 @@ HEADS = (16, 32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One sequence of bf16 inputs: `tokens`, `heads` for values, `key_heads`, one head size."""
+    """Is one sequence of bf16 inputs: `tokens`, `heads` for values, `key_heads`, one head size."""
 
     tokens: int
     heads: int
@@ -54,10 +54,10 @@ class Shape:
 def shapes(
     tokens: Sequence[int] = TOKENS, heads: Sequence[int] = HEADS, groups: Sequence[int] = (1,)
 ) -> list[Shape]:
-    """Every combination; by default the production shapes.
+    """Returns every combination; by default the production shapes.
 
     Args:
-      groups: value heads a key head.
+      groups: value heads per key head.
     """
     return [
         Shape(tokens=length, heads=count, key_heads=count // group)
@@ -72,10 +72,10 @@ def implementations() -> list[str]:
 
 
 def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
-    """Where `--all-targets` compiles an implementation.
+    """Returns the chips for which `--all-targets` compiles an implementation.
 
-    A kernel where it runs. Plain JAX on one TPU and on the GPU: its programs take minutes. The
-    reference nowhere.
+    A kernel is compiled for the chips where it runs, plain JAX for one TPU and the GPU because its
+    programs take minutes, and the reference for none.
     """
     tpus = ("v5e", "v5p", "v6e", "tpu7x")
     known = {"tpu": tpus, "gpu": ("h200",), "reference": ()}
@@ -83,7 +83,7 @@ def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
 
 
 def flops(shape: Shape, passes: str) -> float:
-    """Matrix FLOP, see above."""
+    """Returns the matrix FLOP, see above."""
     H = P = shape.head_size
     C = COUNTED_CHUNK
     forward = 6 * H * P + 4 * C * (H + P) + 2 * C**2 / 3
@@ -92,7 +92,7 @@ def flops(shape: Shape, passes: str) -> float:
 
 
 def least_bytes(shape: Shape, passes: str) -> float:
-    """Traffic with device memory that no implementation can avoid, see above."""
+    """Returns the traffic with device memory that no implementation can avoid, see above."""
     H = P = shape.head_size
     group = shape.heads // shape.key_heads
     forward = 4 * H / group + 4 * P + 8
@@ -101,15 +101,16 @@ def least_bytes(shape: Shape, passes: str) -> float:
 
 
 def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
-    """What a kernel's schedule does not say: nothing, every step does the same."""
+    """Returns what a kernel's schedule does not say: nothing, every step does the same."""
     return {}
 
 
 def program(shape: Shape, implementation: str, passes: str):
-    """A function that other processes can import, and the shapes of its arguments.
+    """Returns a function that other processes can import, and the shapes of its arguments.
 
-    Heads come and go side by side, [1, T, N * H], as the projections around the op emit and read
-    them: a TPU would have to copy [1, T, N, H] into that order, which no model asks of it.
+    Inputs and outputs have heads side by side, [1, T, N * H], as the projections around the op
+    write and read them: a TPU would have to copy [1, T, N, H] into that order, which no model asks
+    of it.
     """
     run = forward if passes == "forward" else forward_backward
     arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
@@ -117,7 +118,7 @@ def program(shape: Shape, implementation: str, passes: str):
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:
-    """`inputs`, heads side by side."""
+    """Returns `inputs` with heads side by side."""
     return tuple(map(_side_by_side, inputs(shape, passes)))
 
 
@@ -130,7 +131,7 @@ def forward(implementation, shape: Shape, q, k, v, log_decay, beta):
 
 
 def forward_backward(implementation, shape: Shape, q, k, v, log_decay, beta, out_cotangent):
-    """Output, final state, and the gradients of every argument through the output."""
+    """Returns output, final state, and the gradients of every argument through the output."""
     (out, state), pull = jax.vjp(
         functools.partial(forward, implementation, shape), q, k, v, log_decay, beta
     )
@@ -142,7 +143,7 @@ def _side_by_side(x):
 
 
 def inputs(shape: Shape, passes: str) -> tuple:
-    """Random arguments: unit queries and keys, gates as a model has them."""
+    """Makes random arguments: unit queries and keys, gates as a model has them."""
     keys = jax.random.split(jax.random.key(0), 6)
     T, N, K, H = shape.tokens, shape.heads, shape.key_heads, shape.head_size
     draw = lambda key, heads: jax.random.normal(key, (1, T, heads, H), jnp.float32)

@@ -1,4 +1,7 @@
-"""The ops that the report knows. A new one is a module like `gated_delta` and a line here."""
+"""Lists the ops that the report knows.
+
+A new one is a module like `gated_delta` and a line here.
+"""
 
 from types import ModuleType
 

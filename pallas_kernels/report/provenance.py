@@ -1,4 +1,4 @@
-"""What a figure was made with."""
+"""Says what a figure was made with."""
 
 import functools
 import platform
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parents[1]
 
 @functools.cache
 def provenance() -> str:
-    """Commit and versions, in one line."""
+    """Returns commit and versions, in one line."""
     versions = [f"{name} {found}" for name in _PACKAGES if (found := _version(name))]
     return ", ".join([f"commit {_commit()}", f"Python {platform.python_version()}", *versions])
 
@@ -40,7 +40,7 @@ def _commit() -> str:
 
 
 def _git(*words: str) -> str:
-    """What git prints; nothing outside a checkout or without git."""
+    """Returns what git prints; nothing outside a checkout or without git."""
     try:
         ran = subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True)
     except FileNotFoundError:

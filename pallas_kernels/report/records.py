@@ -1,4 +1,4 @@
-"""Rows of the report in a JSON file, to add to or to make a page from later."""
+"""Stores rows of the report in a JSON file, to add to or to make a page from later."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def read(path: Path) -> list[Row]:
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """All rows, the new ones in place of old ones of the same task."""
+    """Returns all rows; a new row replaces an old one of the same task."""
     key = lambda row: (row.op, row.chip, row.implementation, row.shape, row.passes)
     return list({**{key(row): row for row in old}, **{key(row): row for row in new}}.values())
 

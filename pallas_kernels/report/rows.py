@@ -1,4 +1,4 @@
-"""One row of the report: an implementation at one shape on one target."""
+"""Makes one row of the report: an implementation at one shape on one target."""
 
 import dataclasses
 import statistics
@@ -20,7 +20,7 @@ TARGETS = (*TOPOLOGIES, "h200")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to compile or time: `chip` is one of TARGETS, or "local" for the device at hand."""
+    """Says what to compile or time: `chip` is one of TARGETS, or "local" for the device at hand."""
 
     op: str
     chip: str
@@ -31,17 +31,19 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """Attributes:
-    flops: matrix FLOP of the algorithm, whatever the implementation does.
-    least_bytes: device memory traffic that cannot be avoided.
-    compute_floor_s: time of `flops` at the peak of the cores that the program is for.
-    memory_floor_s: time of `least_bytes`; both None on an unknown device.
-    seconds: measured median on a device; on a TPU that is not at hand the schedule's cycles, or
-      the memory floor where that is longer, so a lower bound; None on a GPU not at hand.
-    useful: share of the matrix units' peak that `flops` make up in those seconds.
-    program: what the compiler says; None on a device at hand.
-    refusal: why there is no figure.
-    made: versions and commit.
+    """Holds one row of the report.
+
+    Attributes:
+      flops: matrix FLOP of the algorithm, whatever the implementation does.
+      least_bytes: device memory traffic that cannot be avoided.
+      compute_floor_s: time of `flops` at the peak of the cores that the program is for.
+      memory_floor_s: time of `least_bytes`; both None on an unknown device.
+      seconds: measured median on a device; on a TPU that is not at hand the schedule's cycles, or
+        the memory floor where that is longer, so a lower bound; None on a GPU not at hand.
+      useful: share of the matrix units' peak that `flops` make up in those seconds.
+      program: what the compiler says; None on a device at hand.
+      refusal: why there is no figure.
+      made: versions and commit.
     """
 
     op: str
@@ -76,7 +78,10 @@ class Row:
 
 
 def make_row(task: Task) -> Row:
-    """Compiles, or on a device at hand measures. What is refused gives a row that says so."""
+    """Compiles the task, or measures it on a device at hand.
+
+    If the implementation refuses the arguments, the row says so.
+    """
     row = _floors(task)
     try:
         if task.chip == "local":
@@ -95,7 +100,7 @@ def make_row(task: Task) -> Row:
 
 
 def measure(task: Task, *, samples: int = 20) -> float:
-    """Median seconds of a call on the default device."""
+    """Returns the median seconds of a call on the default device."""
     op = OPS[task.op]
     fn, _ = op.program(task.shape, task.implementation, task.passes)
     arrays, run = jax.block_until_ready(op.program_inputs(task.shape, task.passes)), jax.jit(fn)
@@ -105,9 +110,10 @@ def measure(task: Task, *, samples: int = 20) -> float:
 def median_seconds(
     call, *, wait=jax.block_until_ready, samples: int = 20, longest_s: float = 60.0
 ) -> float:
-    """Median time of `call`, after warming up; fewer samples where they would take `longest_s`.
+    """Returns the median time of `call` after warming up.
 
-    A sample is several calls in a row, so that the time to launch them hides behind them.
+    It takes fewer samples where they would take `longest_s`. A sample is several calls in a row, so
+    that the time to launch them hides behind them.
     """
     wait(call())
     start = time.perf_counter()
@@ -150,7 +156,10 @@ def _with_seconds(row: Row, seconds: float) -> Row:
 
 
 def _sentence(error: Exception) -> str:
-    """The line of an error that says what is wrong; of a traceback, that of the exception."""
+    """Returns the line of an error that says what is wrong.
+
+    Of a traceback, it is the line of the exception.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "Error: " in line]
     return (named or lines or [type(error).__name__])[-1][:300]

@@ -1,4 +1,4 @@
-"""The report as text: plain tables, or Markdown."""
+"""Writes the report as text: plain tables, or Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ LOCAL_COLUMNS = ("implementation", "pass", "shape", "measured ms", "floor ms", "
 
 
 def floors(rows: Sequence[Row]) -> str:
-    """FLOP, bytes and floors of every shape and pass among the rows."""
+    """Lists FLOP, bytes and floors of every shape and pass among the rows."""
     found = []
     for row in {(row.shape, row.passes): row for row in rows}.values():
         line = f"{row.shape} {row.passes}: {row.flops / 1e9:.1f} GFLOP"
@@ -73,7 +73,7 @@ def floors(rows: Sequence[Row]) -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Which versions and which commit made the rows of each implementation."""
+    """Says which versions and which commit made the rows of each implementation."""
     made: dict[str, dict[str, None]] = {}
     for row in rows:
         made.setdefault(row.made, {})[row.implementation] = None
@@ -85,7 +85,10 @@ def columns(chip: str) -> tuple[str, ...]:
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """The lines of all rows; an implementation that refuses them all for one reason has one."""
+    """Returns the lines of all rows.
+
+    An implementation that refuses them all for one reason has one line.
+    """
     found = []
     for name in {row.implementation: None for row in rows}:
         own = [row for row in rows if row.implementation == name]
@@ -98,7 +101,7 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def cells(row: Row) -> list[list[str]]:
-    """The lines of a row: one, or on a GPU one a kernel."""
+    """Returns the lines of a row: one, or on a GPU one per kernel."""
     head = [row.implementation, row.passes, row.shape]
     if row.refusal:
         return [[*head, row.refusal]]
@@ -111,7 +114,7 @@ def cells(row: Row) -> list[list[str]]:
 
 
 def kernel_lines(rows: Sequence[Row], *, least_share: float = 0.02) -> list[list[str]]:
-    """The kernels of TPU rows that take at least a share of the cycles."""
+    """Lists the kernels of TPU rows that take at least a share of the cycles."""
     return [
         [
             row.implementation,
@@ -132,7 +135,7 @@ def kernel_lines(rows: Sequence[Row], *, least_share: float = 0.02) -> list[list
 
 
 def memory_table(rows: Sequence[Row], form) -> str:
-    """Peak device memory in MiB by length, in the form of `plain` or `markdown`."""
+    """Tabulates peak device memory in MiB by length, in the form of `plain` or `markdown`."""
     lengths = sorted({row.shape.partition(" ")[0] for row in rows}, key=lambda x: int(x[1:]))
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
@@ -145,14 +148,14 @@ def memory_table(rows: Sequence[Row], form) -> str:
 
 
 def markdown(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; short lines are filled up."""
+    """Makes a Markdown table; short lines are padded."""
     full = [[*line, *[""] * (len(names) - len(line))] for line in body]
     table = [names, ["---"] * len(names), *full]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def plain(names: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; the last cell of a short line runs on."""
+    """Aligns columns, as wide as they must be; the last cell of a short line runs on."""
     widths = [len(name) for name in names]
     for line in body:
         aligned = line if len(line) == len(names) else line[:-1]

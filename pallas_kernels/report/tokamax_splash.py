@@ -1,4 +1,4 @@
-"""tokamax's splash attention for TPU, as a contestant of the report where it is installed."""
+"""Compares with tokamax's splash attention for TPU, where it is installed."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,9 @@ _FORWARD, _BACKWARD = 2048, 1024  # blocks with the fewest cycles on v6e (causal
 
 
 def attend(shape, q_BTNH, k_BTKH, v_BTKH):
-    """Output [B, T, N, H] for `attention.Shape`; it gives no log-sum-exp with a gradient.
+    """Returns output [B, T, N, H] for `attention.Shape`.
+
+    It gives no log-sum-exp with a gradient.
 
     Raises:
       NotImplementedError: tokamax is not installed, or the heads are irregular.
@@ -25,7 +27,10 @@ def attend(shape, q_BTNH, k_BTKH, v_BTKH):
 
 
 def known(shape, passes: str, chip: str) -> Mapping[str, Known]:
-    """The forward's grid has a step for each block that is not empty, the backward's for all."""
+    """Returns what the schedule does not say.
+
+    The forward's grid has a step for each block that is not empty, the backward's for all.
+    """
     kernel = _kernel(shape)
     blocks = kernel.fwd_mask_info
     rows = len(set(np.asarray(blocks.active_rows).tolist()))
@@ -68,6 +73,6 @@ def _kernel(shape):
 
 
 def _kinds(kinds: np.ndarray) -> dict[str, float]:
-    """Shares of the bodies for whole blocks and for blocks under the mask."""
+    """Returns the shares of the bodies for full blocks and for blocks under the mask."""
     share = lambda kind: float(np.mean(kinds == kind))
     return {"!= 0 and != 1": share(2), "!= 0 and == 1": share(1)}

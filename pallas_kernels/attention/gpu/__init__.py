@@ -1,1 +1,1 @@
-"""Softmax attention on Hopper GPUs."""
+"""Implements softmax attention on Hopper GPUs."""

@@ -1,4 +1,4 @@
-"""How the Hopper kernels cut their work."""
+"""Says how the Hopper kernels cut their work."""
 
 import dataclasses
 
@@ -13,11 +13,14 @@ SHARED_MEMORY = 232448  # bytes a program of a Hopper GPU can have
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ring:
-    """Attributes:
-    block: tokens that one step takes from shared memory.
-    stages: how many blocks shared memory holds, of keys or queries.
-    value_stages: of values or cotangents.
-    overlapped: whether dq multiplies one block beside the scores of the next, for more registers.
+    """Says how a ring of blocks in shared memory is cut.
+
+    Attributes:
+      block: tokens that one step takes from shared memory.
+      stages: how many blocks shared memory holds, of keys or queries.
+      value_stages: how many blocks it holds of values or cotangents.
+      overlapped: whether dq multiplies one block while the scores of the next are computed, which
+        takes more registers.
     """
 
     block: int
@@ -28,12 +31,14 @@ class Ring:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """A program of any kernel has `TILE` tokens (`tile_dkv` in that of dk and dv) and goes through
-    the others in blocks.
+    """Says how the kernels for whole sequences cut their work.
+
+    A program of any kernel has `TILE` tokens (`tile_dkv` in that of dk and dv) and goes through the
+    others in blocks.
 
     Attributes:
-      forward: rings of keys and values.
-      dq: likewise.
+      forward: rings of keys and values in the forward.
+      dq: rings of keys and values in the kernel of dq.
       dkv: rings of queries and cotangents.
       tile_dkv: keys of a program; with 64 its two warpgroups have half of the head dimension each.
     """
@@ -45,7 +50,7 @@ class Blocks:
 
 
 def choose_blocks(head_dim: int) -> Blocks:
-    """For one multiprocessor's registers and shared memory, which bound all sizes."""
+    """Chooses sizes that fit one multiprocessor's registers and shared memory."""
     ring = lambda block, stages: Ring(block=block, stages=stages, value_stages=stages)
     if head_dim == 256:
         return Blocks(
@@ -65,10 +70,12 @@ def choose_blocks(head_dim: int) -> Blocks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeBlocks:
-    """Attributes:
-    block: keys of a step.
-    stages: how many blocks of keys, and as many of values, shared memory holds.
-    shares: programs among which the keys of a row are divided.
+    """Says how the decode kernel cuts its work.
+
+    Attributes:
+      block: keys of a step.
+      stages: how many blocks of keys, and as many of values, shared memory holds.
+      shares: programs among which the keys of a row are divided.
     """
 
     block: int
@@ -77,11 +84,16 @@ class DecodeBlocks:
 
 
 def choose_decode_blocks(head_dim: int, readers: int, keys: int, programs: int) -> DecodeBlocks:
-    """Args:
-    readers: query heads of a KV head.
-    keys: that the cache can hold.
-    programs: for one share; shares are many enough to busy all multiprocessors, and so large
-      that what they write is little beside what they read.
+    """Chooses the sizes of the decode kernel.
+
+    The shares are many enough to busy all multiprocessors, and so large that each writes little
+    compared with what it reads.
+
+    Args:
+      head_dim: 64, 128 or 256.
+      readers: query heads of a KV head.
+      keys: how many keys the cache can hold.
+      programs: how many programs run for one share.
     """
     most = max(1, keys // max(256, 64 * readers))
     rounds = lambda shares: -(-programs * shares // MULTIPROCESSORS) / shares

@@ -1,4 +1,4 @@
-"""One query a row over a cache.
+"""Runs one query per row over a cache.
 
 Up to 64 query heads of a KV head share a program, as rows of one product; the keys of a batch row
 are divided among several programs, whose results XLA merges. One warpgroup copies the cache,
@@ -38,10 +38,10 @@ def decode(
     cut: DecodeBlocks,
     interpret,
 ):
-    """Output [X, B, U, G, H] and log-sum-exp [X, B, U, G] of each share of the keys, float32.
+    """Returns float32 output [X, B, U, G, H] and log-sum-exp [X, B, U, G] of each share of keys.
 
     Args:
-      q_BUGH: for each KV head that is read, its G query heads, filled up with any.
+      q_BUGH: for each KV head that is read, its G query heads, padded with any of them.
       kv_heads_U: which KV heads these are.
       shares_BXE: first block of each share, and the one after its last.
       places: the query's own, `ROWS` times.
@@ -77,7 +77,7 @@ def decode(
 
 
 def load_block(k, v, k_feed: Feed, v_feed: Feed, j, *, row, head, first) -> None:
-    """Brings block j of keys and values: all that the kernel knows of how the cache lies."""
+    """Brings block j of keys and values: only this function knows the layout of the cache."""
     block = k_feed.buffers[0].shape[1]
     tokens = pl.ds(j * block, block)
     k_feed.fill(j, k.at[row, tokens, head], first=first)

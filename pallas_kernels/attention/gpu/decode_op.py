@@ -1,4 +1,4 @@
-"""The decode step of attention on Hopper GPUs: what is accepted, and its kernel."""
+"""Runs the decode step of attention on Hopper GPUs: says what is accepted, and calls the kernel."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +26,13 @@ def attention_decode_gpu(
     interpret=False,
     blocks: DecodeBlocks | None = None,
 ):
-    """See `api.attention_decode`. bfloat16 with head dimensions 64, 128 and 256; `blocks` overrides
-    `choose_decode_blocks`. The cache is read again for every 64 query heads of a KV head.
+    """Computes `api.attention_decode` for bfloat16 with head dimensions 64, 128 and 256.
+
+    `blocks` overrides `choose_decode_blocks`. The cache is read again for every 64 query heads of a
+    KV head.
 
     Raises:
-      NotImplementedError: another device, jax, dtype or head dimension than the kernel is for.
+      NotImplementedError: the kernel is not for this device, jax, dtype or head dimension.
     """
     check_machine(q_BNH, interpret)
     check_arrays(q=q_BNH, k_cache=k_BSKH, v_cache=v_BSKH)
@@ -80,8 +82,11 @@ def _decode(
 
 
 def _by_kv_head(heads: tuple[int, ...]):
-    """KV heads that are read; the query heads of each, filled up with its first; and where each
-    query head stands among these.
+    """Groups the query heads by the KV head that they read.
+
+    Returns:
+      The KV heads that are read; the query heads of each, padded with its first; and where each
+      query head stands among these.
     """
     used = sorted(set(heads))
     readers = [[n for n, head in enumerate(heads) if head == kv] for kv in used]
@@ -92,7 +97,7 @@ def _by_kv_head(heads: tuple[int, ...]):
 
 
 def _shares(visibility, lengths_B, ids, keys: int, cut: DecodeBlocks):
-    """Blocks of each share [B, X, 2], and segments as the kernel reads them."""
+    """Returns the blocks of each share [B, X, 2], and segments as the kernel reads them."""
     from pallas_kernels.attention.gpu.ranges import Cut, block_ranges
 
     segments, blocks = (Segments(*ids) if ids else None), Cut(keys, cut.block)

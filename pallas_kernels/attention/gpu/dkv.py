@@ -1,11 +1,11 @@
-"""The gradients of keys and values.
+"""Computes the gradients of keys and values.
 
     dV = sum P^T dO      dK = scale sum dS^T Q
 
 with P and dS as in `dq`, here computed as P^T and dS^T, so that they are left operands in
 registers. A program has some keys of one KV head and goes through all query heads that read it: the
-sum is complete and always in the same order. One warpgroup copies; the other two have 64 keys each,
-or of large heads the same 64 keys and half of the head dimension each.
+sum is complete and always in the same order. One warpgroup copies. Each of the other two has 64
+keys, or with large heads the same 64 keys and half of the head dimension.
 """
 
 import functools
@@ -49,7 +49,7 @@ def key_value_gradients(
     queries: Ring,
     interpret,
 ):
-    """dk and dv [B, S, K, H] in bf16.
+    """Returns dk and dv [B, S, K, H] in bf16.
 
     Args:
       ranges_BIX: blocks of queries for each tile of keys.
@@ -193,7 +193,7 @@ def _body(
 
 
 def _bring_queries(q, dout, saved: Saved, feeds, readers, ranges, at, block: int, columns) -> None:
-    """The copying warpgroup: queries and cotangents of all heads that read the KV head."""
+    """Copies queries and cotangents of all heads that read the KV head, in its own warpgroup."""
     plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
     q_feed, dout_feed = feeds
     b, kv_head, i = at

@@ -1,4 +1,4 @@
-"""The gradient of the queries.
+"""Computes the gradient of the queries.
 
     dQ = scale dS K      dS = P (dP - delta)      P = exp(scale Q K^T - lse)      dP = dO V^T
 
@@ -45,7 +45,7 @@ def query_gradient(
     keys: Ring,
     interpret,
 ):
-    """dq [B, T, N, H] in bf16; other arguments as of `forward.forward`."""
+    """Returns dq [B, T, N, H] in bf16; other arguments as for `forward.forward`."""
     B, _, N, H = q_BTNH.shape
     rows = blocks.operand(WARPGROUPS, ROWS, H)
     ring = lambda stages: feed(blocks.operand(stages, keys.block, H), readers=WARPGROUPS)

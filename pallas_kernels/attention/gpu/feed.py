@@ -1,4 +1,4 @@
-"""A ring of blocks in shared memory, filled by one warpgroup and read by the others."""
+"""Keeps a ring of blocks in shared memory, filled by one warpgroup and read by the others."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from pallas_kernels.hopper import blocks
 
 
 class Feed(NamedTuple):
-    """Buffers whose leading axis is the stage, and what says whether a stage is full or empty.
+    """Holds buffers whose leading axis is the stage, and barriers: stage full, stage empty.
 
-    Turns follow each other, the same ones in all warpgroups, and each takes the next stage.
+    All warpgroups take the same turns in the same order, and each turn takes the next stage.
     """
 
     buffers: tuple[jax.Ref, ...]
@@ -25,7 +25,7 @@ class Feed(NamedTuple):
         """Starts the copies of a turn, once all readers are done with what they overwrite.
 
         Args:
-          sources: for each buffer its source, or of a buffer in parts a list.
+          sources: the source of each buffer, or for a buffer in parts a list of them.
           first: the first turn of all.
         """
         stage = self._stage(turn)
@@ -40,7 +40,7 @@ class Feed(NamedTuple):
             blocks.copy_in(self.full.at[stage], *((x, target.at[part]) for part, x in parts))
 
     def take(self, turn) -> tuple:
-        """The buffers of a turn, full."""
+        """Waits until the buffers of a turn are full and returns them."""
         self.wait(turn)
         return self.at(turn)
 
@@ -48,11 +48,11 @@ class Feed(NamedTuple):
         plgpu.barrier_wait(self.full.at[self._stage(turn)])
 
     def at(self, turn) -> tuple:
-        """The buffers of a turn that was waited for."""
+        """Returns the buffers of a turn that was waited for."""
         return tuple(buffer.at[self._stage(turn)] for buffer in self.buffers)
 
     def release(self, turn, *, interpret: bool) -> None:
-        """Says that this warpgroup has read them.
+        """Says that this warpgroup has read the buffers of a turn.
 
         The interpreter reads them for a product as a thread would, not as tensor cores do, and
         wants that ordered before the next copy.
@@ -70,10 +70,10 @@ class Feed(NamedTuple):
 
 
 def feed(*buffers, readers: int, copies: int | None = None) -> Feed:
-    """The scratch types of a feed, from those of its buffers.
+    """Returns the scratch types of a feed, from those of its buffers.
 
     Args:
-      copies: that fill a stage; one a buffer if None.
+      copies: how many copies fill a stage; one per buffer if None.
     """
     stages = buffers[0].shape[0]
     return Feed(

@@ -1,4 +1,4 @@
-"""Output and log-sum-exp.
+"""Computes output and log-sum-exp.
 
 A program has 128 queries of one head: two warpgroups with 64 each, and one that copies keys and
 values. The scores of a block of keys are computed beside the output of the block before, so that
@@ -33,11 +33,11 @@ FAR = -1e30  # below every score; finite, so that no difference of peaks is NaN
 
 
 class State(NamedTuple):
-    """Of the softmax of a warpgroup's rows, in units of powers of 2.
+    """Holds the softmax state of a warpgroup's rows, in units of powers of 2.
 
     Attributes:
       out_RH: sum of weights times values, without those of the last block.
-      weights_RC: of the last block, bf16.
+      weights_RC: weights of the last block, bf16.
       peak_R: greatest score.
       total_R: sum of weights.
     """
@@ -61,11 +61,11 @@ def forward(
     keys: Ring,
     interpret,
 ):
-    """Output [B, T, N, H] in bf16; log-sum-exp [B, N, T] in float32, there T in whole tiles.
+    """Returns bf16 output [B, T, N, H] and float32 log-sum-exp [B, N, T], its T in complete tiles.
 
     Args:
       heads_N: the KV head that each query head reads.
-      ranges_BIX: of `ranges.block_ranges`, for each tile of queries.
+      ranges_BIX: from `ranges.block_ranges`, for each tile of queries.
       scale: positive.
     """
     B, _, N, H = q_BTNH.shape
@@ -185,7 +185,7 @@ def _body(
 
 
 def new_weights(scores_RC, peak_R, total_R, factor):
-    """Weights, the new peak and total, and what weights so far are to be multiplied by."""
+    """Returns weights, the new peak and total, and the factor for the weights so far."""
     new_peak_R = jnp.maximum(peak_R, jnp.max(scores_RC, axis=1) * factor)
     decay_R = jnp.exp2(peak_R - new_peak_R)
     shifted_RC = scores_RC * factor - on_rows(new_peak_R, scores_RC.shape)

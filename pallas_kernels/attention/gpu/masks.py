@@ -1,4 +1,4 @@
-"""What of a block of scores is visible, in a kernel."""
+"""Says which part of a block of scores is visible, in a kernel."""
 
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ EVERYTHING = 1 << 30  # keys; sums with rows keep the layout that a bound of its
 
 
 class Places(NamedTuple):
-    """Where queries and keys stand: arrays outside of a kernel, references to them inside.
+    """Says where queries and keys stand: arrays outside of a kernel, references to them inside.
 
     Attributes:
-      q_start_B: int32.
-      segments: of whole tiles and blocks, int32; or None.
+      q_start_B: int32 position of query 0 among the keys.
+      segments: int32 segments, padded to complete tiles and blocks; or None.
     """
 
     q_start_B: jax.Array
@@ -46,13 +46,13 @@ def masked(
     keys_on_rows: bool = False,
     one_query: bool = False,
 ):
-    """`scores` with -inf for pairs that do not see each other.
+    """Returns `scores` with -inf for pairs that do not see each other.
 
     Args:
       scores: queries by keys, or with `keys_on_rows` keys by queries.
       query, key: the first ones among all of the batch row.
-      keys: their number in the batch row. Those beyond it are not seen, unless they are on rows:
-        what comes of them goes nowhere.
+      keys: their number in the batch row. Those beyond it are not seen, unless they are on rows,
+        where their results are dropped.
     """
     query_axis, key_axis = (1, 0) if keys_on_rows else (0, 1)
     ahead = places.q_start_B[b] + query - key  # of the first query to the first key
@@ -80,7 +80,7 @@ def masked(
 
 
 def _visible_columns(visibility: Visibility, row, ahead, keys_left, keys_on_rows: bool):
-    """The least and the greatest column that each row sees; None where there is no bound."""
+    """Returns the least and the greatest column that each row sees; None for no bound."""
     reach = ahead if visibility.causal else jnp.int32(EVERYTHING)
     if keys_on_rows:
         most = None if visibility.window is None else row - ahead + (visibility.window - 1)
@@ -91,7 +91,7 @@ def _visible_columns(visibility: Visibility, row, ahead, keys_left, keys_on_rows
 
 
 def _along(ids_T, first, axis: int, shape):
-    """`shape[axis]` ids from the first on, as a matrix that varies along that axis."""
+    """Loads `shape[axis]` ids from the first on, as a matrix that varies along that axis."""
     ids = plgpu.load(
         ids_T.at[pl.ds(first, shape[axis])],
         layout=plgpu.Layout.WGMMA.reduce(1 - axis),

@@ -1,4 +1,4 @@
-"""Attention on Hopper GPUs: what is accepted, and the kernels put together."""
+"""Runs attention on Hopper GPUs: says what is accepted, and puts the kernels together."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from pallas_kernels.varying import vary_alike
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is known while tracing; `scale` is positive."""
+    """Says what is known while tracing; `scale` is positive."""
 
     visibility: Visibility
     heads: tuple[int, ...]
@@ -39,14 +39,14 @@ def attention_gpu(
     interpret=False,
     blocks: Blocks | None = None,
 ):
-    """See `api.attention`. bfloat16 with head dimensions 64, 128 and 256; `blocks` overrides
-    `choose_blocks`.
+    """Computes `api.attention` for bfloat16 with head dimensions 64, 128 and 256.
 
-    Kept for the backward are the arguments, the output and the log-sum-exp, the last two under the
-    names "attention_out" and "attention_lse". Gradients are the same in every run.
+    `blocks` overrides `choose_blocks`. The backward reads the arguments, the output and the
+    log-sum-exp, the last two under the names "attention_out" and "attention_lse". Gradients are the
+    same in every run.
 
     Raises:
-      NotImplementedError: another device, jax, dtype or head dimension than the kernels are for.
+      NotImplementedError: the kernels are not for this device, jax, dtype or head dimension.
     """
     check_machine(q_BTNH, interpret)
     check_arrays(q=q_BTNH, k=k_BSKH, v=v_BSKH)
@@ -77,7 +77,7 @@ def attention_gradients_gpu(
     scale: float,
     interpret=False,
 ):
-    """See `gradients.attention_gradients`; refuses what `attention_gpu` does."""
+    """Computes `gradients.attention_gradients`; refuses what `attention_gpu` does."""
     check_machine(q_BTNH, interpret)
     check_arrays(q=q_BTNH, k=k_BSKH, v=v_BSKH)
     settings = Settings(

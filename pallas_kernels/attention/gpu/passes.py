@@ -1,4 +1,4 @@
-"""What all passes over scores share."""
+"""Holds what all passes over scores share."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ HIDDEN = 1e30  # log-sum-exp of a row that sees nothing: its weights are 0
 
 
 class Saved(NamedTuple):
-    """Of the forward, with T in whole tiles, float32.
+    """Holds float32 results of the forward, with T in complete tiles.
 
     Attributes:
       lse_BNT: log-sum-exp in powers of 2; `HIDDEN` for queries that see nothing.
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
 
 
 class Readers(NamedTuple):
-    """Which query heads read each KV head, int32.
+    """Says which query heads read each KV head, int32.
 
     Attributes:
       first_X: KV head k is read by heads first_X[k] up to first_X[k + 1] of the order.
@@ -58,7 +58,7 @@ def readers_of(heads: tuple[int, ...], kv_heads: int) -> Readers:
 
 
 def bounds(ranges_BIX, b, i):
-    """Of `ranges.block_ranges` for one tile."""
+    """Loads the entries of `ranges.block_ranges` for one tile."""
     return tuple(of_one_device(ranges_BIX[b, i, x]) for x in range(RANGE))
 
 
@@ -67,7 +67,7 @@ def readers_between(readers: Readers, kv_head):
 
 
 def through(bounds, first, step, state):
-    """`state` after `step(is_masked, block, state)` for the blocks of a range from `first` on."""
+    """Runs `step(is_masked, block, state)` for the blocks of a range from `first` on."""
     _, clear, unclear, end = bounds
     for is_masked, begin, until in (
         (True, first, clear),
@@ -79,7 +79,7 @@ def through(bounds, first, step, state):
 
 
 def bring_keys(k, v, feeds, heads, ranges, at, *, block: int) -> None:
-    """The copying warpgroup of a program with a tile of queries: keys and values of its range.
+    """Copies keys and values of a query tile's range, in the copying warpgroup of a program.
 
     Args:
       feeds: of keys and of values.
@@ -97,7 +97,7 @@ def bring_keys(k, v, feeds, heads, ranges, at, *, block: int) -> None:
 
 
 def ahead(x, is_more, wait):
-    """`x`, and a wait for the next block: the assembler moves nothing across it."""
+    """Returns `x` after a wait for the next block: the assembler moves nothing across it."""
     x = lax.optimization_barrier(x)
     pl.when(is_more)(wait)
     return x
@@ -108,12 +108,12 @@ def zeros(*shape, dtype=jnp.float32):
 
 
 def row(size: int, value: float):
-    """A float32 vector along the rows of an accumulator."""
+    """Makes a float32 vector along the rows of an accumulator."""
     return plgpu.layout_cast(jnp.full((size,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
 
 
 def normalized(sum_RH, peak_R, total_R):
-    """Output and natural log-sum-exp of rows; of those that saw nothing 0 and -inf."""
+    """Returns output and natural log-sum-exp of rows; 0 and -inf for those that saw nothing."""
     seen_R = total_R > 0
     total_R = jnp.where(seen_R, total_R, 1.0)
     lse_R = jnp.where(seen_R, peak_R / LOG2E + jnp.log(total_R), -jnp.inf)
@@ -121,11 +121,14 @@ def normalized(sum_RH, peak_R, total_R):
 
 
 def weights(scores, lse, scale: float):
-    """Softmax weights exp2(score - lse)."""
+    """Returns the softmax weights exp2(score - lse)."""
     return registers(jnp.exp2(registers(scores * (scale * LOG2E) - lse)))
 
 
 def anew(scalar):
-    """Hides `scalar` from the optimiser, which would otherwise keep every address that follows
-    from it in a register through a whole loop."""
+    """Hides `scalar` from the optimiser.
+
+    Otherwise the optimiser would keep every address that follows from it in a register through the
+    loop.
+    """
     return lax.optimization_barrier(scalar)

@@ -1,4 +1,4 @@
-"""Matrix products in flight while a warpgroup computes."""
+"""Keeps matrix products in flight while a warpgroup computes."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from pallas_kernels.hopper.blocks import product, registers
 
 
 class Product(NamedTuple):
-    """start + the sum of left @ right over the terms; a left operand may lie in registers."""
+    """Is start + the sum of left @ right over the terms; a left operand may lie in registers."""
 
     terms: tuple
     start: jax.Array | None = None
 
 
 def in_flight(*products: Product, uses, interpret) -> list:
-    """Starts all products; as each is done, runs its use beside those after it.
+    """Starts all products and runs the use of each while those after it are still computed.
 
     What a product reads from registers must be rounded before any of them starts: the assembler
     makes products wait for each other otherwise.
@@ -68,5 +68,5 @@ def _used(uses, sums) -> list:
 
 
 def kept(total, *_):
-    """The use of a product that is wanted as it is."""
+    """Returns the sum unchanged: the use of a product that needs no further step."""
     return total

@@ -1,4 +1,4 @@
-"""Which blocks a tile goes through, and which of them need a mask; computed by XLA."""
+"""Computes by XLA which blocks a tile goes through, and which of them need a mask."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _LEAST, _MOST = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
 
 
 class Cut(NamedTuple):
-    """A sequence cut into equal blocks, the last of which may stick out."""
+    """Is a sequence cut into equal blocks; the last one may reach beyond the end."""
 
     length: int
     block: int
@@ -22,12 +22,12 @@ class Cut(NamedTuple):
         return -(-self.length // self.block)
 
     def padded(self, x_BT):
-        """Whole blocks, filled up with zeros."""
+        """Pads to complete blocks with zeros."""
         missing = self.blocks * self.block - self.length
         return jnp.pad(x_BT, ((0, 0), (0, missing)))
 
     def bounds(self):
-        """First and last position of each block."""
+        """Returns the first and last position of each block."""
         first = self.block * jnp.arange(self.blocks, dtype=jnp.int32)
         return first, jnp.minimum(first + self.block, self.length) - 1
 
@@ -41,7 +41,7 @@ def block_ranges(
     *,
     of_keys: bool = False,
 ) -> jax.Array:
-    """[B, I, 4] int32 for each block of queries, or each of keys: a, b, c, d.
+    """Returns a, b, c, d as [B, I, 4] int32 for each block of queries, or each of keys.
 
     Only blocks a to d of the other sequence have a visible pair with it, and in b to c every pair
     is visible. a <= b <= c <= d.
@@ -63,7 +63,7 @@ def block_ranges(
 
 
 def _pairs(visibility, q_start_B, segments, queries: Cut, keys: Cut):
-    """Whether any, and whether every pair of a block of queries and one of keys is visible."""
+    """Says whether any and whether every pair of a query block and a key block is visible."""
     (row_I, last_row_I), (column_J, last_column_J) = queries.bounds(), keys.bounds()
     rows_BI1 = q_start_B[:, None, None] + row_I[:, None]
     last_rows_BI1 = q_start_B[:, None, None] + last_row_I[:, None]
@@ -85,7 +85,10 @@ def _pairs(visibility, q_start_B, segments, queries: Cut, keys: Cut):
 
 
 def _segments_of(ids_BT, cut: Cut):
-    """Least and greatest segment but padding in each block; and its only one, 0 if it has more."""
+    """Returns the least and the greatest segment in each block, without padding.
+
+    The third result is the only segment of the block, or 0 if it has more.
+    """
     ids_BIC = cut.padded(ids_BT).reshape(ids_BT.shape[0], cut.blocks, cut.block)
     low_BI = jnp.min(jnp.where(ids_BIC != 0, ids_BIC, _MOST), axis=2)
     high_BI = jnp.max(jnp.where(ids_BIC != 0, ids_BIC, _LEAST), axis=2)

@@ -1,1 +1,1 @@
-"""Softmax attention on TPU."""
+"""Implements softmax attention on TPU."""

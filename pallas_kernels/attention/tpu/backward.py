@@ -1,6 +1,6 @@
-"""The backward TPU kernel of softmax attention.
+"""Is the backward TPU kernel of softmax attention.
 
-Walks the same steps as the forward and computes the weights again from its m and l. Scores are
+It walks the same steps as the forward and computes the weights again from its m and l. Scores are
 transposed, keys on sublanes and queries on lanes, and so are all sums, so that at a head dimension
 of 128 the last three of the five products fill a matrix unit 256 wide; D is the sum over the
 head dimension of out * dout, less the gradient of the log-sum-exp:
@@ -27,7 +27,7 @@ from pallas_kernels.varying import array_type
 
 
 def backward(scalars: Scalars, length, q, k, v, out, dout, rows_BN3T, ids, sums, *, call: Call):
-    """The kernel's call. Heads lie side by side, lengths are whole blocks.
+    """Calls the kernel; heads lie side by side, lengths are complete blocks.
 
     Args:
       rows_BN3T: m, log2 l, and the gradient of the log-sum-exp.

@@ -1,4 +1,4 @@
-"""How much of a problem one step of the TPU kernels takes."""
+"""Chooses how much of a problem one step of the TPU kernels takes."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ VMEM_BYTES = 60 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """One grid step's share of one head.
+    """Says how much of one head a grid step takes.
 
     Attributes:
-      queries: of a step.
-      keys: of a step.
+      queries: queries of a step.
+      keys: keys of a step.
       chain: queries of one chain of products; it divides `queries` and `keys`.
       piece: keys of one product.
       skew: turns between the starts of two chains, see `interleave`.
@@ -48,10 +48,10 @@ class Blocks:
 
     @property
     def score_buffers(self) -> int:
-        """Chains that hold scores at one time in the forward kernel.
+        """Returns how many chains hold scores at one time in the forward kernel.
 
-        A chain reads a piece of its scores as many turns after it wrote it as it has pieces, and
-        one more. The chain that takes its buffer must not have come to that piece by then.
+        A chain that has p pieces reads a piece of its scores p + 1 turns after it wrote it. The
+        chain that takes its buffer must not have come to that piece by then.
         """
         turns = self.keys // self.piece + 2
         return min(self.chains, math.ceil(turns / self.skew))
@@ -59,7 +59,7 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockChoice:
-    """Blocks of both kernels.
+    """Says the blocks of both kernels.
 
     Attributes:
       parts: into which the keys are divided, so that the backward can hold the gradients of one
@@ -90,11 +90,13 @@ def choose_blocks(
     segments: bool,
     device_kind: str,
 ) -> BlockChoice:
-    """Large blocks keep the matrix units busy, small ones waste less at the edges of a mask.
+    """Chooses the blocks of both kernels.
 
-    H is a multiple of 128. A block is written out in full, so its code grows with its products:
-    those in float32, of large heads, and on narrow matrix units are many. Piece and skew were swept
-    on the compiler's schedules for v6e.
+    Large blocks keep the matrix units busy, small ones waste less at the edges of a mask.
+
+    H is a multiple of 128. The code of a block is unrolled, so it grows with the number of
+    products. There are many products in float32, with large heads, and on narrow matrix units.
+    Piece and skew were swept on the compiler's schedules for v6e.
     """
     itemsize = jnp.dtype(dtype).itemsize
     limit = LARGEST * LANES * 4 // (itemsize**2 * H)
@@ -117,7 +119,7 @@ def choose_blocks(
 
 
 def _even(length: int, limit: int) -> int:
-    """Blocks of nearly equal size, at most `limit`, in whole lanes or chains."""
+    """Cuts into blocks of nearly equal size, at most `limit`, in complete lanes or chains."""
     blocks = -(-length // limit)
     unit = LANES if length <= LANES else CHAIN
     return -(-length // (blocks * unit)) * unit

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel share: the scalars they read, grid and block specs.
+"""Holds what the forward and the backward kernel share: their scalars, grid and block specs.
 
 The grid is (batch row, group of query heads, head of the group, step). Groups may run on different
 cores; within one, everything is in order.
@@ -20,7 +20,7 @@ from pallas_kernels.attention.visibility import Visibility
 
 
 class Scalars(NamedTuple):
-    """In scalar memory, before the arrays; X is groups * heads of a group.
+    """Holds what lies in scalar memory, before the arrays; X is groups * heads of a group.
 
     Attributes:
       steps: the lists of all rows, one after the other.
@@ -41,20 +41,20 @@ class Scalars(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """One kernel call.
+    """Says what one kernel call computes.
 
     Attributes:
       blocks: sizes of a step.
       heads: the grid's heads.
-      visibility: by position.
+      visibility: which keys a query sees, by position.
       kinds: what steps do with their blocks, if anything.
-      H: head dimension, whole lanes.
+      H: head dimension, complete lanes.
       key_count: keys that are not padding.
       part_blocks: key blocks of a part of the keys.
       steps: room in a list.
       own_lists: each batch row has a list of its own.
-      segments: segment ids come too.
-      scale: of the scores, positive.
+      segments: whether segment ids are passed too.
+      scale: positive factor of the scores.
       interpret: as `pl.pallas_call` takes it.
     """
 
@@ -72,7 +72,7 @@ class Call:
     interpret: Any
 
     def grid_spec(self, batch: int, length, inputs, outputs, scratch):
-        """For lists of `length` steps, which may be known at run time only."""
+        """Makes the grid for lists of `length` steps, which may be known at run time only."""
         return pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(Scalars._fields),
             grid=(batch, self.heads.groups, self.heads.heads_a_group, length),
@@ -92,11 +92,11 @@ class Call:
         return Step(scalars.steps[row * self.steps + t])
 
     def place(self, g, r):
-        """Where the tables of heads have the grid's head."""
+        """Returns where the tables of heads have the grid's head."""
         return g * self.heads.heads_a_group + r
 
     def changes_kv_head(self, scalars: Scalars, g, r, way: int):
-        """Whether the KV head before (-1) or after (1) head `r` of group `g` is another."""
+        """Says whether the KV head before (-1) or after (1) head `r` of group `g` is another."""
         edge = 0 if way < 0 else self.heads.heads_a_group - 1
         here = self.place(g, r)
         there = jnp.clip(here + way, 0, len(self.heads.slots) - 1)
@@ -116,7 +116,7 @@ class Call:
         )
 
     def queries(self) -> pl.BlockSpec:
-        """Of [B, T, N * H]."""
+        """Returns the block spec of [B, T, N * H]."""
 
         def index(b, g, r, t, *scalars):
             scalars = Scalars(*scalars)
@@ -126,7 +126,7 @@ class Call:
         return pl.BlockSpec((1, self.blocks.queries, self.H), index)
 
     def query_rows(self, rows: int) -> pl.BlockSpec:
-        """Of [B, N, rows, T]."""
+        """Returns the block spec of [B, N, rows, T]."""
 
         def index(b, g, r, t, *scalars):
             scalars = Scalars(*scalars)
@@ -136,7 +136,7 @@ class Call:
         return pl.BlockSpec((1, 1, rows, self.blocks.queries), index)
 
     def keys(self) -> pl.BlockSpec:
-        """Of [B, S, K * H]."""
+        """Returns the block spec of [B, S, K * H]."""
 
         def index(b, g, r, t, *scalars):
             scalars = Scalars(*scalars)
@@ -146,7 +146,7 @@ class Call:
         return pl.BlockSpec((1, self.blocks.keys, self.H), index)
 
     def resident_keys(self) -> pl.BlockSpec:
-        """Of [B, S, used KV heads * H], a part of the keys at once."""
+        """Returns the block spec of [B, S, used KV heads * H], a part of the keys at once."""
 
         def index(b, g, r, t, *scalars):
             scalars = Scalars(*scalars)
@@ -155,7 +155,7 @@ class Call:
         return pl.BlockSpec((1, self.part_blocks * self.blocks.keys, self.H), index)
 
     def ids(self) -> list[pl.BlockSpec]:
-        """Of the segments of queries [B, 1, T] and keys [B, 1, S], if they come."""
+        """Returns the block specs of the segments [B, 1, T] and [B, 1, S], if passed."""
         if not self.segments:
             return []
 

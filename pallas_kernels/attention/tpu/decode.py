@@ -1,4 +1,4 @@
-"""The decode step of softmax attention on TPU: one read of the part of the cache that counts."""
+"""Runs the decode step of softmax attention on TPU: one read of the visible part of the cache."""
 
 import functools
 
@@ -36,13 +36,13 @@ def attention_decode_tpu(
     interpret=False,
     blocks: DecodeBlocks | None = None,
 ):
-    """See `api.attention_decode`.
+    """Computes `api.attention_decode` by the TPU kernel.
 
     Args:
       blocks: in place of `choose_decode_blocks`.
 
     Raises:
-      NotImplementedError: another device, dtype or head dimension than the kernel is for.
+      NotImplementedError: the kernel is not for this device, dtype or head dimension.
     """
     _check(q_BNH, k_BSKH, v_BSKH, interpret)
     B, S, K, H = k_BSKH.shape
@@ -128,7 +128,7 @@ def _decode(
 
 
 def _groups(kv_head_of_query: tuple[int, ...], form: Form) -> np.ndarray:
-    """Query heads [G, R] of the programs; rows with fewer than R repeat their first."""
+    """Returns the query heads [G, R] of the programs; rows with fewer than R repeat their first."""
     if form == "rows":
         return np.arange(len(kv_head_of_query))[None]
     readers = [

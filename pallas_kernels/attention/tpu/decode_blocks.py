@@ -1,4 +1,4 @@
-"""How the decode kernel reads a cache, and how much of it in one step."""
+"""Chooses how the decode kernel reads a cache, and how much of it in one step."""
 
 import dataclasses
 from typing import Literal
@@ -16,7 +16,7 @@ Form = Literal["rows", "heads", "columns"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeBlocks:
-    """One program's share.
+    """Says what one program of the decode kernel takes.
 
     Attributes:
       keys: positions of a step.
@@ -34,7 +34,7 @@ class DecodeBlocks:
 def choose_decode_blocks(
     *, batch: int, S: int, K: int, kv_heads_read: int, H: int, dtype, device_kind: str
 ) -> DecodeBlocks:
-    """Steps long enough to hide their latency, and two programs where there are two cores."""
+    """Chooses steps long enough to hide their latency, and two programs for two cores."""
     form = choose_form(K, H)
     programs = batch * (1 if form == "rows" else kv_heads_read)
     key_bytes = (K if form == "rows" else 1) * H * jnp.dtype(dtype).itemsize
@@ -47,7 +47,7 @@ def choose_decode_blocks(
 
 
 def choose_form(K: int, H: int) -> Form:
-    """The one in which XLA stores an array [B, S, K, H] by itself, so that nothing is copied.
+    """Returns the form in which XLA stores an array [B, S, K, H] by default, so nothing is copied.
 
     XLA fills whole tiles: of [K, H] if it can, else of [S, H] or, with narrow heads, of [H, S].
     With K = 4 and H = 256 none of the three is what it stores.

@@ -1,4 +1,4 @@
-"""The kernel of the decode step on TPU: an online softmax over the blocks of one row's keys.
+"""Is the kernel of the decode step on TPU: an online softmax over the blocks of one row's keys.
 
 The grid is (batch row b, group g of query heads, share p of the positions, step y); R are the query
 heads of a group and X the cache rows of a step, which are positions, or positions by KV heads.
@@ -18,12 +18,12 @@ from pallas_kernels.attention.visibility import Visibility
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeCall:
-    """What the kernel is specialised to.
+    """Says what the kernel is specialised to.
 
     Attributes:
       S: positions of the cache.
-      K: its KV heads.
-      segments: segment ids come too.
+      K: KV heads of the cache.
+      segments: whether segment ids are passed too.
     """
 
     blocks: DecodeBlocks
@@ -40,7 +40,7 @@ class DecodeCall:
 
     @property
     def steps(self) -> int:
-        """The most blocks that one program may need."""
+        """Returns the most blocks that one program may need."""
         keys = self.blocks.keys
         most = -(-self.S // keys)
         if self.window is not None:
@@ -48,7 +48,7 @@ class DecodeCall:
         return -(-most // self.blocks.splits)
 
     def span(self, lengths, b, p):
-        """The first block of share p of row b, and one more than the last."""
+        """Returns the first block of share p of row b, and one more than the last."""
         keys, length = self.blocks.keys, lengths[b]
         first = 0 if self.window is None else jnp.maximum(length - self.window, 0) // keys
         stop = pl.cdiv(length, keys)
@@ -57,13 +57,13 @@ class DecodeCall:
         return begin, jnp.minimum(begin + share, stop)
 
     def block(self, lengths, b, p, y):
-        """Which block is in place in step y: after the last, the last."""
+        """Returns the block that step y reads; steps after the last block read the last again."""
         begin, stop = self.span(lengths, b, p)
         return jnp.clip(begin + y, 0, jnp.maximum(stop - 1, 0))
 
 
 def load_block(ref, call: DecodeCall, first_key):
-    """A block of the cache [X, H], or [H, X] in columns; zeros beyond its end."""
+    """Loads a block of the cache [X, H], or [H, X] in columns; zeros beyond its end."""
     block = ref[...].reshape(ref.shape[-2:])
     if call.S % call.blocks.keys == 0:
         return block
@@ -73,7 +73,10 @@ def load_block(ref, call: DecodeCall, first_key):
 
 
 def decode_kernel(lengths, kv_heads, q_ref, heads_ref, k_ref, v_ref, *refs, call: DecodeCall):
-    """`refs` are the segments of query and keys, if they come, two results, three scratches."""
+    """Runs one step.
+
+    `refs` are the segments of query and keys, if passed, two results, three scratches.
+    """
     *ids, out_ref, lse_ref, peak_ref, total_ref, sum_ref = refs
     b, p, y = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     begin, stop = call.span(lengths, b, p)
@@ -114,7 +117,7 @@ def decode_kernel(lengths, kv_heads, q_ref, heads_ref, k_ref, v_ref, *refs, call
 
 
 def _seen(shape, first_key, length, heads_ref, ids, call: DecodeCall):
-    """Which rows of the block each query head sees."""
+    """Says which rows of the block each query head sees."""
     row_RX = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     key_RX = first_key + row_RX // call.rows_a_key
     seen_RX = Visibility(causal=True, window=call.window)(length - 1, key_RX)

@@ -1,4 +1,4 @@
-"""The forward TPU kernel of softmax attention.
+"""Is the forward TPU kernel of softmax attention.
 
 A step takes a block of queries and a block of keys of one head, scores transposed: keys on
 sublanes, queries on lanes. The sums over keys are then sums over sublanes, what belongs to a query
@@ -7,8 +7,8 @@ is a row vector, and the second product fills a matrix unit 256 wide at a head d
     S^T = K Q^T      m' = max(m, max_k S^T)      P^T = 2^(c (S^T - m'))      c = scale * log2 e
     [O^T; l] <- 2^(c (m - m')) [O^T; l] + [V^T; 1] P^T
 
-The queries of a block fall into chains that know nothing of each other, so that one chain's
-exponentials stand beside another's products.
+The queries of a block are divided into independent chains, so that one chain's exponentials run
+while another's products do.
 """
 
 import functools
@@ -31,7 +31,7 @@ LOWEST = -1e30  # first running maximum: finite, so that -inf - m is never NaN
 
 
 def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
-    """The kernel's call. Heads lie side by side, lengths are whole blocks.
+    """Calls the kernel; heads lie side by side, lengths are complete blocks.
 
     Returns:
       Output [B, T, N * H], and m and l [B, N, 2, T], float32; l is 0 where nothing is seen.

@@ -1,4 +1,4 @@
-"""The gradients of one block of keys by the backward TPU kernel alone."""
+"""Computes the gradients of one part of the keys by the backward TPU kernel alone."""
 
 import jax.numpy as jnp
 
@@ -13,9 +13,9 @@ from pallas_kernels.attention.tpu.rule import gradients
 
 
 def attention_gradients_tpu(q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, **arguments):
-    """See `gradients.attention_gradients`; refuses what `attention_tpu` does.
+    """Computes `gradients.attention_gradients`; refuses what `attention_tpu` does.
 
-    The kernel's weights 2^(scale log2(e) (s - m) - log2 l), with lse = scale m and l = 1.
+    The kernel's weights are 2^(scale log2(e) (s - m) - log2 l), with lse = scale m and l = 1.
     """
     problem = prepare(q_BTNH, k_BSKH, v_BSKH, **arguments)
     settings, *arrays, ids, starts = problem

@@ -1,14 +1,14 @@
-"""In which order the kernels visit the heads."""
+"""Says in which order the kernels visit the heads."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Query heads at the places of the grid, group by group.
+    """Lists the query heads at the places of the grid, group by group.
 
     Attributes:
-      groups: which may run on different cores.
+      groups: how many groups there are; they may run on different cores.
       query_heads: the query head at each place.
       kv_heads: the KV head that it reads.
       slots: the place of that KV head among those that are read.
@@ -25,13 +25,16 @@ class Heads:
 
 
 def in_order(kv_head_of_query: tuple[int, ...]) -> Heads:
-    """Each head a group of its own."""
+    """Makes each head a group of its own."""
     N = len(kv_head_of_query)
     return _heads(N, range(N), kv_head_of_query)
 
 
 def by_kv_head(kv_head_of_query: tuple[int, ...]) -> Heads:
-    """Heads of one KV head side by side, in as many groups of equal size as hold them together."""
+    """Puts heads of one KV head side by side.
+
+    The heads are in as many groups of equal size as keep the heads of one KV head together.
+    """
     N = len(kv_head_of_query)
     sizes = (size for size in range(1, N + 1) if N % size == 0)
     groups = next(filter(None, (_groups(kv_head_of_query, size) for size in sizes)))
@@ -39,7 +42,7 @@ def by_kv_head(kv_head_of_query: tuple[int, ...]) -> Heads:
 
 
 def _groups(kv_head_of_query, size: int) -> list[list[int]] | None:
-    """Groups of `size` query heads, or None where the first places found leave some open."""
+    """Returns groups of `size` query heads; None if greedy placement leaves some places open."""
     readers = {kv: [] for kv in used(kv_head_of_query)}
     for query, kv in enumerate(kv_head_of_query):
         readers[kv].append(query)
@@ -53,7 +56,7 @@ def _groups(kv_head_of_query, size: int) -> list[list[int]] | None:
 
 
 def used(kv_head_of_query: tuple[int, ...]) -> tuple[int, ...]:
-    """KV heads that some query head reads."""
+    """Returns the KV heads that some query head reads."""
     return tuple(sorted(set(kv_head_of_query)))
 
 

@@ -1,4 +1,4 @@
-"""What each query of a block sees, inside a kernel: keys on sublanes, queries on lanes."""
+"""Says what each query of a block sees, in a kernel: keys on sublanes, queries on lanes."""
 
 import dataclasses
 from typing import Any
@@ -12,15 +12,15 @@ from pallas_kernels.attention.visibility import Visibility
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
-    """The general mask of one step.
+    """Is the general mask of one step.
 
     Attributes:
-      visibility: by position.
+      visibility: which keys a query sees, by position.
       row: position of the block's first query among the keys.
       column: position of its first key.
       key_count: keys that are not padding.
       query_ids: reference to the segments of the queries [1, 1, queries], or None.
-      key_ids: of the keys [1, 1, keys], or None.
+      key_ids: reference to the segments of the keys [1, 1, keys], or None.
     """
 
     visibility: Visibility
@@ -31,14 +31,14 @@ class Mask:
     key_ids: Any = None
 
     def key_columns(self):
-        """Segments of the keys, on sublanes and the same in every lane: [keys, 128], or None."""
+        """Returns key segments on sublanes, the same in every lane: [keys, 128], or None."""
         if self.key_ids is None:
             return None
         ids_1S = self.key_ids[0]
         return jnp.broadcast_to(ids_1S, (LANES, ids_1S.shape[1])).T
 
     def __call__(self, keys: slice, queries: slice, key_columns) -> jax.Array:
-        """Whether each key is seen by each query, [keys, queries]."""
+        """Says whether each key is seen by each query, [keys, queries]."""
         shape = keys.stop - keys.start, queries.stop - queries.start
         column = self.column + keys.start + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
         row = self.row + queries.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -51,7 +51,7 @@ class Mask:
 
 
 def below_diagonal(keys: slice, queries: slice) -> jax.Array:
-    """The mask of a block on the diagonal, [keys, queries]."""
+    """Returns the mask of a block on the diagonal, [keys, queries]."""
     shape = keys.stop - keys.start, queries.stop - queries.start
     column = keys.start + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     return column <= queries.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)

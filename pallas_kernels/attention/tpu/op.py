@@ -1,4 +1,4 @@
-"""The TPU implementation of softmax attention: what it accepts, as its kernels want it."""
+"""Runs softmax attention on TPU: says what is accepted, and brings it into the kernels' form."""
 
 from typing import NamedTuple
 
@@ -30,17 +30,17 @@ def attention_tpu(
     interpret=False,
     choice: BlockChoice | None = None,
 ):
-    """See `api.attention`.
+    """Computes `api.attention` by the TPU kernels.
 
-    Head dimensions up to 256 are filled up with zeros to whole lanes, 128 or 256. Between forward
-    and backward it keeps its arguments, output and, as a maximum and a sum, the log-sum-exp;
-    `jax.checkpoint` policies know the last two as "attention_out" and "attention_lse".
+    Head dimensions up to 256 are padded with zeros to complete lanes, 128 or 256. The backward
+    reads the arguments, the output and, as a maximum and a sum, the log-sum-exp; `jax.checkpoint`
+    policies know the last two as "attention_out" and "attention_lse".
 
     Args:
       choice: sizes of the kernels' steps, in place of `choose_blocks`.
 
     Raises:
-      NotImplementedError: another device, dtype or head dimension than the kernels are for.
+      NotImplementedError: the kernels are not for this device, dtype or head dimension.
     """
     problem = prepare(
         q_BTNH,
@@ -60,7 +60,7 @@ def attention_tpu(
 
 
 class Problem(NamedTuple):
-    """Arguments as the kernels take them: heads side by side, lengths and lanes filled up."""
+    """Holds the arguments in the kernels' form: heads side by side, lengths and lanes padded."""
 
     settings: Settings
     q_BTD: jax.Array
@@ -118,18 +118,18 @@ def prepare(
 
 
 def filled_queries(settings: Settings) -> int:
-    """Queries, with padding."""
+    """Returns the number of queries, padding included."""
     return settings.T + -settings.T % settings.choice.forward.queries
 
 
 def side_by_side(x_BTNH, length: int):
-    """[B, length, N * whole lanes]."""
+    """Puts heads side by side: [B, length, N * complete lanes]."""
     x_BTNH = fill(fill(x_BTNH, 3, x_BTNH.shape[3] + -x_BTNH.shape[3] % LANES), 1, length)
     return x_BTNH.reshape(*x_BTNH.shape[:2], -1)
 
 
 def heads_apart(x_BTD, like_BTNH):
-    """The opposite, in the shape of `like`."""
+    """Inverts `side_by_side`, in the shape of `like`."""
     _, T, N, H = like_BTNH.shape
     return x_BTD.reshape(*x_BTD.shape[:2], N, -1)[:, :T, :, :H]
 
@@ -149,7 +149,7 @@ def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
 
 
 def fill(x, axis: int, size: int):
-    """Zeros at the end of an axis, up to a size."""
+    """Pads the end of an axis with zeros, up to a size."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, widths) if widths[axis][1] else x

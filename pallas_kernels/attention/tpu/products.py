@@ -1,16 +1,16 @@
-"""Matrix products of the TPU kernels: float32 sums, and full float32 factors where they come so."""
+"""Computes products with float32 sums; float32 factors are multiplied in full precision."""
 
 import jax
 import jax.numpy as jnp
 
 
 def product(left, right):
-    """left @ right."""
+    """Computes the product of `left` and `right`."""
     return _dot(left, right, ((1,), (0,)))
 
 
 def product_transposed(left, right):
-    """left @ right^T."""
+    """Computes the product of `left` and the transpose of `right`."""
     return _dot(left, right, ((1,), (1,)))
 
 

@@ -1,4 +1,4 @@
-"""The forward and the backward kernel put together: lists of steps, parts of keys, gradients."""
+"""Puts forward and backward kernel together: lists of steps, parts of keys, gradients."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from pallas_kernels.varying import vary_alike
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is known while tracing, besides the arrays' shapes; T and S without padding."""
+    """Says what is known while tracing, besides the arrays' shapes; T and S without padding."""
 
     T: int
     S: int
@@ -39,7 +39,7 @@ class Settings:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
-    """Output [B, T, N * H] and log-sum-exp [B, N, T]."""
+    """Returns output [B, T, N * H] and log-sum-exp [B, N, T]."""
     return _rule_forward(settings, q_BTD, k_BSD, v_BSD, ids, starts)[0]
 
 
@@ -68,7 +68,7 @@ attend.defvjp(_rule_forward, _rule_backward)
 
 
 def gradients(settings: Settings, q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T, ids, starts):
-    """dq, dk and dv; `rows_BN3T` as `backward.backward` takes them."""
+    """Returns dq, dk and dv; `rows_BN3T` as `backward.backward` takes them."""
     arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
     return vmap_into_batch(functools.partial(_backward, settings))(*arrays, ids, starts)
 
@@ -106,7 +106,7 @@ def _backward(settings: Settings, q, k, v, out, dout, rows_BN3T, ids, starts):
 
 
 def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts: int = 1):
-    """The lists of steps and what the kernel is specialised to."""
+    """Returns the lists of steps and what the kernel is specialised to."""
     q_start = starts[0] if starts else settings.q_start
     steps = list_steps(
         T=settings.T,
@@ -141,7 +141,7 @@ def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts
 
 
 def _length(steps: Steps, part=0):
-    """The steps to walk; known while tracing where the lists are, so that the grid is too."""
+    """Returns how many steps to walk; a static number if the lists are static, as the grid then."""
     known = isinstance(steps.words, np.ndarray)
     return steps.words.shape[2] if known else steps.lengths[part]
 
@@ -151,12 +151,12 @@ def _starts(settings: Settings, q_BTD, starts):
 
 
 def _rows(ids):
-    """Segment ids as rows, [B, 1, T] and [B, 1, S]."""
+    """Returns segment ids as rows, [B, 1, T] and [B, 1, S]."""
     return tuple(x[:, None] for x in ids)
 
 
 def _with_unread(kv_head_of_query, kv_heads: int, dkeys_BSD):
-    """Zeros for the KV heads that no query head reads, of [B, S, KV heads * H]."""
+    """Adds zeros for the KV heads that no query head reads: [B, S, KV heads * H]."""
     read = grid_heads.used(kv_head_of_query)
     if len(read) == kv_heads:
         return dkeys_BSD

@@ -1,4 +1,4 @@
-"""The list of steps that a kernel walks: only blocks in which some query sees some key.
+"""Lists the steps that a kernel walks: only blocks in which some query sees some key.
 
 A step is one int32: query block, key block, what to do there, and whether it is the first or the
 last of its query block. The list lies in scalar memory; the pipeline reads from it which blocks to
@@ -20,7 +20,10 @@ MAX_BLOCKS = 1 << _BITS
 
 
 class Do(enum.IntFlag):
-    """Bits of a step: what to do with its block, one of the first three or nothing, and when."""
+    """Names the bits of a step.
+
+    At most one of the first three says what to do with the block; the others say when.
+    """
 
     FULL = 1 << 24
     DIAGONAL = 1 << 25
@@ -35,7 +38,7 @@ KINDS = (Do.FULL, Do.DIAGONAL, Do.MASKED)
 
 
 class Steps(NamedTuple):
-    """Lists of steps.
+    """Holds lists of steps.
 
     Attributes:
       words: int32 [B, parts, steps], by query block and then by key block; B may be 1.
@@ -48,7 +51,7 @@ class Steps(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step taken apart: a scalar in a kernel, or an array of them."""
+    """Is a step taken apart: a scalar in a kernel, or an array of them."""
 
     word: jax.Array
 
@@ -65,7 +68,7 @@ class Step(NamedTuple):
 
 
 def shares(steps: Steps) -> dict[Do, float]:
-    """Of all steps of the lists, the share that does what."""
+    """Returns, for each kind of work, its share of all steps of the lists."""
     words = Step(np.asarray(steps.words))
     return {flag: float(np.mean(words.does(flag))) for flag in Do}
 
@@ -82,14 +85,14 @@ def list_steps(
     parts: int = 1,
     every_query: bool = True,
 ) -> Steps:
-    """The lists of a kernel: NumPy arrays if all is known while tracing.
+    """Makes the lists of a kernel: NumPy arrays if all is known while tracing.
 
     Args:
       T: queries, without padding at the end.
-      S: keys, likewise.
-      key_blocks: with padding.
+      S: keys, without padding at the end.
+      key_blocks: number of key blocks, padding included.
       q_start: int, or int32 [B].
-      segments: of queries and keys filled up to whole blocks.
+      segments: of queries and keys, padded to complete blocks.
       parts: into which the key blocks are divided, each with a list of its own that counts from the
         part's first.
       every_query: list each query block at least once, so that its result is written.
@@ -105,7 +108,7 @@ def list_steps(
 def _kinds(
     xp, *, T, S, key_blocks, blocks: Blocks, visibility: Visibility, parts, q_start, segments
 ):
-    """What to do with each block [B, parts, query blocks, key blocks of a part]."""
+    """Says what to do with each block [B, parts, query blocks, key blocks of a part]."""
     I, J = -(-T // blocks.queries), key_blocks
     start_I1 = xp.arange(I)[:, None] * blocks.queries
     row = q_start[:, None, None] + start_I1
@@ -130,7 +133,7 @@ def _kinds(
 
 
 def _segments_meet(segments: Segments, blocks: Blocks):
-    """Whether some and whether all queries and keys of a block are of one document, [B, I, J]."""
+    """Says whether some and whether all queries and keys of a block share a document, [B, I, J]."""
 
     def ends(ids_BT, size):
         ids = ids_BT.reshape(ids_BT.shape[0], -1, size)
@@ -144,7 +147,7 @@ def _segments_meet(segments: Segments, blocks: Blocks):
 
 
 def _most(q_start, every_query: bool, **known) -> int:
-    """The most steps that a part can have, whatever is known at run time only."""
+    """Returns the most steps that a part can have, whatever is known at run time only."""
     if isinstance(q_start, int):
         kinds_BPIJ = _kinds(np, q_start=np.array([q_start]), segments=None, **known)
         counts_PI = np.sum(kinds_BPIJ[0] != 0, axis=2)

@@ -1,1 +1,1 @@
-"""The gated delta rule as Mosaic GPU kernels for Hopper."""
+"""Implements the gated delta rule as Mosaic GPU kernels for Hopper."""

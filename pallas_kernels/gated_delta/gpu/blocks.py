@@ -1,4 +1,4 @@
-"""Sizes and products of the gated delta rule on Hopper, and the tools of every kernel there."""
+"""Holds sizes and products of the gated delta rule on Hopper, and what every kernel there uses."""
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -35,10 +35,10 @@ def on_columns(x, shape=(CHUNK, CHUNK)):
 
 
 def parts(x):
-    """Two bf16 arrays whose sum is `x` to 17 bits.
+    """Returns two bf16 arrays whose sum is `x` to 17 bits.
 
     The first is rounded on its bits: conversions back and forth are slower, and a compiler may
-    take them away, and with them the second.
+    remove them, and with them the second.
     """
     bits = lax.bitcast_convert_type(x, jnp.uint32) + jnp.uint32(0x8000)
     bits = registers(bits & jnp.uint32(0xFFFF0000))
@@ -47,7 +47,7 @@ def parts(x):
 
 
 def indices():
-    """Row and column numbers of a chunk by chunk matrix."""
+    """Returns row and column numbers of a chunk by chunk matrix."""
     iota = lambda axis: plgpu.broadcasted_iota(
         jnp.int32, (CHUNK, CHUNK), axis, layout=plgpu.Layout.WGMMA
     )
@@ -55,8 +55,9 @@ def indices():
 
 
 def overlapped(first, second, use, *, starts=(None, None), interpret):
-    """(use(the product `first`), the product `second`), with `use` run while the tensor cores
-    are at the second.
+    """Returns (use(the product `first`), the product `second`).
+
+    `use` runs while the tensor cores compute the second.
 
     Args:
       first, second: terms, as of `product`.
@@ -90,6 +91,6 @@ def overlapped(first, second, use, *, starts=(None, None), interpret):
 
 
 def precise(left, right):
-    """The terms of a product of operands in two parts each, accurate to about 16 bits."""
+    """Returns the terms of a product of two-part operands, accurate to about 16 bits."""
     (left_high, left_low), (right_high, right_low) = left, right
     return (left_low, right_high), (left_high, right_low), (left_high, right_high)

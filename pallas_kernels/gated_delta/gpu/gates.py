@@ -1,4 +1,4 @@
-"""The vectors of a chunk that the Hopper kernels multiply with."""
+"""Computes the vectors of a chunk that the Hopper kernels multiply with."""
 
 import jax.numpy as jnp
 
@@ -9,13 +9,15 @@ GATES = 5
 
 
 def chunk_gates(log_decay_BTN, beta_BTN, *, scale):
-    """[B, N, Z, X, C] float32, for each token of each chunk:
+    """Returns five vectors over each chunk, [B, N, Z, X, C] float32.
 
-    SUM: the log decays up to and with it.
-    BETA: its write strength.
-    BETA_ENTRY: BETA times the decay since the state that enters the chunk.
-    OUT_ENTRY: `scale` times that decay.
-    EXIT: the decay after it, up to the end of the chunk.
+    For each token of each chunk X is:
+
+      SUM: the sum of the chunk's log decays through this token.
+      BETA: its write strength.
+      BETA_ENTRY: BETA times the decay since the state that enters the chunk.
+      OUT_ENTRY: `scale` times that decay.
+      EXIT: the decay after it, up to the end of the chunk.
     """
     B, T, N = beta_BTN.shape
     by_chunk = lambda x: jnp.moveaxis(x, 2, 1).reshape(B, N, T // CHUNK, CHUNK)

@@ -1,4 +1,4 @@
-"""Gradients of everything a chunk reads, all chunks in parallel.
+"""Computes gradients of everything a chunk reads, all chunks in parallel.
 
 With S the state that enters a chunk, dS the cotangent of the one that leaves it, and U, R, A, P, D
 as in `scan` and `intra` (L = beta K K^T * D below the diagonal; Q comes with the scale):
@@ -42,7 +42,7 @@ DBETA = HALVES * SUMS
 
 
 class Gradients(NamedTuple):
-    """dq and dk of each value head; the gates' gradients [B, N, Z, C] in float32."""
+    """Holds dq and dk of each value head, and the gates' gradients [B, N, Z, C] in float32."""
 
     dq_BTNH: jax.Array
     dk_BTNH: jax.Array
@@ -63,7 +63,7 @@ def gradients(
     scale,
     interpret,
 ) -> Gradients:
-    """A program has one chunk of one head; two warpgroups share it, each half of the columns."""
+    """Runs one program per chunk and head; two warpgroups share it, each half of the columns."""
     B, N, Z = gates_BNZXC.shape[:3]
     return Gradients(
         *blocks.kernel(
@@ -82,7 +82,7 @@ def gradients(
 
 
 def _buffers() -> dict:
-    """Matrices that a warpgroup needs half of lie as halves, their columns cut in two."""
+    """Returns the buffers; matrices of which a warpgroup needs half are cut along their columns."""
     return dict(
         q_XCH=blocks.operand(HALVES, CHUNK, HALF),
         k_XCH=blocks.operand(HALVES, CHUNK, HALF),
@@ -203,7 +203,7 @@ def _body(
 
 
 def _meet(barrier) -> None:
-    """What either warpgroup has written to shared memory is seen by the other one."""
+    """Makes what either warpgroup has written to shared memory visible to the other one."""
     plgpu.commit_smem()
     plgpu.barrier_arrive(barrier)
     plgpu.barrier_wait(barrier)
@@ -225,7 +225,7 @@ def _with_keys(left_XCH, k_XCH, product):
 
 
 def _low_errors(smem):
-    """The second part of dR, in two halves of P: it lies where V will be."""
+    """Returns the second part of dR, in two halves of P; it lies where V will be."""
     return tuple(smem["values_XCP"].at[x] for x in range(HALVES))
 
 
@@ -265,7 +265,7 @@ def _system_gradient(row, decay_CC, smem, product) -> None:
 
 
 def _crossing(smem, product):
-    """[m] = the sum of M_ij over j < m <= i."""
+    """Returns, for each m, the sum of M_ij over j < m <= i."""
     m_CC, i_CC = blocks.indices()
     before_CC = blocks.rounded(jnp.where(i_CC < m_CC, 1.0, 0.0))
     shares = (smem["crossing_XCC"], smem["values_XCP"])
@@ -311,7 +311,7 @@ def _value_gradient(row, half: int, smem, put_sum) -> None:
 
 
 def _state_overlap(half, smem):
-    """64 numbers whose sum is the half's share of e^g_C <S, dS>."""
+    """Returns 64 numbers whose sum is the half's share of e^g_C <S, dS>."""
     total_C = 0.0
     for start in (0, HALF):
         state, dstate = (smem[x].at[half, pl.ds(start, HALF)] for x in ("state_XPH", "dstate_XPH"))

@@ -1,4 +1,4 @@
-"""Everything inside a chunk: the inverse of its triangular system and its attention scores."""
+"""Computes all inside a chunk: the inverse of its triangular system and its attention scores."""
 
 import functools
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from pallas_kernels.gated_delta.gpu.gates import BETA, GATES, SUM
 
 
 class Intra(NamedTuple):
-    """Chunk by chunk matrices [B, N, Z, 2, C, C] in two bf16 parts.
+    """Holds chunk by chunk matrices [B, N, Z, 2, C, C] in two bf16 parts.
 
     Attributes:
       inverse: (I + L)^-1 with L_ij = beta_i k_i.k_j, times the decay from j to i.
@@ -108,11 +108,11 @@ def _body(
 
 
 def _inverse(below_CC, lower_CX, narrow_XCX, product, interpret):
-    """(I + below)^-1: blocks of 32 by substitution, then one merge
+    """Computes (I + below)^-1: blocks of 32 by substitution, then one merge.
 
         X[1, 0] = -X[1, 1] L[1, 0] X[0, 0]
 
-    on the tensor cores, on whole rows: the other half of the products is zero.
+    The merge runs on the tensor cores, on complete rows: the other half of the products is zero.
     """
     if interpret:
         diagonal_CC = registers(solve.inverse_of_diagonal_blocks(below_CC))

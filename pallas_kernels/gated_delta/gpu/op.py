@@ -1,4 +1,4 @@
-"""The gated delta rule on Hopper GPUs: what is accepted, and the kernels put together."""
+"""Runs the gated delta rule on Hopper: says what is accepted, and puts the kernels together."""
 
 import functools
 
@@ -18,14 +18,14 @@ CHUNK = 64
 def gated_delta_gpu(
     q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, interpret=False
 ):
-    """See `api.gated_delta`. Products have bf16 operands, in two parts where one is too coarse.
+    """Computes `api.gated_delta` by products of bf16 operands, in two parts where one is coarse.
 
-    Nothing but the arguments is kept for the backward, which computes chunk inverses and states
-    again. Head dimensions of 64 are filled up with zeros and cost as much as 128; values of 192 and
-    256 are taken as two heads of 128.
+    Only the arguments are saved for the backward, which computes chunk inverses and states again.
+    Head dimensions of 64 are padded with zeros and cost as much as 128; values of 192 and 256 are
+    taken as two heads of 128.
 
     Raises:
-      NotImplementedError: another device, jax, dtype or head dimension than the kernels are for.
+      NotImplementedError: the kernels are not for this device, jax, dtype or head dimension.
     """
     check_machine(q_BTKH, interpret)
     for name, x in dict(q=q_BTKH, k=k_BTKH, v=v_BTNP).items():
@@ -48,7 +48,10 @@ def gated_delta_gpu(
 
 
 def _heads_of_128(v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
-    """Wide values as several heads with the same gates: columns of the state do not meet."""
+    """Splits wide values into several heads with the same gates.
+
+    That changes no result, because the columns of the state are independent.
+    """
     parts = -(-v_BTNP.shape[3] // HEAD)
     if parts == 1:
         return v_BTNP, log_decay_BTN, beta_BTN, state_BNHP
@@ -62,7 +65,7 @@ def _heads_of_128(v_BTNP, log_decay_BTN, beta_BTN, state_BNHP):
 
 
 def _filled_up(x):
-    """Whole chunks of tokens and, where there are heads, 128 numbers a head.
+    """Pads to complete chunks of tokens and, where there are heads, to 128 numbers per head.
 
     Tokens of zeros change nothing: their decay is 1 and their write strength 0.
     """
@@ -73,7 +76,7 @@ def _filled_up(x):
 
 
 def _filled_up_state(state_BNHP):
-    """[B, N, 128, 128] with values as rows, as the kernels keep it."""
+    """Returns the state [B, N, 128, 128] with values as rows, as the kernels store it."""
     H, P = state_BNHP.shape[2:]
     widths = [(0, 0), (0, 0), (0, HEAD - P), (0, HEAD - H)]
     return jnp.pad(jnp.swapaxes(state_BNHP, 2, 3), widths)
@@ -126,7 +129,7 @@ def _gradients(q, k, v, log_decay, beta, state_BNPH, dout, dstate_BNPH, *, scale
 
 
 def _sum_shared(x_BTNH, key_heads: int):
-    """Over the value heads of a key head."""
+    """Sums over the value heads of a key head."""
     B, T, N, H = x_BTNH.shape
     if N == key_heads:
         return x_BTNH

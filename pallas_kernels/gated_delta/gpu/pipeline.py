@@ -1,4 +1,4 @@
-"""What the two scans over chunks share: a warpgroup that copies, another that keeps a state."""
+"""Holds what the two scans over chunks share: one warpgroup copies, another has the state."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ STATE_WARPGROUP, COPY_WARPGROUP = 0, 1
 
 
 class Place(NamedTuple):
-    """Where a program works: batch row, value head, its key head, its half of the values."""
+    """Says where a program works: batch row, value head, its key head, its half of the values."""
 
     b: jax.Array
     n: jax.Array
@@ -36,7 +36,7 @@ def grid(gates_BNZXC) -> dict[str, int]:
 
 
 def buffers(copies: int) -> dict:
-    """Shared memory and barriers of every scan; a chunk takes `copies` TMA copies."""
+    """Returns shared memory and barriers of every scan; a chunk takes `copies` TMA copies."""
     return dict(
         k_SCH=blocks.operand(STAGES, CHUNK, HEAD),
         values_SCP=blocks.operand(STAGES, CHUNK, HALF),
@@ -52,7 +52,7 @@ def tokens(chunk):
 
 
 def copies(k, values, gates, inverse, smem, at: Place, chunk, stage):
-    """(source, destination) of the parts of a chunk that every scan reads."""
+    """Returns (source, destination) of the parts of a chunk that every scan reads."""
     return (
         (k.at[at.b, tokens(chunk), at.key_head], smem["k_SCH"].at[stage]),
         *copies_of_parts(inverse.at[at.b, at.n, chunk], smem["inverse_SCC"], stage),
@@ -74,13 +74,13 @@ def transposed_parts_at(buffer_SCC, stage):
 
 
 def column_factors(smem, stage):
-    """Gate -> its vector, repeated over the value rows of a transposed matrix."""
+    """Maps each gate to its vector, repeated over the value rows of a transposed matrix."""
     gates_XC = smem["gates_SXC"].at[stage]
     return lambda gate: blocks.on_columns(blocks.column_vector(gates_XC.at[gate]), (HALF, CHUNK))
 
 
 def decayed(state_PH, smem, stage):
-    """The state times the decay over a whole chunk."""
+    """Returns the state times the decay over a complete chunk."""
     return registers(state_PH * jnp.exp(smem["gates_SXC"][stage, SUM, CHUNK - 1]))
 
 

@@ -1,4 +1,4 @@
-"""The adjoint recurrence, from the last chunk to the first.
+"""Runs the adjoint recurrence, from the last chunk to the first.
 
 A program has one head and half of its values, and keeps the cotangent dS^T of the state that leaves
 a chunk as `scan` keeps the state. With O = scale e^g Q S + P U and the names of `scan`:
@@ -20,10 +20,12 @@ from pallas_kernels.gated_delta.gpu.gates import BETA_ENTRY, EXIT, OUT_ENTRY
 
 
 class Cotangents(NamedTuple):
-    """Attributes:
-    states_BNZPH: of the state that leaves each chunk, in bf16.
-    errors_BNZXPC: dR of each chunk, in two bf16 parts.
-    initial_BNPH: of the initial state, float32.
+    """Holds what the adjoint recurrence computes.
+
+    Attributes:
+      states_BNZPH: cotangent of the state that leaves each chunk, in bf16.
+      errors_BNZXPC: dR of each chunk, in two bf16 parts.
+      initial_BNPH: cotangent of the initial state, float32.
     """
 
     states_BNZPH: jax.Array

@@ -1,4 +1,4 @@
-"""The recurrence over chunks: outputs and final state.
+"""Runs the recurrence over chunks: computes outputs and final state.
 
 A program has one head and half of its values. Everything is transposed, so that the state S^T, with
 values as rows, stays in registers and enters products as their left operand:
@@ -22,7 +22,7 @@ from pallas_kernels.gated_delta.gpu.pipeline import STAGES
 
 
 def outputs(q_BTKH, k_BTKH, v_BTNP, gates_BNZXC, intra: Intra, state_BNPH, *, interpret):
-    """Output [B, T, N, P] bf16 and final state [B, N, P, H] float32."""
+    """Returns output [B, T, N, P] bf16 and final state [B, N, P, H] float32."""
     Z, group = gates_BNZXC.shape[2], v_BTNP.shape[2] // k_BTKH.shape[2]
     return blocks.kernel(
         functools.partial(_outputs_body, group=group, chunks=Z, interpret=bool(interpret)),
@@ -90,7 +90,7 @@ def _outputs_body(
 
 
 def write(state16_PH, smem, stage, product):
-    """U^T, what each token writes."""
+    """Computes U^T, what each token writes."""
     read_PC = product((state16_PH, transposed(smem["k_SCH"].at[stage])))
     return _write(blocks.parts(_error(read_PC, smem, stage)), smem, stage, product)
 
@@ -101,7 +101,7 @@ def next_state(state_PH, write_PC, smem, stage, product):
 
 
 def _error(read_PC, smem, stage):
-    """R^T."""
+    """Computes R^T."""
     column = pipeline.column_factors(smem, stage)
     values_PC = blocks.matrix(transposed(smem["values_SCP"].at[stage]))
     values_PC = registers(values_PC.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Substitution on the diagonal blocks of a triangular system, one thread a column."""
+"""Substitutes on the diagonal blocks of a triangular system, one thread per column."""
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ BLOCK = 32  # the diagonal blocks that are inverted here
 
 
 def invert_diagonal_blocks(lower) -> None:
-    """In place: `lower` [64, 72] holds a strictly lower triangular L in its first 64 columns.
+    """Inverts diagonal blocks in place.
 
-    Afterwards its two 32 x 32 diagonal blocks hold those of (I + L)^-1. All by float32
-    multiply-adds of one warpgroup: warp w solves the 16-row block w, lanes 0-15 for the columns of
-    the identity, lanes 16-31 for those of the block L[w, w - 1] that the merge to 32 needs.
+    `lower` [64, 72] holds a strictly lower triangular L in its first 64 columns. Afterwards its two
+    32 x 32 diagonal blocks hold those of (I + L)^-1. All by float32 multiply-adds of one warpgroup:
+    warp w solves the 16-row block w, lanes 0-15 for the columns of the identity, lanes 16-31 for
+    those of the block L[w, w - 1] that the merge to 32 needs.
     """
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=None)
@@ -33,7 +34,7 @@ def invert_diagonal_blocks(lower) -> None:
 
 
 def inverse_of_diagonal_blocks(lower_CC):
-    """What `invert_diagonal_blocks` computes, zero elsewhere, for the interpreter."""
+    """Computes what `invert_diagonal_blocks` does, zero elsewhere, for the interpreter."""
     unit = jnp.eye(CHUNK, dtype=jnp.float32)
     block = lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), 0) // BLOCK
     lower_CC = jnp.where(block == block.T, lower_CC, 0.0)
@@ -92,7 +93,7 @@ class _Code:
         memref.store(value, ref, self._at(row, column))
 
     def minus_product(self, total, x, y):
-        """total - x * y in one instruction."""
+        """Computes total - x * y in one instruction."""
         fused = arith.FastMathFlags.contract
         return arith.subf(total, arith.mulf(x, y, fastmath=fused), fastmath=fused)
 
@@ -124,7 +125,10 @@ def _solve_sixteens(code: _Code, l) -> None:
 
 
 def _merge_to_thirty_twos(code: _Code, l) -> None:
-    """X[1, 0] = -(X[1, 1] L[1, 0]) X[0, 0] in either half; a thread has a row and four columns."""
+    """Computes X[1, 0] = -(X[1, 1] L[1, 0]) X[0, 0] in either half.
+
+    Each thread has a row and four columns.
+    """
     first = code.times(code.shift(code.thread, 6), BLOCK)
     row = code.add(code.add(first, 16), code.mask(code.shift(code.thread, 2), 15))
     columns = code.add(first, code.times(code.mask(code.thread, 3), 4))

@@ -1,4 +1,4 @@
-"""The decode step of the gated delta rule on Hopper: one read and one write of the state.
+"""Runs the decode step of the gated delta rule on Hopper: one read and one write of the state.
 
 A warpgroup has all rows and some columns of one head's state in registers. A step is 4 H P
 multiply-adds on 8 H P bytes of state, far below what keeps memory busy: the tensor cores stay idle
@@ -23,11 +23,12 @@ COLUMNS = 32
 def gated_delta_step_gpu(
     q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret=False
 ):
-    """See `api.gated_delta_step`. Writes the new state over the old where the caller donates it,
-    except under `jax.shard_map`: mutable arrays do not vary over a mesh.
+    """Computes `api.gated_delta_step`; writes the new state over the old if the caller donates it.
+
+    Under `jax.shard_map` it never does: mutable arrays do not vary over a mesh.
 
     Raises:
-      NotImplementedError: another device, jax, dtype or head dimension than the kernel is for.
+      NotImplementedError: the kernel is not for this device, jax, dtype or head dimension.
     """
     check_machine(q_BKH, interpret)
     check_arrays(q=q_BKH, k=k_BKH, v=v_BNP)
@@ -63,7 +64,7 @@ def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, inte
 
 
 def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, *refs, group, interpret):
-    """`refs` are the new state, unless it takes the place of the old one, and a buffer."""
+    """Is the kernel; `refs` are the new state, unless it replaces the old one, and a buffer."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
     from pallas_kernels.gated_delta.gpu import blocks

@@ -1,4 +1,4 @@
-"""Both recurrences that the backward needs, in one launch.
+"""Runs both recurrences that the backward needs in one launch.
 
 Neither reads what the other writes, and either alone leaves most of a GPU idle: it has two
 programs for each head of each sequence.

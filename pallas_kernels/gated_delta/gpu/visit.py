@@ -1,4 +1,4 @@
-"""The recurrence of `scan` once more, for what the backward reads of every chunk."""
+"""Runs the recurrence of `scan` once more, for what the backward reads of every chunk."""
 
 import functools
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from pallas_kernels.gated_delta.gpu import blocks, pipeline, scan
 
 
 class Visited(NamedTuple):
-    """What the recurrence went through.
+    """Holds what the recurrence computed for each chunk.
 
     Attributes:
       states_BNZPH: the state that enters each chunk, in bf16: as the products read it.

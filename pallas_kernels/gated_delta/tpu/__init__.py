@@ -1,1 +1,1 @@
-"""The gated delta rule as Pallas kernels for TPU."""
+"""Implements the gated delta rule as Pallas kernels for TPU."""

@@ -1,4 +1,4 @@
-"""The backward TPU kernel of the gated delta rule.
+"""Is the backward TPU kernel of the gated delta rule.
 
 Chunks come in reverse; the gradient of the state stays in VMEM. In the notation of `forward`, with
 R = scale (Q K^T * D) and A = (I + L)^-1:
@@ -43,7 +43,7 @@ def backward(
     scale,
     interpret,
 ):
-    """The kernel's call; `states` and `inverses` as `forward` saves them.
+    """Calls the kernel; `states` and `inverses` as `forward` saves them.
 
     Returns:
       dq and dk [B, T, programs * key heads of a program * H], to be summed over programs that share
@@ -183,7 +183,7 @@ def _kernel(q_ref, k_ref, v_ref, dout_ref, *refs, layout: Layout, scale):
 
 
 class _KeyGradients:
-    """dq and dk, summed over the value heads of a key head; written when the last has come."""
+    """Sums dq and dk over the value heads of a key head, and writes them after the last one."""
 
     def __init__(self, refs, blocks: Blocks, H: int):
         self.refs, self.blocks, self.H = refs, blocks, H
@@ -204,7 +204,7 @@ def _span(index: int, size: int) -> slice:
 
 
 def _row_sums(*arrays):
-    """[C, 1]; arrays of one shape are added first."""
+    """Returns the row sums [C, 1]; arrays of one shape are added first."""
     if len({x.shape for x in arrays}) == 1:
         return jnp.sum(functools.reduce(operator.add, arrays), axis=1, keepdims=True)
     return sum(jnp.sum(x, axis=1, keepdims=True) for x in arrays)

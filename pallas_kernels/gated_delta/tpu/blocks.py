@@ -1,4 +1,4 @@
-"""How much of a problem one program of the TPU kernels takes."""
+"""Chooses how much of a problem one program of the TPU kernels takes."""
 
 import dataclasses
 
@@ -15,15 +15,15 @@ BLOCK_BYTES = 24 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """One program's share.
+    """Says what one program takes.
 
     Attributes:
       heads: value heads.
       key_heads: key heads that they read.
-      group: value heads a key head, in the whole problem.
-      pieces: chunks a grid step.
-      skew: turns between the starts of two chains, see `schedule.interleave`.
-      packed: the matrix units are 256 wide, see `products.Products`.
+      group: value heads per key head, in the complete problem.
+      pieces: chunks per grid step.
+      skew: turns between the starts of two chains, see `interleave.interleave`.
+      packed: whether the matrix units are 256 wide, see `products.Products`.
     """
 
     heads: int
@@ -53,11 +53,11 @@ def choose_blocks(
     dtype,
     device_kind: str,
 ) -> tuple[Blocks, Blocks]:
-    """Blocks of the forward and of the backward kernel.
+    """Chooses the blocks of the forward and of the backward kernel.
 
     A chunk of one head is a chain of small dependent products, so a program needs about `CHAINS`
     of them side by side, heads or pieces; a device of two cores needs two programs. Heads are
-    filled up to a multiple of `heads`, and key heads to one of `key_heads`. The skews were swept
+    padded to a multiple of `heads`, and key heads to one of `key_heads`. The skews were swept
     on the compiler's schedules.
     """
     group = value_heads // key_heads
@@ -87,8 +87,10 @@ def choose_blocks(
 
 
 def _head_bytes(H: int, P: int, dtype) -> int:
-    """VMEM of a chunk of a head in the backward kernel: twice what the pipeline loads, the carried
-    state, and what products in full float32 hold on the way.
+    """Returns the VMEM of a chunk of a head in the backward kernel.
+
+    It is twice what the pipeline loads, the carried state, and the intermediates of products in
+    full float32.
     """
     item = jnp.dtype(dtype).itemsize
     arrays = CHUNK * (4 * H + 3 * P) + H * P

@@ -1,4 +1,4 @@
-"""The forward TPU kernel of the gated delta rule.
+"""Is the forward TPU kernel of the gated delta rule.
 
 A program takes a few heads and a few chunks of 128 tokens; the state of each head stays in VMEM
 from one grid step to the next. With S the state that enters a chunk and D_ij the decay of the
@@ -25,7 +25,7 @@ from pallas_kernels.varying import array_type
 
 
 def forward(q_BTD, k_BTD, v_BTD, gates: Gates, state_BNHP, *, layout, scale, save, interpret):
-    """The kernel's call. Heads lie side by side, T is a multiple of the layout's step.
+    """Calls the kernel; heads lie side by side, T is a multiple of the layout's step.
 
     Returns:
       Output [B, T, N * P] and final state; with `save` also what the backward needs: the state
@@ -71,7 +71,7 @@ def _kernel(q_ref, k_ref, v_ref, *refs, layout: Layout, scale):
 
     @functools.cache
     def scores(key_head: int, piece: int):
-        """Keys above queries, and their products with the keys: once for a group of heads."""
+        """Returns keys above queries, and their products with the keys, once for a group."""
         t, h = _span(piece, CHUNK), _span(key_head, H)
         k_CH = k_ref[0, t, h]
         keys_queries = products.round(jnp.concatenate([k_CH, q_ref[0, t, h]], 0))

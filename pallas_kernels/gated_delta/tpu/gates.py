@@ -1,4 +1,4 @@
-"""The gates as the TPU kernels read them: sums over a chunk, made outside the kernel.
+"""Computes the gates as the TPU kernels read them: sums over a chunk, made outside the kernel.
 
 A cumulative sum costs the kernel more than a read. Exponents are of base 2, which the hardware has.
 """
@@ -15,7 +15,7 @@ LEAST_BETA = 1e-30
 
 
 class Gates(NamedTuple):
-    """Each [B, N / heads, heads, T] float32.
+    """Holds the gates, each [B, N / heads, heads, T] float32.
 
     Attributes:
       reading: log2 decay from the chunk's start through this token; for float32 kernels the log2
@@ -32,7 +32,10 @@ class Gates(NamedTuple):
 
 
 def chunk_gates(log_decay_BTN, beta_BTN, blocks: Blocks, *, float32: bool) -> Gates:
-    """A write strength of 0 becomes `LEAST_BETA`, so that its gradient can be read off V's."""
+    """Computes the gates of all chunks.
+
+    A write strength of 0 becomes `LEAST_BETA`, so that its gradient can be computed from that of V.
+    """
     own = by_head(log_decay_BTN, blocks) / math.log(2)
     beta = jnp.maximum(by_head(beta_BTN, blocks), LEAST_BETA)
     up_to = _sum_over_chunk(own)
@@ -47,15 +50,15 @@ def chunk_gates(log_decay_BTN, beta_BTN, blocks: Blocks, *, float32: bool) -> Ga
 
 
 def gate_gradients(dsum, dexit, dwrite, beta_BTN):
-    """Gradients [B, T, N] of log decay and write strength.
+    """Returns the gradients [B, T, N] of log decay and write strength.
 
-    Sums over later and over earlier tokens are kept apart: under strong decay they are tiny, and
+    Sums over later and over earlier tokens stay apart: under strong decay they are tiny, and
     would be lost in the difference of two large ones.
 
     Args:
-      dsum: of the log decays' sums up to each token.
-      dexit: of their sums from each token, it excluded, to the chunk's end.
-      dwrite: of the write strengths, times these.
+      dsum: gradient of the log decays' sums up to each token.
+      dexit: gradient of their sums after each token, to the chunk's end.
+      dwrite: gradient of the write strengths, times these.
     """
     B, T, N = beta_BTN.shape
     dlog_decay = _sum_over_chunk(dsum, reverse=True)
@@ -65,13 +68,16 @@ def gate_gradients(dsum, dexit, dwrite, beta_BTN):
 
 
 def by_head(x_BTN, blocks: Blocks):
-    """[B, T, N] -> [B, N / heads, heads, T]."""
+    """Reorders [B, T, N] to [B, N / heads, heads, T]."""
     B, T, N = x_BTN.shape
     return jnp.moveaxis(x_BTN, 1, 2).reshape(B, N // blocks.heads, blocks.heads, T)
 
 
 def _sum_over_chunk(x, *, reverse: bool = False):
-    """Cumulative sums of each chunk, as a product with a 0/1 matrix: a TPU has no faster way."""
+    """Computes cumulative sums of each chunk by a product with a 0/1 matrix.
+
+    A TPU has no faster way.
+    """
     chunks = x.reshape(*x.shape[:-1], -1, CHUNK)
     token = jnp.arange(CHUNK)
     within = token[:, None] >= token if reverse else token[:, None] <= token
@@ -80,7 +86,7 @@ def _sum_over_chunk(x, *, reverse: bool = False):
 
 
 def _shift_in_chunk(x, by: int):
-    """One token later (1) or earlier (-1), zero moving in."""
+    """Shifts one token later (1) or earlier (-1), and fills with zero."""
     chunks = x.reshape(*x.shape[:-1], -1, CHUNK)
     kept = chunks[..., :-1] if by == 1 else chunks[..., 1:]
     widths = [(0, 0)] * (chunks.ndim - 1) + [(1, 0) if by == 1 else (0, 1)]
@@ -88,7 +94,7 @@ def _shift_in_chunk(x, by: int):
 
 
 class BlockGates:
-    """The gates of one program's block, inside the kernel, as rows and as columns."""
+    """Reads the gates of one program's block, inside the kernel, as rows and as columns."""
 
     def __init__(self, refs, *, float32: bool):
         self.rows = Gates(*(ref[0, 0] for ref in refs))
@@ -99,7 +105,7 @@ class BlockGates:
         self.float32 = float32
 
     def decay(self, head: int, piece: int):
-        """[i, j] = decay after token j up to i, times the write strength of j; 0 for j > i."""
+        """Returns [i, j]: decay after token j up to i, times write strength of j; 0 for j > i."""
         t = slice(piece * CHUNK, (piece + 1) * CHUNK)
         exponent = self._column(self.columns.reading, head, piece, CHUNK)
         if self.float32:
@@ -108,15 +114,15 @@ class BlockGates:
         return jnp.exp2(jnp.where(self.causal, exponent, -jnp.inf))
 
     def kept(self, head: int, piece: int, width: int):
-        """[C, width], a column repeated."""
+        """Returns `Gates.kept` as a column, repeated to [C, width]."""
         return self._column(self.columns.kept, head, piece, width)
 
     def to_exit(self, head: int, piece: int, width: int):
-        """[C, width], a column repeated."""
+        """Returns `Gates.to_exit` as a column, repeated to [C, width]."""
         return self._column(self.columns.to_exit, head, piece, width)
 
     def through(self, head: int, piece: int, width: int):
-        """[1, width], the decay of the whole chunk repeated."""
+        """Returns [1, width]: the decay of the complete chunk, repeated."""
         end = (piece + 1) * CHUNK
         return jnp.broadcast_to(self.rows.kept[head : head + 1, end - 1 : end], (1, width))
 
@@ -126,7 +132,7 @@ class BlockGates:
 
 
 def _pairwise_sums(own_CC, causal, strict):
-    """[i, j] = the sum of `own` over j < m <= i; own_CC repeats a column."""
+    """Sums `own` over j < m <= i into [i, j]; own_CC repeats a column."""
     return jax.lax.dot_general(
         causal.astype(jnp.float32),
         jnp.where(strict, own_CC, 0.0),

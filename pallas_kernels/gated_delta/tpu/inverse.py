@@ -1,4 +1,4 @@
-"""The unit lower triangular inverse inside a TPU kernel.
+"""Computes the unit lower triangular inverse inside a TPU kernel.
 
 Blocks of 16 rows lie packed side by side on the lanes and are inverted row by row on the vector
 unit; then pairs of blocks are merged by matrix products until one is left. As in `inverse.py`, no
@@ -16,7 +16,7 @@ SUBLANES = 8
 
 
 def unit_lower_inverse(lower_CC, products: Products):
-    """A coroutine that returns (I + lower)^-1 as a factor; the diagonal and above are ignored."""
+    """Returns (I + lower)^-1 as a factor, as a coroutine; ignores the diagonal and above."""
     size = lower_CC.shape[0]
     packed = _pack(lower_CC, BLOCK)
     row, column = _iota(packed.shape, 0), _iota(packed.shape, 1) % BLOCK
@@ -29,7 +29,7 @@ def unit_lower_inverse(lower_CC, products: Products):
 
 
 def _substitute(lower_RC):
-    """Row i of each block's inverse is e_i minus row i of `lower` times the rows above."""
+    """Computes row i of each block's inverse as e_i minus row i of `lower` times the rows above."""
     shape = (SUBLANES, lower_RC.shape[1])
     lane, sublane = _iota(shape, 1), _iota(shape, 0)
     tiles = range(BLOCK // SUBLANES)
@@ -48,7 +48,7 @@ def _substitute(lower_RC):
 
 
 def _merge(lower_CC, inverse, block: int, products: Products):
-    """From the inverses of diagonal blocks, packed [block, C], to those of twice the size.
+    """Merges the inverses of diagonal blocks, packed [block, C], to those of twice the size.
 
     [[X, 0], [-Y L X, Y]] is the inverse of [[X^-1, 0], [L, Y^-1]]. The last merge returns the
     factor of the full matrix.
@@ -77,7 +77,7 @@ def _merge(lower_CC, inverse, block: int, products: Products):
 
 
 def _pack(matrix_CC, block: int):
-    """[C, C] -> [block, C], the diagonal blocks side by side."""
+    """Packs the diagonal blocks of [C, C] side by side into [block, C]."""
     size = matrix_CC.shape[0]
     side = _iota((block, size), 1) // block
     packed = matrix_CC[:block]
@@ -87,7 +87,10 @@ def _pack(matrix_CC, block: int):
 
 
 def _unpack(packed, block: int, *, row_parity: int):
-    """[block, C] -> [C, C]: row blocks of one parity take the lanes of their pair's first block."""
+    """Unpacks [block, C] to [C, C].
+
+    Row blocks of one parity take the lanes of their pair's first block.
+    """
     words = _words(packed)
     side = _iota(words.shape, 1) // block
     rows = [
@@ -98,14 +101,14 @@ def _unpack(packed, block: int, *, row_parity: int):
 
 
 def _on_blocks(parity: int, packed, block: int, other=None):
-    """`packed` on the lanes of blocks of this parity, elsewhere `other` or zero."""
+    """Selects `packed` on the lanes of blocks of this parity, elsewhere `other` or zero."""
     words = _words(packed)
     mine = _iota(words.shape, 1) // block % 2 == parity
     return _unwords(jnp.where(mine, words, 0 if other is None else _words(other)), packed.dtype)
 
 
 def _words(x):
-    """bf16 rows in pairs as 32-bit words, which selects by lane act on at half the cost."""
+    """Joins pairs of bf16 rows to 32-bit words, on which selects by lane cost half as much."""
     return pltpu.bitcast(x, jnp.int32) if x.dtype == jnp.bfloat16 else x
 
 

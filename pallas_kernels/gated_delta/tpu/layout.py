@@ -1,4 +1,4 @@
-"""How the TPU kernels' arrays are cut into blocks, and their grid."""
+"""Says how the TPU kernels' arrays are cut into blocks, and what their grid is."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ VMEM_BYTES = 60 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Grid (batch, block of heads, step along time), with heads side by side on the lanes.
+    """Is the grid (batch, block of heads, step along time), with heads side by side on the lanes.
 
     Attributes:
       reverse: steps run from the end of the sequence to its start.
@@ -38,40 +38,43 @@ class Layout:
         return batch, self.programs, self.steps
 
     def keys(self) -> pl.BlockSpec:
-        """[B, T, K * H]; programs that share a key head read the same block."""
+        """Returns the block spec of [B, T, K * H]; programs of one key head read the same block."""
         shared = self.blocks.programs_a_key_head
         return self._tokens(self.blocks.key_heads * self.H, lambda n: n // shared)
 
     def own_keys(self) -> pl.BlockSpec:
-        """[B, T, programs * key heads * H]: what each program writes for its key heads."""
+        """Returns the block spec of [B, T, programs * key heads * H].
+
+        Each program writes there for its key heads.
+        """
         return self._tokens(self.blocks.key_heads * self.H, lambda n: n)
 
     def values(self) -> pl.BlockSpec:
-        """[B, T, N * P]."""
+        """Returns the block spec of [B, T, N * P]."""
         return self._tokens(self.blocks.heads * self.P, lambda n: n)
 
     def gates(self) -> pl.BlockSpec:
-        """[B, N / heads, heads, T]."""
+        """Returns the block spec of [B, N / heads, heads, T]."""
         shape = (1, 1, self.blocks.heads, self.blocks.tokens)
         return pl.BlockSpec(shape, lambda b, n, t: (b, n, 0, self._time(t)))
 
     def state(self) -> pl.BlockSpec:
-        """[B, N, H, P], one for all steps."""
+        """Returns the block spec of [B, N, H, P], one block for all steps."""
         shape = (1, self.blocks.heads, self.H, self.P)
         return pl.BlockSpec(shape, lambda b, n, t: (b, n, 0, 0))
 
     def states(self) -> pl.BlockSpec:
-        """[B, N, chunks, H, P]."""
+        """Returns the block spec of [B, N, chunks, H, P]."""
         shape = (1, self.blocks.heads, self.blocks.pieces, self.H, self.P)
         return pl.BlockSpec(shape, lambda b, n, t: (b, n, self._time(t), 0, 0))
 
     def inverses(self, parts: int) -> pl.BlockSpec:
-        """[B, N, T, parts * C], the parts of a factor side by side."""
+        """Returns the block spec of [B, N, T, parts * C], the parts of a factor side by side."""
         shape = (1, self.blocks.heads, self.blocks.tokens, parts * CHUNK)
         return pl.BlockSpec(shape, lambda b, n, t: (b, n, self._time(t), 0))
 
     def carry(self):
-        """The state of each head, from one step to the next."""
+        """Returns the scratch memory that carries each head's state from one step to the next."""
         return pltpu.VMEM((self.blocks.heads, self.H, self.P), jnp.float32)
 
     def compiler_params(self) -> pltpu.CompilerParams:

@@ -1,4 +1,4 @@
-"""The TPU implementation of the gated delta rule."""
+"""Implements the gated delta rule on TPU."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ MAX_HEAD_DIM = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """What the kernels are specialised to, besides the arrays' shapes."""
+    """Says what the kernels are specialised to, besides the arrays' shapes."""
 
     forward: Layout
     backward: Layout
@@ -37,17 +37,16 @@ class Call:
 def gated_delta_tpu(
     q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, interpret=False
 ):
-    """See `api.gated_delta`.
+    """Computes `api.gated_delta` by the TPU kernels.
 
-    Head dimensions up to 256 are filled up with zeros to whole lanes, 128 or 256.
+    Head dimensions up to 256 are padded with zeros to complete lanes, 128 or 256.
 
-    Between forward and backward it keeps the state that enters each chunk of 128 tokens and the
-    chunk's inverse: H * P / 128 + 256 numbers in bf16 a token and value head (float32: H * P / 128
-    + 128). `jax.checkpoint` policies know them as "gated_delta_states" and
-    "gated_delta_inverses".
+    Saved for the backward are the state that enters each chunk of 128 tokens and the chunk's
+    inverse: H * P / 128 + 256 numbers in bf16 per token and value head (float32: H * P / 128 +
+    128). `jax.checkpoint` policies know them as "gated_delta_states" and "gated_delta_inverses".
 
     Raises:
-      NotImplementedError: another device, dtype or head dimension than the kernels are for.
+      NotImplementedError: the kernels are not for this device, dtype or head dimension.
     """
     _check(q_BTKH, k_BTKH, v_BTNP, interpret)
     B, T, K, H = k_BTKH.shape
@@ -94,7 +93,7 @@ def _check(q_BTKH, k_BTKH, v_BTNP, interpret) -> None:
 
 
 def _fill(x, *multiples: tuple[int, int]):
-    """Zeros at the end of axes, up to a multiple: (axis, multiple). Zeros write nothing."""
+    """Pads the end of axes with zeros, to a multiple: (axis, multiple). Zeros write nothing."""
     widths = [(0, 0)] * x.ndim
     for axis, multiple in multiples:
         widths[axis] = (0, -x.shape[axis] % multiple)
@@ -147,7 +146,7 @@ def _gates(layout: Layout, log_decay_BTN, beta_BTN, v_BTD):
 
 
 def _sum_shared(layout: Layout, dkey_BTD):
-    """Over the programs whose value heads read one key head."""
+    """Sums over the programs whose value heads read one key head."""
     shared = layout.blocks.programs_a_key_head
     if shared == 1:
         return dkey_BTD

@@ -1,8 +1,8 @@
-"""Matrix products of the TPU kernels, in as many bf16 passes as each needs.
+"""Computes matrix products of the TPU kernels, in as many bf16 passes as each needs.
 
 A factor is a tuple of its parts: `(x,)` in bf16 or float32, or `(high, low)`, two bf16 arrays whose
-sum has 16 bits of mantissa. Parts side by side fill a matrix unit 256 wide that a product of 128
-half fills, so that three passes cost there what one does.
+sum has 16 bits of mantissa. A product of 128 columns fills half of a matrix unit 256 wide; parts
+side by side fill it, so that three passes cost there what one does.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Products:
-    """How factors are split and multiplied.
+    """Says how factors are split and multiplied.
 
     Attributes:
       float32: every product in full float32; parts are then never split.
@@ -25,23 +25,26 @@ class Products:
     packed: bool
 
     def round(self, x) -> tuple:
-        """A factor of one part."""
+        """Makes a factor of one part."""
         return (x.astype(jnp.float32 if self.float32 else jnp.bfloat16),)
 
     def split(self, x_f32) -> tuple:
-        """A factor of two parts."""
+        """Makes a factor of two parts."""
         if self.float32:
             return (x_f32,)
         high = x_f32.astype(jnp.bfloat16)
         return high, (x_f32 - high.astype(jnp.float32)).astype(jnp.bfloat16)
 
     def parts(self, side_by_side, width: int) -> tuple:
-        """The factor whose parts stand side by side."""
+        """Returns the factor whose parts stand side by side."""
         starts = range(0, side_by_side.shape[1], width)
         return tuple(side_by_side[:, start : start + width] for start in starts)
 
     def __call__(self, left: tuple, right: tuple, *, transpose_right: bool = False):
-        """left @ right, or left @ right^T, in float32; the product of two low parts is dropped."""
+        """Computes left @ right, or left @ right^T, in float32.
+
+        The product of two low parts is dropped.
+        """
         dot = _dot_transposed if transpose_right else _dot
         if self.float32 or len(left) == len(right) == 1:
             return dot(left[0], right[0])

@@ -1,4 +1,4 @@
-"""The decode step of the gated delta rule on TPU: one read and one write of the state.
+"""Runs the decode step of the gated delta rule on TPU: one read and one write of the state.
 
 The matrix units stay idle. A step is 4 H P multiply-adds on 8 H P bytes of state, far below what
 keeps memory busy, and on the vector units they are exact in float32.
@@ -23,10 +23,10 @@ BLOCK_BYTES = 1 << 20
 def gated_delta_step_tpu(
     q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret=False
 ):
-    """See `api.gated_delta_step`. Writes the new state over the old where the caller donates it.
+    """Computes `api.gated_delta_step`; writes the new state over the old if the caller donates it.
 
     Raises:
-      NotImplementedError: another device, dtype or head dimension than the kernel is for.
+      NotImplementedError: the kernel is not for this device, dtype or head dimension.
     """
     check_device(q_BKH, interpret)
     check_arrays(q=q_BKH, k=k_BKH, v=v_BNP)
@@ -36,9 +36,10 @@ def gated_delta_step_tpu(
 
 @with_gradient_of(gated_delta_step_reference)
 def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, interpret):
-    """Heads of all rows stand on one axis: head x of B * N reads key head x // (N / K) of B * K.
+    """Calls the kernel with the heads of all rows on one axis.
 
-    M are the blocks of heads, that is the programs; X the heads of one.
+    Head x of B * N reads key head x // (N / K) of B * K. M are the blocks of heads, that is the
+    programs; X the heads of one.
     """
     B, N, H, P = state_BNHP.shape
     group = N // k_BKH.shape[1]
@@ -72,7 +73,7 @@ def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, inte
 
 
 def _heads_a_program(heads: int, group: int, state_size: int) -> int:
-    """The most that fit, taking whole key heads or parts of one."""
+    """Returns the most heads that fit a program, taking complete key heads or parts of one."""
     fitting = [
         n
         for n in range(1, min(MAX_HEADS, heads) + 1)
@@ -84,7 +85,7 @@ def _heads_a_program(heads: int, group: int, state_size: int) -> int:
 
 
 def _kernel(q_ref, k_ref, v_ref, gates_ref, state_ref, out_ref, new_state_ref, *, scale):
-    """The state's rows lie on sublanes, so q and k are turned into columns."""
+    """Is the kernel; the state's rows lie on sublanes, so q and k are turned into columns."""
     group = v_ref.shape[1] // q_ref.shape[1]
     v_XP = v_ref[0].astype(jnp.float32)
     columns = [ref[0].astype(jnp.float32).T for ref in (q_ref, k_ref)]
