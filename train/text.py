@@ -1,4 +1,4 @@
-"""What scripts import to read text."""
+"""Provides what scripts import to read text."""
 
 from train.data.text import Corpus, TextSource, encode_documents, load_corpus, read_documents
 

@@ -1,4 +1,4 @@
-"""What scripts import to read a tokenizer."""
+"""Provides what scripts import to read a tokenizer."""
 
 from train.data.tokenizer import load_tokenizer
 

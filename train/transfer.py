@@ -1,4 +1,4 @@
-"""What scripts import to convert a teacher in stages."""
+"""Provides what scripts import to convert a teacher in stages."""
 
 from train.commands.transfer import TransferConfig, transfer
 

@@ -1,1 +1,1 @@
-"""The training run: steps, checkpoints, metrics and resuming."""
+"""Runs the training: steps, checkpoints, metrics and resuming."""

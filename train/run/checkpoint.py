@@ -1,4 +1,4 @@
-"""Checkpoints: parameters, optimizer state and the position in the data. orbax lives here only."""
+"""Saves parameters, optimizer state and the position in the data. Only this module uses orbax."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ _ITEMS = ("params", "opt_state", "data")
 
 
 class Saved(NamedTuple):
-    """A checkpoint after `step` steps of the whole run."""
+    """Holds a checkpoint after `step` steps of the run, counted over all stages."""
 
     step: int
     state: TrainState
@@ -32,14 +32,14 @@ class Saved(NamedTuple):
 
 
 class CheckpointStore:
-    """The newest checkpoints of a run, written in the background, by every process its shards.
+    """Writes the newest checkpoints of a run in the background; every process writes its shards.
 
     A checkpoint is sealed by the first process with its files' checksums once it is complete, and
     read only if they still hold: damaged weights may decompress without complaint. All processes
     call the methods in the same order and see the same folder.
 
     Attributes:
-      last: step of the newest checkpoint that is whole, None as long as none is known of.
+      last: step of the newest complete checkpoint, None as long as none is known.
     """
 
     def __init__(self, folder: Path, keep: int = 3):
@@ -58,7 +58,7 @@ class CheckpointStore:
         """Takes a snapshot; the caller may donate the arrays at once.
 
         Raises:
-          WriteFailed: this one or the one before cannot be written.
+          WriteFailed: this checkpoint or the one before cannot be written.
         """
         self.wait()
         self._saving = step
@@ -88,7 +88,7 @@ class CheckpointStore:
         return write_failed(what, self._folder.parent, error, self.last)
 
     def check(self) -> None:
-        """Raises WriteFailed as soon as it is known; does not wait."""
+        """Raises WriteFailed as soon as a failure is known; does not wait."""
         if self._sealing is not None and self._sealing.done():
             self.wait()
 
@@ -97,10 +97,10 @@ class CheckpointStore:
         abstract: Callable[[int], tuple[TrainState, dict]],
         say: Callable[[str], None],
     ) -> Saved | None:
-        """The newest checkpoint that is whole; newer ones are said not to be, and removed.
+        """Restores the newest complete checkpoint; reports newer ones as flawed, and removes them.
 
         Args:
-          abstract: shapes of the trainable state and of the frozen parameters at a step.
+          abstract: returns the shapes of the trainable state and the frozen parameters at a step.
           say: takes one sentence.
         """
         choice = distributed.agree("checkpoint", self._choose)
@@ -115,7 +115,7 @@ class CheckpointStore:
         return None if step is None else self._restore(step, *abstract(step))
 
     def _choose(self) -> dict:
-        """The newest whole step, None without any; newer ones with their flaws, removed."""
+        """Returns the newest complete step, or None, and the flaws of newer ones; removes those."""
         flaws = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             flaw = self.flaw(step)
@@ -126,7 +126,7 @@ class CheckpointStore:
         return {"step": None, "flaws": flaws}
 
     def flaw(self, step: int) -> str | None:
-        """Why a checkpoint cannot be read, if so: "is incomplete", "is damaged (...)"."""
+        """Returns why a checkpoint cannot be read, such as "is incomplete", or None."""
         folder = self._folder / str(step)
         if not (folder / _SEAL).is_file():
             return "is incomplete"
@@ -159,7 +159,11 @@ class CheckpointStore:
         return Saved(step, restored, rest, items["data"])
 
     def restore_params(self, step: int, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The parameters after `step` steps, `params` being their shapes; see `flaw` first."""
+        """Restores the parameters after `step` steps; call `flaw` first.
+
+        Args:
+          params: shapes of the parameters.
+        """
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_placed(params)))
         return self._manager.restore(step, args=args)["params"]
 
@@ -167,7 +171,7 @@ class CheckpointStore:
         """Returns when everything is on disk.
 
         Raises:
-          WriteFailed: it is not.
+          WriteFailed: it cannot be written.
         """
         if self._sealing is None:
             return
@@ -179,7 +183,7 @@ class CheckpointStore:
         self.last = self._saving
 
     def settled(self) -> int | None:
-        """`last`, once what is being written has ended, well or not."""
+        """Returns `last`, once the checkpoint that is being written has succeeded or failed."""
         with contextlib.suppress(WriteFailed):
             self.wait()
         return self.last
@@ -194,12 +198,12 @@ class CheckpointStore:
 
 
 def _numbered(tree) -> dict[str, jax.Array]:
-    """Leaves under names that sort in their order; optax's own types stay out of the files."""
+    """Names leaves so that they sort in their order; optax's own types stay out of the files."""
     return {f"leaf_{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _placed(tree):
-    """Shapes with the shardings that they have; on the default device those that have none."""
+    """Returns shapes with their shardings; those that have none go to the default device."""
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default), tree
@@ -207,7 +211,7 @@ def _placed(tree):
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """File within the folder -> CRC-32 of its content."""
+    """Returns the CRC-32 of the content of each file within the folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SEAL)
     with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
         checksums = list(pool.map(_checksum, files))

@@ -1,4 +1,4 @@
-"""Room for checkpoints, and what to say when there is none."""
+"""Checks the room for checkpoints, and says what to do when there is none."""
 
 import re
 import shutil
@@ -14,11 +14,11 @@ _GB = 1e9
 
 
 class WriteFailed(UserError):
-    """Something could not be written during the run; the message names the last checkpoint."""
+    """Says that a file of the run could not be written; the message names the last checkpoint."""
 
 
 def tree_bytes(tree) -> int:
-    """Of arrays or their shapes, all shards together."""
+    """Returns the bytes of arrays or of their shapes, all shards together."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -26,13 +26,13 @@ def check_space(folder: Path, checkpoint: int, keep: int, say: Callable[[str], N
     """Warns where the disk cannot hold `keep` checkpoints and the one being written.
 
     Args:
-      folder: of the run; checkpoints that it holds already count as room.
-      checkpoint: bytes of the largest one.
-      keep: how many stay.
+      folder: folder of the run; checkpoints that it holds already count as room.
+      checkpoint: bytes of the largest checkpoint.
+      keep: number of checkpoints that stay.
       say: takes one sentence.
 
     Raises:
-      UserError: not even one and the next have room.
+      UserError: there is no room even for one checkpoint and the next.
     """
     free = shutil.disk_usage(folder).free
     there = sum(path.stat().st_size for path in (folder / CHECKPOINTS).rglob("*") if path.is_file())
@@ -50,13 +50,13 @@ def check_space(folder: Path, checkpoint: int, keep: int, say: Callable[[str], N
 
 
 def write_failed(what: str, folder: Path, error: Exception, last: int | None) -> WriteFailed:
-    """One sentence for an error of the file system.
+    """Turns an error of the file system into one sentence.
 
     Args:
-      what: could not be written.
-      folder: of the run.
-      error: that was raised.
-      last: step of the newest whole checkpoint.
+      what: what could not be written.
+      folder: folder of the run.
+      error: the error that was raised.
+      last: step of the newest complete checkpoint.
     """
     inner = re.search(r"([^:\]]+) \[os_error_code=", str(error))  # of tensorstore
     reason = getattr(error, "strerror", None) or (inner[1].strip() if inner else None)

@@ -1,4 +1,4 @@
-"""A run: its stages one after another, from wherever the last process left it."""
+"""Runs the stages of a run one after another, from wherever the last process stopped."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,21 +30,20 @@ from train.stage.stage import Stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that determines the outcome of a run, and where it goes.
+    """Holds all that determines the outcome of a run, and where the outcome is written.
 
     Attributes:
-      folder: of the run.
-      stages: in order; each starts with the parameters of the one before.
-      model: that is trained.
+      folder: folder of the run.
+      stages: stages in order; each starts with the parameters of the one before.
+      model: config of the model that is trained.
       initial: makes the parameters that the first stage starts with.
-      teacher: makes the teacher; None where no stage needs one.
-      release: frees the teacher's memory; called once no remaining stage needs a teacher.
-      teacher_config: of that teacher.
       corpus: all text.
-      seed: of the order of the data.
-      policy: precisions.
-      mesh: of devices, for stages that name none.
-      running: how it is kept going.
+      seed: seed of the order of the data.
+      policy: precisions of the computation.
+      mesh: mesh of devices, for stages that name none.
+      running: how the run is kept going.
+      teacher: loads the teacher; None where no stage needs one.
+      release: frees the teacher's memory; called once no remaining stage needs a teacher.
       say: takes a sentence for the user.
     """
 
@@ -63,15 +62,15 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Returns the steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
 
     def layout(self, stage: Stage) -> Layout | None:
-        """Where the arrays of a stage lie."""
+        """Returns the layout of a stage's arrays; None on one device."""
         return make_layout(stage.mesh or self.mesh)
 
     def stage_at(self, step: int) -> tuple[int, int]:
-        """(stage, its first step) that the last of `step` steps belongs to."""
+        """Returns the stage that the last of `step` steps belongs to, and its first step."""
         first = 0
         for index, stage in enumerate(self.stages):
             if step <= first + stage.steps:
@@ -81,14 +80,19 @@ class Job:
 
 
 class Result(NamedTuple):
-    """was_finished: nothing was left to do."""
+    """Holds the outcome of a run.
+
+    Attributes:
+      params: the trained parameters.
+      was_finished: whether nothing was left to do.
+    """
 
     params: dict
     was_finished: bool
 
 
 def run(job: Job) -> Result:
-    """Runs what is left of a job; bitwise the same parameters however often it was killed.
+    """Runs the rest of a job; the parameters are bitwise the same however often it was killed.
 
     Raises:
       Diverged: too many steps in a row were not finite.
@@ -160,7 +164,7 @@ def _run(job: Job, store: CheckpointStore, gate: distributed.Gate) -> Result:
 
 
 def restore(job: Job, store: CheckpointStore) -> Saved | None:
-    """The newest whole checkpoint of the job, on the layout of its stage."""
+    """Restores the newest complete checkpoint of the job, on the layout of its stage."""
 
     def abstract(step: int):
         stage = job.stages[job.stage_at(step)[0]]
@@ -170,14 +174,14 @@ def restore(job: Job, store: CheckpointStore) -> Saved | None:
 
 
 def reshard(tree, layout: Layout | None):
-    """Parameters as they lie in another stage."""
+    """Moves parameters to the layout of another stage."""
     if layout is None:
         return jax.device_put(tree, jax.local_devices()[0])
     return jax.device_put(tree, layout.shardings(tree))
 
 
 def _begin(job: Job, stage: Stage, layout: Layout | None, params: dict) -> Position:
-    """The first step of a stage; nothing of `params` is donated."""
+    """Returns the position at the start of a stage; nothing of `params` is donated."""
     params = reshard(params, layout)
     if layout is None:
         state, frozen = init_state(stage, jax.tree.map(jnp.copy, params))

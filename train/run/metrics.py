@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on the terminal."""
+"""Writes metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on the terminal."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def averages(window: list[dict]) -> dict[str, float]:
-    """Means over a list of {name: (sum, count)}, numbers; names without a count are left out."""
+    """Returns the means of a list of {name: (sum, count)}; leaves out names without a count."""
     means = {}
     for name in window[0] if window else ():
         total = sum(float(metrics[name][0]) for metrics in window)
@@ -30,7 +30,7 @@ def averages(window: list[dict]) -> dict[str, float]:
 
 
 class MetricsLog:
-    """metrics.jsonl, TensorBoard and, if asked for, Weights & Biases, from the first process alone.
+    """Writes metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; only on process 0.
 
     A value that is not finite is null in metrics.jsonl, because JSON has no NaN.
     Lines that were written after `step`, by a process that was killed, are removed.
@@ -79,7 +79,7 @@ def check_wandb(project: str | None) -> None:
 
 
 def _start_wandb(project: str, folder: Path):
-    """A run that is continued under the same name."""
+    """Starts a run, or continues it under the same name."""
     import wandb
 
     name = f"{folder.name}-{zlib.crc32(str(folder.absolute()).encode()):08x}"
@@ -102,7 +102,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 class ProgressLine:
-    """A bar with the remaining time on a terminal, elsewhere a plain line every few seconds."""
+    """Shows a bar with the remaining time on a terminal, elsewhere a line every few seconds."""
 
     def __init__(self, name: str, done: int, total: int, say: Callable[[str], None]):
         self._name, self._total, self._say = name, total, say

@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in parts, one after the other."""
+"""Accumulates gradients over the parts of a batch, one after the other."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from hydrahead_jax.sharding import Layout
 
 
 def in_parts(batch, parts: int, layout: Layout | None):
-    """A pytree of [B, ...] as one of [parts, B / parts, ...].
+    """Reshapes a pytree of [B, ...] to [parts, B / parts, ...].
 
-    Every part has rows of each device, so that none has to move.
+    Every part has rows of each device, so that no row has to move.
     """
 
     def cut(x):
@@ -22,7 +22,7 @@ def in_parts(batch, parts: int, layout: Layout | None):
 
 
 def sum_over(function: Callable, parts):
-    """The sum over the leading axis of `parts` of what `function` makes of each."""
+    """Applies `function` to each slice of the leading axis of `parts` and adds up the results."""
     if jax.tree.leaves(parts)[0].shape[0] == 1:
         return function(jax.tree.map(lambda x: x[0], parts))
 

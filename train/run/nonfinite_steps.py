@@ -1,4 +1,4 @@
-"""Steps whose gradients were not finite: counted, their batches kept, stopped when too many."""
+"""Counts steps whose gradients were not finite, saves their batches, and stops after too many."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ _MOST_KEPT = 50
 
 
 class Diverged(UserError):
-    """Too many steps in a row were not finite; the last checkpoint is from before that."""
+    """Says that too many steps in a row were not finite; the last checkpoint is older than they."""
 
 
 class Skipped:
-    """Of one stage.
+    """Counts the skipped steps of one stage.
 
     Attributes:
       total: skipped steps since this process began.
@@ -30,16 +30,16 @@ class Skipped:
         self._in_a_row, self.total = 0, 0
 
     def note(self, step: int, metrics: dict, batch: Batch, rows: tuple[int, ...]) -> bool:
-        """Whether the step counts; its batch is saved where it does not.
+        """Returns whether the step counts; saves its batch where it does not.
 
         Args:
-          step: of the stage.
+          step: step of the stage.
           metrics: {name: (sum, count)} of the step, numbers.
           batch: this process' rows.
-          rows: their numbers in the whole batch.
+          rows: their numbers in the complete batch.
 
         Raises:
-          Diverged: it is one too many in a row.
+          Diverged: too many steps in a row were not finite.
         """
         bad = [name for name, (total, _) in metrics.items() if not math.isfinite(total)]
         if not metrics["skipped"][0] and "loss" not in bad:

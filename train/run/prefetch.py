@@ -1,4 +1,4 @@
-"""Batches made and sent to the devices ahead of the steps that need them."""
+"""Makes batches and sends them to the devices ahead of the steps that need them."""
 
 import queue
 import threading
@@ -13,10 +13,12 @@ _LOOK_SECONDS = 0.2
 
 
 class Ready(NamedTuple):
-    """Attributes:
-    batch: this process' rows, numpy.
-    placed: what the step takes.
-    position: of the data after this batch.
+    """Holds a batch that is on the devices.
+
+    Attributes:
+      batch: this process' rows, numpy.
+      placed: the batch as the step takes it.
+      position: position in the data after this batch.
     """
 
     batch: Batch
@@ -25,7 +27,7 @@ class Ready(NamedTuple):
 
 
 class Prefetch:
-    """A thread that stays a batch or two ahead; an error in it is raised where its batch is due."""
+    """Runs a thread that stays a batch or two ahead; `next` raises the error of its batch."""
 
     def __init__(self, batches: Batches, place: Callable[[Batch], Batch]):
         self._batches, self._place = batches, place
@@ -35,7 +37,7 @@ class Prefetch:
         self._thread.start()
 
     def next(self) -> tuple[Ready, float]:
-        """The next batch, and the seconds that it was waited for."""
+        """Returns the next batch, and the seconds spent waiting for it."""
         began = time.monotonic()
         item = self._queue.get()
         if isinstance(item, BaseException):

@@ -1,4 +1,4 @@
-"""Models to evaluate, score or export: a finished run, or a Hugging Face folder."""
+"""Loads models to evaluate, score or export: a finished run, or a Hugging Face folder."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,12 @@ from train.run.checkpoint import CheckpointStore
 
 
 class SavedModel(NamedTuple):
-    """Attributes:
-    config: of the model.
-    params: of the model.
-    tokenizer: folder with its files.
+    """Holds a loaded model.
+
+    Attributes:
+      config: config of the model.
+      params: parameters of the model.
+      tokenizer: folder with the tokenizer's files.
     """
 
     config: ModelConfig
@@ -29,10 +31,10 @@ class SavedModel(NamedTuple):
 
 
 def load_saved(folder: Path, dtype: str = "float32") -> SavedModel:
-    """The model in `folder`, its parameters in `dtype`.
+    """Loads the model in `folder`, its parameters in `dtype`.
 
     Raises:
-      UserError: it holds none, or a run that is not finished or was damaged.
+      UserError: it holds no model, or a run that is not finished or was damaged.
     """
     folder = local_path(folder)
     if (folder / MODEL).is_file():
@@ -43,7 +45,7 @@ def load_saved(folder: Path, dtype: str = "float32") -> SavedModel:
 
 
 def load_run(folder: Path) -> tuple[ModelConfig, dict]:
-    """Config and final parameters of a run; raises as `load_saved`."""
+    """Loads config and final parameters of a run; raises as `load_saved`."""
     folder = local_path(folder)
     config = load_model(folder)
     if not (folder / FINISHED).is_file():

@@ -1,17 +1,19 @@
-"""How a run is kept going; nothing of it changes the result."""
+"""Defines how a run is kept going; no setting changes the result."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Attributes:
-    keep_checkpoints: the newest so many stay.
-    max_skipped: steps in a row whose gradients are not finite, after which the run stops.
-    step_timeout: seconds that a step may take, compiling excluded, before the processes of a run
-      find out which of them is late, say so and end.
-    peer_timeout: seconds after which a process that is silent counts as dead.
-    wandb: project on Weights & Biases that gets the metrics too.
+    """Says how a run is kept going.
+
+    Attributes:
+      keep_checkpoints: number of newest checkpoints that stay.
+      max_skipped: steps in a row whose gradients are not finite, after which the run stops.
+      step_timeout: seconds that a step may take, compiling excluded, before the processes of a run
+        find out which of them is late, say so and end.
+      peer_timeout: seconds after which a process that is silent counts as dead.
+      wandb: project on Weights & Biases that gets the metrics too.
     """
 
     keep_checkpoints: int = 3

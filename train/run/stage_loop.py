@@ -1,4 +1,4 @@
-"""The training loop of one stage."""
+"""Runs the training loop of one stage."""
 
 import collections
 import dataclasses
@@ -30,11 +30,13 @@ _IN_FLIGHT = 2  # steps that the devices have not finished when the next one is 
 
 
 class Position(NamedTuple):
-    """Attributes:
-    state: that the next step changes.
-    frozen: parameters that the stage leaves alone.
-    done: steps of the stage.
-    data: position in it; None at the stage's start.
+    """Says where a stage stands between two steps.
+
+    Attributes:
+      state: state that the next step changes.
+      frozen: parameters that the stage leaves alone.
+      done: finished steps of the stage.
+      data: position in the data; None at the stage's start.
     """
 
     state: TrainState
@@ -44,14 +46,14 @@ class Position(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A step that was given to the devices.
+    """Holds a step that was given to the devices.
 
     Attributes:
       done: its number in the stage, from 1.
-      metrics: that come of it.
-      tokens: of its batch that are not padding.
+      metrics: metrics that the devices compute.
+      tokens: tokens of its batch that are not padding.
       batch: this process' rows.
-      waited: seconds for the batch.
+      waited: seconds spent waiting for the batch.
     """
 
     done: int
@@ -63,9 +65,13 @@ class _Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageLoop:
-    """Attributes as in `train.run.loop.Job`, and
-    first: steps of the run before the stage.
-    teacher: None where the stage needs none.
+    """Trains one stage; attributes not named here are as in `train.run.loop.Job`.
+
+    Attributes:
+      stage: the stage.
+      first: steps of the run before the stage.
+      layout: layout of the stage's arrays; None on one device.
+      teacher: None where the stage needs none.
     """
 
     stage: Stage
@@ -83,7 +89,7 @@ class StageLoop:
     def run(
         self, start: Position, store: CheckpointStore, log: MetricsLog, gate: distributed.Gate
     ) -> tuple[TrainState, dict]:
-        """To the end of the stage; raises as `train.run.loop.run`."""
+        """Runs the steps up to the end of the stage; raises as `train.run.loop.run`."""
         prefetch = Prefetch(self._batches(start.data), self._place)
         reader = _Reader(self, start.done, store, log)
         try:
@@ -126,7 +132,7 @@ class StageLoop:
         return state, frozen
 
     def rows(self) -> tuple[int, ...]:
-        """Rows of every batch that this process makes."""
+        """Returns the rows of every batch that this process makes."""
         batch = self.stage.data.batch
         return tuple(range(batch)) if self.layout is None else self.layout.local_rows(batch)
 

@@ -1,4 +1,4 @@
-"""Tokens a second, time lost waiting for data, and how well the devices are used."""
+"""Measures tokens per second, time spent waiting for data, and the utilisation of the devices."""
 
 import time
 
@@ -15,7 +15,7 @@ from train.stage.stage import Stage
 
 
 class Throughput:
-    """Between lines of the log."""
+    """Measures the throughput between lines of the log."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Throughput:
         self._waited += waited
 
     def take(self) -> dict[str, float]:
-        """Of the steps since the last call.
+        """Returns the figures of the steps since the last call.
 
         Returns:
           seconds_per_step; data_wait_seconds, of a step; tokens_per_second, padding left out, and
-          with it; mfu where the device's peak is known.
+          padded_tokens_per_second; mfu where the device's peak is known.
         """
         seconds = time.monotonic() - self._since
         values = {
@@ -60,7 +60,7 @@ class Throughput:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """bf16 FLOP a second of one JAX device; None where it is not known."""
+    """Returns the bf16 FLOP per second of one JAX device; None where it is not known."""
     name = chip_of(device_kind)
     if name is None:
         return None
@@ -74,7 +74,10 @@ def _count(segment_ids_BT: jax.Array) -> jax.Array:
 
 
 def real_tokens(batch: Batch):
-    """Tokens of a whole batch that are not padding; on a mesh an array that is not waited for."""
+    """Counts the tokens of a complete batch that are not padding.
+
+    On a mesh the count is an array, and nothing waits for it.
+    """
     if isinstance(batch.segment_ids_BT, np.ndarray):
         return int(np.count_nonzero(batch.segment_ids_BT))
     return _count(batch.segment_ids_BT)

@@ -1,4 +1,4 @@
-"""One optimizer step."""
+"""Makes one optimizer step."""
 
 import dataclasses
 import functools
@@ -28,21 +28,21 @@ from train.teacher.cached_batches import abstract_kept
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes; parameters are flat dicts keyed by path."""
+    """Holds what a step changes; parameters are flat dicts keyed by path."""
 
     trainable: dict[str, jax.Array]
     opt_state: optax.OptState
 
 
 class Teacher(NamedTuple):
-    """A model that is only read; params in the precision that it computes in."""
+    """Holds a model that is only read; params have the precision that it computes in."""
 
     config: ModelConfig
     params: dict
 
 
 def init_state(stage: Stage, params: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state at the first step of a stage, and the parameters that it leaves alone."""
+    """Returns the state at the first step of a stage, and the parameters that it leaves alone."""
     trainable, frozen = split(flatten(params), stage.trainable)
     if not trainable:
         raise ValueError(f"stage {stage.name!r}: no parameter matches {stage.trainable!r}")
@@ -52,12 +52,12 @@ def init_state(stage: Stage, params: dict) -> tuple[TrainState, dict[str, jax.Ar
 def abstract_state(
     stage: Stage, config: ModelConfig, layout: Layout | None = None
 ) -> tuple[TrainState, dict]:
-    """Shapes, dtypes and, with a layout, shardings of `init_state`."""
+    """Returns the shapes, dtypes and, with a layout, shardings of `init_state`."""
     return placed(jax.eval_shape(lambda: init_state(stage, abstract_zeros(config))), layout)
 
 
 def abstract_zeros(config: ModelConfig) -> dict:
-    """Zeros in the shape of the parameters, to be traced only."""
+    """Returns zeros in the shape of the parameters, to be traced only."""
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), abstract_params(config))
 
 
@@ -68,7 +68,7 @@ def abstract_arguments(
     policy: jmp.Policy,
     layout: Layout | None = None,
 ) -> tuple:
-    """Shapes, dtypes and shardings of the arguments of a step; nothing is allocated."""
+    """Returns shapes, dtypes and shardings of the arguments of a step; allocates nothing."""
     teacher = None
     if objective_of(stage).targets is not None:
         make = lambda: compute_params(policy, abstract_zeros(teacher_config))
@@ -83,7 +83,7 @@ def abstract_arguments(
 
 
 def placed(tree, layout: Layout | None):
-    """Abstract parameters or optimizer states with the shardings that a layout gives them."""
+    """Gives abstract parameters or optimizer states the shardings of a layout."""
     if layout is None:
         return tree
     return jax.tree.map(
@@ -101,7 +101,7 @@ def make_train_step(
     policy: jmp.Policy,
     layout: Layout | None = None,
 ) -> Callable:
-    """step(state, frozen, teacher_params, batch) -> (state, metrics), compiled; state is donated.
+    """Compiles step(state, frozen, teacher_params, batch) -> (state, metrics); state is donated.
 
     The teacher runs outside of differentiation; gradients and optimizer state exist only for the
     trainable parameters. Where a gradient is not finite the state stays as it was, and the metric

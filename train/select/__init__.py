@@ -1,1 +1,1 @@
-"""The subcommand that scores heads and chooses the softmax heads."""
+"""Scores heads and chooses those that stay softmax."""

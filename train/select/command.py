@@ -1,4 +1,4 @@
-"""From a model to a head plan, with the scores behind it and the checks on them."""
+"""Makes a head plan of a model, with the scores behind it and the checks on them."""
 
 import contextlib
 import dataclasses

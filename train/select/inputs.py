@@ -1,4 +1,4 @@
-"""The inputs of head selection: the model, its tokenizer, its text and its probes."""
+"""Loads the inputs of head selection: the model, its tokenizer, its text and its probes."""
 
 import dataclasses
 from typing import NamedTuple
@@ -27,14 +27,14 @@ from train.select.knock_out import knock_out_questions
 
 
 class Subject(NamedTuple):
-    """What is scored, and with what.
+    """Holds the model that is scored, and the text to score it with.
 
     Attributes:
-      config: of the model.
-      params: of the model, in the config's dtype.
+      config: config of the model.
+      params: parameters of the model, in the config's dtype.
       corpus: its tokenizer, and text.
       probing: text for the probes.
-      questions: for the knock-out; None if it is left out.
+      questions: questions for the knock-out; None if it is left out.
       general: sub-probes and pairs from files.
       mesh: None for one device.
     """
@@ -52,7 +52,7 @@ def load_subject(config: SelectConfig) -> Subject:
     """Reads the model, the text and the files of general ability.
 
     Raises:
-      UserError: one of them is missing or wrong, or there are not so many devices.
+      UserError: one of them is missing or wrong, or there are fewer devices than asked for.
     """
     if not 1 <= config.devices <= jax.device_count():
         raise UserError(
@@ -105,13 +105,13 @@ def _questions(config: SelectConfig, model: ModelConfig, corpus: Corpus) -> Ques
 
 
 def knock_out_settings(config: SelectConfig, model: ModelConfig) -> KnockOutSettings:
-    """With the length of the probes where none is given."""
+    """Returns the settings with the length of the probes where none is given."""
     length = config.knock_out.length or config.settings.length_for(model)
     return dataclasses.replace(config.knock_out, length=length)
 
 
 def make_plan(config: SelectConfig, model: ModelConfig, scores: HeadScores) -> HeadPlan:
-    """The plan that the config asks for."""
+    """Makes the plan that the config asks for."""
     return allocate(
         scores,
         model,

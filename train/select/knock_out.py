@@ -1,4 +1,4 @@
-"""Knock-out curves of a model, kept in a file point by point."""
+"""Measures knock-out curves of a model, and saves them in a file point by point."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ _CALIBRATION = 32
 def knock_out_questions(
     corpus: Corpus, held_out: Haystack, settings: KnockOutSettings, template: Template
 ) -> Questions:
-    """The documents; raises UserError where they cannot be made."""
+    """Makes the documents with their questions; raises UserError where they cannot be made."""
     return needle_questions(
         corpus.tokenizer,
         held_out,
@@ -58,20 +58,20 @@ def measure_knock_out(
     *,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Retrieval by generation with heads removed; goes on where an earlier call stopped.
+    """Measures retrieval by generation with heads removed; continues an earlier call.
 
     Args:
-      path: of the JSON file that keeps the points.
-      config: of the model.
-      params: of the model.
-      questions: of `knock_out_questions`.
-      scores: of the model's heads.
-      pairs: of the retrieval sub-probes; their documents give the heads' means.
-      settings: those of the questions.
+      path: JSON file that holds the points.
+      config: config of the model.
+      params: parameters of the model.
+      questions: result of `knock_out_questions`.
+      scores: scores of the model's heads.
+      pairs: pairs of the retrieval sub-probes; their documents give the heads' means.
+      settings: settings that the questions were made with.
       progress: called with a stage's name, the points done and in all.
 
     Returns:
-      What stands in the file: "of", what the points depend on, "counts" and "curves".
+      The content of the file: "of", what the points depend on, "counts" and "curves".
 
     Raises:
       UserError: the settings do not suit the model.
@@ -106,14 +106,14 @@ def measure_knock_out(
 
 
 def _known(path: Path, record: dict[str, Any]) -> Curves:
-    """Points measured earlier for the same heads and settings."""
+    """Returns the points that were measured earlier for the same heads and settings."""
     found = read_json(path) if path.is_file() else {}
     same = all(found.get(key) == value for key, value in record.items())
     return found["curves"] if same else {}
 
 
 def _calibration(pairs: Sequence[ProbePairs]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments of some documents of every sub-probe."""
+    """Returns tokens and segments of some documents of every sub-probe."""
     each = -(-_CALIBRATION // len(pairs))
     columns = zip(*((p.tokens_BT[:each], p.segment_ids_BT[:each]) for p in pairs), strict=True)
     return tuple(np.concatenate(column) for column in columns)

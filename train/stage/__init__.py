@@ -1,1 +1,1 @@
-"""The settings of a training stage, and what follows from them."""
+"""Defines the settings of a training stage, and what follows from them."""

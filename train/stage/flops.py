@@ -1,4 +1,4 @@
-"""FLOP of a training step: what the model needs, and what matrix units must do at least.
+"""Counts FLOP of a training step: what the model needs, and what matrix units must do at least.
 
 A multiply-add is 2 FLOP. Counted are products with weights (convolution taps among them), softmax
 attention over the keys that a query sees in a row that is one document, and the delta rule. Not
@@ -8,10 +8,10 @@ attention than this says: how long documents are is not known beforehand.
     softmax attention, a query head, query and key           4 H       backward  8 H
     delta rule, a head and token: S k, v k^T, S q            6 H P     backward 12 H P
 
-The model's count takes the delta rule by its recurrence and nothing twice, so that no chunk length
-and no recomputation looks better than another. Matrix units run the rule in chunks, attention makes
-its scores again in the backward pass, and `remat` most of a layer: `StepFlops.at_least` counts the
-first two as the kernels' report does, and all of them.
+The model's count takes the delta rule by its recurrence and counts nothing twice, so that no chunk
+length and no recomputation looks better than another. Matrix units do more: they run the rule in
+chunks, attention computes its scores again in the backward pass, and `remat` computes most of a
+layer again. `StepFlops.at_least` counts these; the first two are counted as in the kernels' report.
 """
 
 import functools
@@ -41,12 +41,12 @@ _MIXER_IN, _HEADS, _MIXER_OUT, _END = 1, 3, 4, len(_PLACES)
 
 
 class StepFlops(NamedTuple):
-    """Of one optimizer step, on all devices together.
+    """Counts the FLOP of one optimizer step, on all devices together.
 
     Attributes:
       model: what the model needs.
       at_least: what matrix units must do, see above.
-      parts: of `model`, by kind of work; the teacher's forward pass is one kind.
+      parts: parts of `model`, by kind of work; the teacher's forward pass is one kind.
     """
 
     model: float
@@ -55,13 +55,15 @@ class StepFlops(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """FLOP a token.
+    """Counts the FLOP per token of one kind of work in a layer.
 
     Attributes:
-      place: in the layer; it reads what was made at earlier ones.
-      path: of the weight, within the layer; None for attention and the delta rule.
-      more_forward: that matrix units do beyond `forward`.
-      more_backward: beyond the gradients of `forward`.
+      kind: name of the kind.
+      place: place in the layer; the work reads what was made at earlier places.
+      path: path of the weight within the layer; None for attention and the delta rule.
+      forward: FLOP that the model needs in the forward pass.
+      more_forward: FLOP that matrix units do beyond `forward`.
+      more_backward: FLOP that they do beyond the gradients of `forward`.
     """
 
     kind: str
@@ -73,16 +75,16 @@ class _Work(NamedTuple):
 
 
 def train_flops(stage: Stage, config: ModelConfig, teacher_config: ModelConfig | None) -> float:
-    """FLOP that the model needs for a step, for the utilisation of the devices."""
+    """Returns the FLOP that the model needs for a step, for the utilisation of the devices."""
     return step_flops(stage, config, teacher_config).model
 
 
 def step_flops(stage: Stage, config: ModelConfig, teacher_config: ModelConfig | None) -> StepFlops:
-    """The counts of a step of a stage.
+    """Counts the FLOP of a step of a stage.
 
     Args:
       stage: its trainable parameters decide which gradients there are.
-      config: of the model that is trained.
+      config: config of the model that is trained.
       teacher_config: None where no teacher runs.
     """
     tokens = stage.data.batch * stage.data.length
@@ -98,13 +100,13 @@ def step_flops(stage: Stage, config: ModelConfig, teacher_config: ModelConfig | 
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
-    """FLOP a token of a forward pass over rows of `length` tokens, logits included."""
+    """Counts FLOP per token of a forward pass over rows of `length` tokens, logits included."""
     layers = (_layer(layer_config(config, i), length) for i in range(config.layers))
     return sum(work.forward for layer in layers for work in layer) + _logits(config)
 
 
 def _teacher(stage: Stage, config: ModelConfig) -> float:
-    """A token's forward pass; aligning needs neither the last MLP nor logits."""
+    """Counts FLOP per token of the teacher; aligning needs neither the last MLP nor logits."""
     flops = forward_flops(config, stage.data.length)
     unused = _logits(config) + 6 * config.embed * config.mlp
     return flops - unused if stage.loss == "align" else flops
@@ -115,7 +117,7 @@ def _logits(config: ModelConfig) -> float:
 
 
 def _student(stage: Stage, config: ModelConfig):
-    """(kind, FLOP a token of the model, what matrix units do beyond it)."""
+    """Yields (kind, FLOP per token of the model, what matrix units do beyond it)."""
     trained = lambda path: re.fullmatch(stage.trainable, path) is not None
     align = stage.loss == "align"
     from_below = not align and trained("w_embed_VD")
@@ -139,7 +141,7 @@ def _student(stage: Stage, config: ModelConfig):
 
 
 def _with_gradients(work: _Work, upstream: bool, weight: bool, remat: str):
-    """`work` and the gradients that are needed: of its inputs, of its weight."""
+    """Counts `work` with the gradients that are needed: of its inputs, of its weight."""
     is_core = work.path is None
     gradients = upstream * (2 if is_core else 1) + weight
     more = work.more_forward + work.more_backward * upstream
@@ -150,7 +152,7 @@ def _with_gradients(work: _Work, upstream: bool, weight: bool, remat: str):
 
 @functools.cache
 def _places(config: ModelConfig) -> dict[str, int]:
-    """Path within the layer -> where it is used, of a model that is this layer alone."""
+    """Returns where each path of a one-layer model is used; paths are within the layer."""
     paths = [path.partition("/0/")[2] for path in flatten(abstract_params(config))]
     at = lambda path: next(i for i, place in enumerate(_PLACES) if re.fullmatch(place, path))
     return {path: at(path) for path in paths if path}
@@ -158,7 +160,7 @@ def _places(config: ModelConfig) -> dict[str, int]:
 
 @functools.cache
 def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
-    """All work of a model that is one layer alone."""
+    """Lists all work of a model that has one layer only."""
     params = {path.partition("/0/")[2]: x for path, x in flatten(abstract_params(config)).items()}
     found = [_softmax(config, length), _delta(config)]
     for path, place in _places(config).items():

@@ -1,4 +1,4 @@
-"""Whether a stage fits a mesh, before anything is compiled."""
+"""Checks whether a stage fits a mesh, before anything is compiled."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from train.stage.stage import Stage
 def check_mesh(
     stage: Stage, mesh: MeshConfig, devices: int, config: ModelConfig, teacher: ModelConfig | None
 ) -> dict[str, int]:
-    """The size of each axis for a stage on that many devices.
+    """Returns the size of each axis for a stage on that many devices.
 
     Raises:
-      UserError: the mesh does not fit the devices, or an axis does not divide what it shares out;
-        names the axis, the size and the nearest sizes that work.
+      UserError: the mesh does not fit the devices, or an axis does not divide what it splits; the
+        message names the axis, the size and the nearest sizes that work.
     """
     where = f"stage {stage.name!r}, mesh {mesh.text()}"
     try:
@@ -41,14 +41,14 @@ def check_mesh(
 
 
 def _chunks(mesh: MeshConfig, sizes: dict[str, int]) -> int:
-    """Pieces that a row is cut into."""
+    """Returns the number of pieces that a row is cut into."""
     if sizes["context"] == 1:
         return 1
     return sizes["context"] * (2 if mesh.order == "zigzag" else 1)
 
 
 def _shares(stage, mesh, sizes, config, teacher) -> Iterator[tuple[str, int, str, int]]:
-    """(axis, its size, what it shares out, the size of that)."""
+    """Yields (axis, its size, what it splits, the size of that)."""
     parts = stage.microbatches
     rows = "data * fsdp" + (f" * microbatches={parts}" if parts > 1 else "")
     yield rows, sizes["data"] * sizes["fsdp"] * parts, "the batch", stage.data.batch

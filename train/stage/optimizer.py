@@ -1,4 +1,4 @@
-"""Optimizers as data: AdamW, or Muon on matrices with Adam on the rest."""
+"""Describes optimizers as data: AdamW, or Muon on matrices with Adam on the rest."""
 
 import dataclasses
 from typing import Literal
@@ -12,12 +12,17 @@ ScheduleKind = Literal["cosine", "constant"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Attributes:
-    learning_rate: at the peak.
-    end_fraction: of the peak, reached by a cosine at the last step.
-    schedule: "constant" stays at the peak.
-    warmup_steps: linear, from zero.
-    clip: gradients are scaled down to this global norm.
+    """Sets up AdamW and its schedule.
+
+    Attributes:
+      learning_rate: learning rate at the peak.
+      end_fraction: fraction of the peak that a cosine reaches at the last step.
+      schedule: "cosine", or "constant", which stays at the peak.
+      warmup_steps: steps of linear warm-up from zero.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      weight_decay: decoupled weight decay.
+      clip: global norm that gradients are scaled down to.
     """
 
     learning_rate: float
@@ -32,7 +37,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Muon on the matrices of the layers, Adam on everything else; fields as in AdamW."""
+    """Sets up Muon on the matrices of the layers, Adam on everything else; fields as in AdamW."""
 
     learning_rate: float = 0.02
     adam_learning_rate: float = 3e-3
@@ -48,7 +53,7 @@ Optimizer = AdamW | Muon
 
 
 def learning_rate(optim: Optimizer, steps: int, peak: float | None = None) -> optax.Schedule:
-    """The schedule of a stage of `steps` steps, by default that of `optim.learning_rate`."""
+    """Makes the schedule of a stage of `steps` steps; `peak` is by default the optimizer's rate."""
     peak = optim.learning_rate if peak is None else peak
     ramp = optax.linear_schedule(0.0, peak, optim.warmup_steps)
     if optim.schedule == "constant":
@@ -60,7 +65,7 @@ def learning_rate(optim: Optimizer, steps: int, peak: float | None = None) -> op
 
 
 def make_optimizer(optim: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation over a flat dict of parameters, keyed by path."""
+    """Makes the gradient transformation over a flat dict of parameters, keyed by path."""
     rate = learning_rate(optim, steps)
     if isinstance(optim, AdamW):
         update = optax.adamw(rate, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
@@ -80,7 +85,7 @@ def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | 
 
 
 def _matrix_axes(path: str) -> MuonDimensionNumbers | None:
-    """Which axes a projection sums over, read from its name; None if it is no projection."""
+    """Returns the axes that a projection sums over, by its name; None for other parameters."""
     name, _, dims = path.rpartition("/")[2].rpartition("_")
     if not name.startswith("w_") or "V" in dims:
         return None

@@ -1,4 +1,4 @@
-"""A training stage is data: what is minimised, over which parameters, on what, and how."""
+"""Describes a training stage as data: the loss, the trained parameters, the text, the settings."""
 
 import dataclasses
 from typing import Literal
@@ -21,20 +21,20 @@ class Stage:
     """Describes one stage of training: its loss, its data, and how it is run.
 
     Attributes:
-      name: in the log, and on the command line.
+      name: name in the log and on the command line.
       loss: "next_token"; "align" and "distill" need a teacher.
-      steps: of the optimizer.
+      steps: steps of the optimizer.
       data: what it trains on.
       optim: optimizer and schedule, started anew.
       trainable: regular expression that matches the paths of the trained parameters.
-      ce_weight: of next-token cross entropy beside the distillation loss.
-      teacher_cache: read in place of running the teacher; for "distill".
-      mesh: of devices; None is the run's.
+      ce_weight: weight of next-token cross entropy beside the distillation loss.
+      teacher_cache: cache that is read in place of running the teacher; for "distill".
+      mesh: mesh of devices; None is the run's.
       microbatches: parts of a batch whose gradients are added up, one after the other; the step is
         the same, in less memory.
       remat: what is saved for the backward pass. "none": all activations; "kernels": only what
         kernels save; "full": only each layer's input.
-      scan_layers: layers of equal make that follow one another are compiled once, as a loop.
+      scan_layers: whether consecutive layers of equal structure are compiled once, as a loop.
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: the most steps a kill can lose. Checkpoints start every
         `checkpoint_every // 2` steps and are written in the background; the last step has one.
@@ -56,7 +56,7 @@ class Stage:
     checkpoint_every: int = 100
 
     def ends_interval(self, step: int) -> bool:
-        """Whether a checkpoint is made after so many steps of the stage."""
+        """Returns whether a checkpoint is made after so many steps of the stage."""
         return step == self.steps or step % max(1, self.checkpoint_every // 2) == 0
 
 
@@ -65,7 +65,8 @@ def check_stages(stages: tuple[Stage, ...], max_length: int, *, hybrid: bool = F
 
     Args:
       max_length: the longest sequence of the model, or of the teacher of a hybrid.
-      hybrid: without a teacher, rows may be longer: long context is what hybrids are for.
+      hybrid: whether rows may be longer in stages without a teacher, because hybrids are made for
+        long context.
     """
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
@@ -91,6 +92,6 @@ def check_stages(stages: tuple[Stage, ...], max_length: int, *, hybrid: bool = F
 
 
 def stage_seed(seed: int, name: str) -> int:
-    """Of the order of a stage's data, from the seed of the run."""
+    """Returns the seed for the order of a stage's data, from the seed of the run."""
     words = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
     return int(words[0]) & 0x7FFFFFFF

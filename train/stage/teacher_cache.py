@@ -1,13 +1,15 @@
-"""Which teacher cache a stage reads."""
+"""Names the teacher cache that a stage reads."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherCache:
-    """Attributes:
-    folder: made by `python -m train cache-teacher`.
-    tokens: kept at each position; the probability of all others is kept as one number.
+    """Names a teacher cache, and how many tokens it holds at each position.
+
+    Attributes:
+      folder: folder made by `python -m train cache-teacher`.
+      tokens: tokens saved at each position; the probability of all others is saved as one number.
     """
 
     folder: str

@@ -1,1 +1,1 @@
-"""The loaded teacher, and its cached outputs on disk."""
+"""Loads the teacher, and caches its outputs on disk."""

@@ -1,4 +1,4 @@
-"""A cache on disk: what it is of, and blocks of steps, each in a file per process that wrote it."""
+"""Stores a cache on disk: its identity, and blocks of steps, one file per process and block."""
 
 import bisect
 import dataclasses
@@ -26,12 +26,12 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A file of a block: for one step after another, those rows of the batch.
+    """Describes a file of a block, which holds some rows of the batch of each step.
 
     Attributes:
-      name: of the file.
-      rows: of each batch, ascending.
-      bytes: of the file.
+      name: name of the file.
+      rows: rows of each batch that it holds, ascending.
+      bytes: size of the file.
     """
 
     name: str
@@ -41,11 +41,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
-    """Attributes:
-    first: step of the stage, from 0.
-    steps: how many.
-    parts: that have all rows between them.
-    state: position in the data after the block.
+    """Describes consecutive steps that were cached together.
+
+    Attributes:
+      first: first step, counted in the stage from 0.
+      steps: number of steps.
+      parts: files that have all rows between them.
+      state: position in the data after the block.
     """
 
     first: int
@@ -55,13 +57,13 @@ class Block:
 
 
 def identity(stage: Stage, seed: int, teacher: ModelConfig, checksum: int) -> dict:
-    """What a cache is of, as JSON.
+    """Returns what a cache was made of, as JSON.
 
     Args:
-      stage: that reads it.
-      seed: of the run, which determines the order of the data together with the stage's name.
-      teacher: its config.
-      checksum: of the teacher's parameters.
+      stage: the stage that reads it.
+      seed: seed of the run; with the stage's name it determines the order of the data.
+      teacher: config of the teacher.
+      checksum: checksum of the teacher's parameters.
     """
     return {
         "format": FORMAT,
@@ -74,13 +76,15 @@ def identity(stage: Stage, seed: int, teacher: ModelConfig, checksum: int) -> di
 
 
 class CacheFolder:
-    """Attributes:
-    path: of the folder.
-    blocks: that are whole, the first steps first.
+    """Reads the complete blocks of a cache.
+
+    Attributes:
+      path: path of the folder.
+      blocks: complete blocks, the first steps first.
     """
 
     def __init__(self, path: Path, found: dict):
-        """`found` is the identity."""
+        """Opens the folder; `found` is its identity."""
         self.path = path
         self.format = RowFormat(found["data"]["length"], found["tokens"], found["teacher"]["vocab"])
         self.blocks: list[Block] = []
@@ -90,11 +94,11 @@ class CacheFolder:
 
     @property
     def steps(self) -> int:
-        """That can be read."""
+        """Returns the number of steps that can be read."""
         return self.blocks[-1].first + self.blocks[-1].steps if self.blocks else 0
 
     def read(self, step: int, rows: tuple[int, ...]) -> list[bytes]:
-        """Records of those rows of the batch of a step."""
+        """Reads the records of those rows of a step's batch."""
         firsts = [block.first for block in self.blocks]
         block = self.blocks[bisect.bisect_right(firsts, step) - 1]
         found = {}
@@ -111,7 +115,7 @@ class CacheFolder:
 
 
 def open_for_writing(path: Path, wanted: dict) -> None:
-    """Makes the folder, or checks that it is the same cache; on one process.
+    """Makes the folder, or checks that it is the same cache; call it on one process.
 
     Raises:
       UserError: the folder holds another cache, or something else.
@@ -122,7 +126,7 @@ def open_for_writing(path: Path, wanted: dict) -> None:
 
 
 def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
-    """The cache that a stage reads.
+    """Opens the cache that a stage reads.
 
     Raises:
       UserError: it is missing, of another teacher or other data, or has too few steps.
@@ -148,7 +152,7 @@ def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
 
 
 def write_block(path: Path, block: Block) -> None:
-    """Says that a block is whole; its files are there."""
+    """Records that a block is complete; call it when its files are written."""
     write_json(_block_file(path, block.first), dataclasses.asdict(block))
 
 

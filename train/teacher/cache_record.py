@@ -1,4 +1,4 @@
-"""A row of a batch in the cache: bytes to arrays and back."""
+"""Encodes a row of a batch for the cache, and decodes it."""
 
 import zlib
 from typing import NamedTuple
@@ -13,8 +13,11 @@ _SMALL_VOCABULARY = 2**16
 
 
 class RowFormat(NamedTuple):
-    """Log probabilities are float16, so they are off by at most 2^-11 of themselves; tails are
-    float32. Ids have 2 bytes each, or 3 where the vocabulary is larger than 65,536."""
+    """Encodes a row of a batch as bytes.
+
+    Log probabilities are float16, so their relative error is at most 2^-11; tails are float32. Ids
+    have 2 bytes each, or 3 where the vocabulary is larger than 65,536.
+    """
 
     length: int
     tokens: int
@@ -28,11 +31,11 @@ class RowFormat(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of a row, before the file compresses it."""
+        """Returns the bytes of a row, before the file compresses it."""
         return 4 + sum(dtype.itemsize * count for dtype, count in self._arrays)
 
     def encode(self, ids_TK, log_p_TK, tail_T, checksum: int) -> bytes:
-        """`checksum` is of the row's tokens."""
+        """Encodes a row; `checksum` is that of the row's tokens."""
         parts = [tail_T, log_p_TK, ids_TK & (_SMALL_VOCABULARY - 1), ids_TK >> 16]
         arrays = [
             np.ascontiguousarray(part, dtype)
@@ -41,7 +44,7 @@ class RowFormat(NamedTuple):
         return b"".join([checksum.to_bytes(4, "little"), *(array.tobytes() for array in arrays)])
 
     def decode(self, record: bytes) -> tuple[Kept, int]:
-        """Kept tokens [T, K], log probabilities in float16; and the row's checksum."""
+        """Returns the tokens [T, K] with float16 log probabilities, and the row's checksum."""
         parts, start = [], 4
         for dtype, count in self._arrays:
             parts.append(np.frombuffer(record, dtype, count, start))
@@ -56,6 +59,6 @@ class RowFormat(NamedTuple):
 
 
 def row_checksums(batch: Batch) -> list[int]:
-    """Of each row's tokens and documents."""
+    """Returns a checksum of each row's tokens and documents."""
     both = np.stack([batch.tokens_BT, batch.segment_ids_BT], axis=1).astype("<i4")
     return [zlib.crc32(np.ascontiguousarray(row)) for row in both]

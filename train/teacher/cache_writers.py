@@ -1,4 +1,4 @@
-"""Which process writes which rows, and how it gets them."""
+"""Says which process writes which rows of the cache, and fetches them from the devices."""
 
 import jax
 import numpy as np
@@ -8,12 +8,12 @@ from hydrahead_jax.sharding import Layout
 
 
 def whole_rows(layout: Layout) -> NamedSharding:
-    """Rows over devices as batches are, each of them whole."""
+    """Returns the sharding that splits rows as in batches, and no row itself."""
     return NamedSharding(layout.mesh, PartitionSpec(("data", "fsdp")))
 
 
 def rows_of_writers(layout: Layout | None, batch: int) -> dict[int, tuple[int, ...]]:
-    """Process -> rows of a batch; of several processes that have a row, the first writes it."""
+    """Returns the rows of a batch that each process writes; the first that has a row writes it."""
     if layout is None:
         return {0: tuple(range(batch))}
     writer = dict.fromkeys(range(batch), jax.process_count())
@@ -27,7 +27,7 @@ def rows_of_writers(layout: Layout | None, batch: int) -> dict[int, tuple[int, .
 
 
 def local_values(x: jax.Array, rows: tuple[int, ...]) -> np.ndarray:
-    """Those rows of an array that lies on devices as `whole_rows` says, or on one."""
+    """Fetches those rows of an array that has the sharding of `whole_rows`, or one device."""
     values = {}
     for shard in x.addressable_shards:
         held = range(x.shape[0])[shard.index[0]]

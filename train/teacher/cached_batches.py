@@ -1,4 +1,4 @@
-"""Batches with what the cache holds of them."""
+"""Adds the cached teacher outputs to batches."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from train.teacher.cache_record import row_checksums
 
 
 def abstract_kept(stage: Stage) -> Kept:
-    """Shapes and dtypes of what a batch has of the cache."""
+    """Returns the shapes and dtypes of what a batch takes from the cache."""
     rows = (stage.data.batch, stage.data.length)
     shape = lambda dtype, *more: jax.ShapeDtypeStruct((*rows, *more), dtype)
     tokens = stage.teacher_cache.tokens
@@ -32,11 +32,11 @@ def check_cache(
     """Raises UserError where a stage could not read its cache, or it is of other text.
 
     Args:
-      stage: that reads it.
-      seed: of the run.
-      teacher: its config.
-      checksum: of its parameters.
-      corpus: that the stage reads.
+      stage: the stage that reads it.
+      seed: seed of the run.
+      teacher: config of the teacher.
+      checksum: checksum of its parameters.
+      corpus: text that the stage reads.
     """
     open_for_reading(stage, identity(stage, seed, teacher, checksum))
     batches = make_batches(stage.data, corpus, stage_seed(seed, stage.name), (0,))
@@ -44,11 +44,13 @@ def check_cache(
 
 
 class CachedBatches:
-    """Batches of numpy arrays whose `teacher` is read from the stage's cache; the position counts
-    the steps as well."""
+    """Yields batches of numpy arrays whose `teacher` is read from the stage's cache.
+
+    The position includes the number of steps.
+    """
 
     def __init__(self, batches: Batches, stage: Stage, rows: tuple[int, ...]):
-        """`rows` are those of every batch that `batches` gives."""
+        """Takes the batches, and `rows`, the rows of every batch that `batches` gives."""
         path = local_path(stage.teacher_cache.folder)
         self._folder = CacheFolder(path, read_json(path / MANIFEST))
         self._batches, self._rows, self._step = batches, rows, 0

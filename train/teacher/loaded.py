@@ -1,4 +1,4 @@
-"""The teacher's weights, straight from their files to the devices."""
+"""Loads the teacher's weights straight from their files to the devices."""
 
 import zlib
 from pathlib import Path
@@ -13,15 +13,15 @@ from hydrahead_jax.sharding import Layout
 
 
 class LoadedTeacher:
-    """A Hugging Face folder in float32, on one device or shared out over a mesh.
+    """Loads a Hugging Face folder in float32, on one device or split over a mesh.
 
-    A process holds one weight at a time beside its devices' shares.
+    A process holds one weight at a time beside its devices' shards.
 
     Attributes:
-      config: of the teacher.
-      params: of the teacher, until they are taken.
-      layout: on which they lie.
-      checksum: of all numbers; the same on every layout.
+      config: config of the teacher.
+      params: parameters of the teacher, until they are taken.
+      layout: layout of the parameters.
+      checksum: checksum of all numbers; the same on every layout.
     """
 
     def __init__(self, folder: Path, layout: Layout | None):
@@ -32,7 +32,7 @@ class LoadedTeacher:
         self.checksum = zlib.crc32(repr(every).encode())
 
     def take(self) -> dict:
-        """The parameters, which are then the caller's alone."""
+        """Returns the parameters and drops its own reference to them."""
         params, self.params = self.params, None
         return params
 

@@ -1,4 +1,4 @@
-"""The student's first parameters, made where they lie on a mesh."""
+"""Makes the student's first parameters directly on a mesh."""
 
 import functools
 
@@ -21,9 +21,9 @@ def migrate_on(
     key: jax.Array,
     rows_BT: np.ndarray,
 ) -> dict:
-    """`migrate`, with gains from the calibration rows; nothing is whole on any device.
+    """Runs `migrate` on a mesh, with gains from the calibration rows; no device holds a full array.
 
-    Rows and their ends are filled up with padding to what the mesh divides.
+    Rows, and their ends, are padded to sizes that the mesh divides.
     """
     ranks = layout.size("data", "fsdp")
     chunks = 2 * layout.size("context")
