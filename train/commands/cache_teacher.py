@@ -23,7 +23,7 @@ from train import distributed
 from train.commands.transfer import TransferConfig
 from train.data.batches import Batch, make_batches
 from train.data.text import load_corpus
-from train.files.progress import Stages
+from train.files.progress import Progress
 from train.losses.model_batch import make_model_batch
 from train.losses.objectives import VOCABULARY_AT_ONCE
 from train.losses.shared import unembedding
@@ -153,7 +153,7 @@ class _Writer:
             return
         if self._folder.steps:
             say(f"continuing {path} after step {self._folder.steps} of {steps}")
-        with Stages(say) if distributed.is_first() else contextlib.nullcontext(_quiet) as progress:
+        with Progress(say) as progress:
             for first in range(self._folder.steps, steps, self._block_steps):
                 last = min(first + self._block_steps, steps)
                 self._write_block(first, last, top, progress)
@@ -217,7 +217,3 @@ def _writing(path: Path):
         yield
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write to {path}: {error}") from error
-
-
-def _quiet(*progress) -> None:
-    """Shows no progress; every process but the first uses it."""

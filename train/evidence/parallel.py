@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -10,10 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-_SECONDS_BETWEEN_LINES = 30.0
+from train.files.progress import Progress
 
 
 class Task(NamedTuple):
@@ -79,25 +77,10 @@ def _run(task: Task):
 
 def _watch(tasks: dict[str, Task], futures: dict[str, concurrent.futures.Future]) -> None:
     """Shows the progress; returns when all tasks are done, or as soon as one has failed."""
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total:.0f} steps"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars = {name: progress.add_task(name, total=task.steps) for name, task in tasks.items()}
-        last = time.monotonic()
+    with Progress(functools.partial(print, flush=True)) as progress:
         while not all(future.done() for future in futures.values()):
-            done = {name: _steps_done(task.metrics) for name, task in tasks.items()}
-            for name, bar in bars.items():
-                progress.update(bar, completed=done[name])
-            if not console.is_terminal and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                total = sum(task.steps for task in tasks.values())
-                print(f"{sum(done.values())} of {total} steps of {len(tasks)} runs", flush=True)
+            for name, task in tasks.items():
+                progress(name, _steps_done(task.metrics), task.steps)
             if any(f.done() and f.exception() for f in futures.values()):
                 return
             time.sleep(1)

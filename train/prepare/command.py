@@ -14,7 +14,7 @@ from train.data.documents.find import Found, SourceFile, find_files
 from train.data.documents.parts import Part, make_parts
 from train.data.prepared.folder import PreparedFolder
 from train.data.tokenizer import end_of_text, load_tokenizer, vocabulary_checksum
-from train.files.progress import Stages
+from train.files.progress import Progress
 from train.prepare.asked import disown, open_folder, what_is_asked
 from train.prepare.job import WORK, Job, part_record
 from train.prepare.manifest import finish
@@ -135,7 +135,7 @@ def _fingerprints(
     total = -(-sum(file.bytes for file in files) // _MIB)
     if total < _MUCH_TO_CHECK:
         return fingerprints(files, workers)
-    with Stages(say) as stages:
+    with Progress(say) as stages:
         return fingerprints(files, workers, lambda done: stages(_CHECK, done // _MIB, total))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hydrahead_jax.errors import UserError
 from train.data.documents.parts import Part
 from train.data.tokenizer import load_tokenizer
-from train.files.progress import Stages
+from train.files.progress import Progress
 from train.prepare.job import Job
 from train.prepare.shards import make_shards
 
@@ -39,7 +39,7 @@ def run_parts(job: Job, parts: dict[int, Part], workers: int, say: Callable[[str
     if not parts:
         return
     total = -(-sum(part.bytes for part in parts.values()) // _MIB)
-    with Stages(say) as stages:
+    with Progress(say) as stages:
         show = lambda done: stages(_STAGE, min(int(done / _MIB), total - 1), total)
         (_run_here if workers == 1 else _run_in_processes)(job, parts, workers, show)
         stages(_STAGE, total, total)

@@ -3,19 +3,12 @@
 import contextlib
 import importlib.util
 import json
-import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import dumps, replacing
 from train import distributed
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def averages(window: list[dict]) -> dict[str, float]:
@@ -99,45 +92,3 @@ def _drop_after(path: Path, step: int) -> None:
             kept.append(line + "\n")
     with replacing(path) as file:
         file.write("".join(kept))
-
-
-class ProgressLine:
-    """Shows a bar with the remaining time on a terminal, elsewhere a line every few seconds."""
-
-    def __init__(self, name: str, done: int, total: int, say: Callable[[str], None]):
-        self._name, self._total, self._say = name, total, say
-        self._first, self._started, self._last = done, None, time.monotonic()
-        console = Console()
-        self._bar = _bar(console) if console.is_terminal and distributed.is_first() else None
-        if self._bar is not None:
-            self._task = self._bar.add_task(name, total=total, completed=done, loss="")
-            self._bar.start()
-
-    def advance(self, done: int, loss: float | None) -> None:
-        if self._started is None:
-            self._first, self._started = done, time.monotonic()
-        text = "" if loss is None else f"loss {loss:.4f}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, **({"loss": text} if text else {}))
-            return
-        now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES or loss is None:
-            return
-        self._last = now
-        left = (now - self._started) / max(1, done - self._first) * (self._total - done)
-        self._say(f"{self._name}: step {done} of {self._total}, {text}, about {left:.0f} s left")
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -14,9 +14,10 @@ from hydrahead_jax.sharding import Layout
 from train import distributed
 from train.data.batches import Batch, make_batches
 from train.data.text import Corpus
+from train.files.progress import Progress
 from train.run.checkpoint import CheckpointStore
 from train.run.disk import write_failed
-from train.run.metrics import MetricsLog, ProgressLine, averages
+from train.run.metrics import MetricsLog, averages
 from train.run.nonfinite_steps import Skipped
 from train.run.prefetch import Prefetch
 from train.run.settings import RunSettings
@@ -91,12 +92,12 @@ class StageLoop:
     ) -> tuple[TrainState, dict]:
         """Runs the steps up to the end of the stage; raises as `train.run.loop.run`."""
         prefetch = Prefetch(self._batches(start.data), self._place)
-        reader = _Reader(self, start.done, store, log)
         try:
-            return self._steps(start, store, gate, prefetch, reader)
+            with Progress(self.say) as progress:
+                reader = _Reader(self, progress, store, log)
+                return self._steps(start, store, gate, prefetch, reader)
         finally:
             prefetch.close()
-            reader.close()
 
     def _steps(self, start: Position, store, gate, prefetch, reader) -> tuple[TrainState, dict]:
         stage, (state, frozen, done, _) = self.stage, start
@@ -160,7 +161,9 @@ class StageLoop:
 class _Reader:
     """Reads the metrics of finished steps while the devices work on the next ones."""
 
-    def __init__(self, loop: StageLoop, done: int, store: CheckpointStore, log: MetricsLog):
+    def __init__(
+        self, loop: StageLoop, progress: Progress, store: CheckpointStore, log: MetricsLog
+    ):
         stage, self._loop, self._store, self._log = loop.stage, loop, store, log
         self._steps: collections.deque[_Step] = collections.deque()
         self._window: list[dict] = []
@@ -169,7 +172,7 @@ class _Reader:
         self._skipped = Skipped(loop.folder, stage.name, loop.running.max_skipped, loop.say)
         teacher_config = loop.teacher.config if loop.teacher else None
         self._throughput = Throughput(stage, loop.model, teacher_config, loop.layout)
-        self._progress = ProgressLine(stage.name, done, stage.steps, loop.say)
+        self._progress = progress
 
     def add(self, step: _Step) -> None:
         self._steps.append(step)
@@ -179,9 +182,6 @@ class _Reader:
     def drain(self) -> None:
         while self._steps:
             self._read(self._steps.popleft())
-
-    def close(self) -> None:
-        self._progress.close()
 
     def _read(self, step: _Step) -> None:
         stage = self._loop.stage
@@ -197,7 +197,8 @@ class _Reader:
             raise write_failed(
                 "metrics", self._loop.folder, error, self._store.settled()
             ) from error
-        self._progress.advance(step.done, loss)
+        note = None if loss is None else f"loss {loss:.4f}"
+        self._progress(stage.name, step.done, stage.steps, note)
 
     def _write(self, done: int) -> float | None:
         means = averages(self._window)

@@ -20,7 +20,7 @@ from hydrahead_jax.selection.checks.stability import stability
 from hydrahead_jax.selection.probes.file import save_probes
 from hydrahead_jax.selection.scores.scores import RETRIEVAL
 from train.files.config_file import to_plain
-from train.files.progress import Stages
+from train.files.progress import Progress
 from train.files.run_folder import PLAN, PROBES, open_run, write_json
 from train.reports.select_page import write_select_report
 from train.select.config import SelectConfig
@@ -40,7 +40,7 @@ def select_heads(config: SelectConfig, say: Callable[[str], None] = print) -> He
     subject = load_subject(config)
     folder = local_path(config.run)
     record = {key: value for key, value in to_plain(config).items() if key != "run"}
-    with _writing(folder), Stages(say) as progress:
+    with _writing(folder), Progress(say) as progress:
         open_run(folder, {"config": record})
         selection = _select(config, subject, config.settings, folder / "pairs", progress)
         plan = make_plan(config, subject.config, selection.scores)

@@ -12,7 +12,7 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.selection import HeadScores
 from tests.root import ROOT
 from train.__main__ import main
-from train.files.progress import Stages
+from train.files.progress import Progress
 from train.select import command as select_module
 
 PICTURES = ("receiver", "fused", "chosen", "knock_out", "stability", "quality")
@@ -93,7 +93,7 @@ class Killed(Exception):
 def test_a_selection_that_is_killed_twice_continues_and_comes_to_the_same(
     work, finished, monkeypatch
 ):
-    class Deadly(Stages):
+    class Deadly(Progress):
         stage, last = "", 0
 
         def __call__(self, name: str, done: int, total: int) -> None:
@@ -103,7 +103,7 @@ def test_a_selection_that_is_killed_twice_continues_and_comes_to_the_same(
     run, times = work / "killed", {}
     for Deadly.stage, Deadly.last in (("receivers", 12), ("knock-out", 2)):
         with monkeypatch.context() as patch:
-            patch.setattr(select_module, "Stages", Deadly)
+            patch.setattr(select_module, "Progress", Deadly)
             with pytest.raises(Killed):
                 select(work, run.name)
         times |= {path: path.stat().st_mtime_ns for path in (run / "pairs").rglob("*.npz")}
@@ -159,11 +159,11 @@ def test_another_selection_is_not_overwritten(work, finished, capsys):
 
 def test_progress_is_lines_without_a_terminal_and_bars_with_one():
     lines, screen = [], io.StringIO()
-    with Stages(lines.append, Console(file=io.StringIO())) as progress:
+    with Progress(lines.append, Console(file=io.StringIO())) as progress:
         for done in range(1, 4):
             progress("receivers", done, 3)
     assert lines == ["receivers: 3 of 3"]
-    with Stages(lines.append, Console(file=screen, force_terminal=True, width=80)) as progress:
+    with Progress(lines.append, Console(file=screen, force_terminal=True, width=80)) as progress:
         progress("receivers", 1, 3)
         progress("knock-out", 3, 3)
     assert "receivers" in screen.getvalue() and "3 of 3" in screen.getvalue() and len(lines) == 1
