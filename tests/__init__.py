@@ -1,4 +1,4 @@
-"""The test suite."""
+"""Holds the test suite."""
 
 import os
 

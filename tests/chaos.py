@@ -1,8 +1,8 @@
-"""`python -m tests.chaos`: kills a short run at random moments, and compares what comes out.
+"""Kills a short run at random moments and compares the results: `python -m tests.chaos`.
 
-A transfer of three stages in one process is killed 20 times, and a pair of processes 6 times, one
-of the two at random; each is then started again with the same command. The parameters at the end
-must be bitwise those of runs that were left alone.
+A transfer of three stages in one process is killed 20 times. A pair of processes is killed 6
+times, one of the two at random. Each is then started again with the same command. The parameters
+at the end must be bitwise those of runs that were left alone.
 """
 
 import argparse
@@ -33,15 +33,15 @@ PATIENCE = 300  # seconds
 
 
 class Trial(NamedTuple):
-    """One kind of run.
+    """Describes one kind of run.
 
     Attributes:
-      name: of it.
-      begin: starts it in a folder of that name, in all its processes.
-      steps: in all.
-      interval: steps that a kill may cost; checkpoints are made twice as often.
-      kills: how many.
-      stride: most steps that are waited for before a kill.
+      name: name of the kind.
+      begin: starts the run in a folder of that name, in all its processes.
+      steps: steps of the run in all.
+      interval: most steps that a kill may lose; checkpoints are made twice as often.
+      kills: number of kills.
+      stride: most steps to wait before a kill.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 
 
 def one_process(folder: Path, kills: int) -> Trial:
-    """A transfer of three stages."""
+    """Describes a transfer of three stages in one process."""
     steps, interval = 15 * kills, 20
     config = small.write_config(folder, steps=steps, checkpoint_every=interval // 2)
 
@@ -65,7 +65,7 @@ def one_process(folder: Path, kills: int) -> Trial:
 
 
 def two_processes(folder: Path, kills: int) -> Trial:
-    """One stage, parameters shared out over two processes of four devices each."""
+    """Describes one stage with parameters split over two processes of four devices each."""
     steps = 10 * kills
 
     def begin(run: str) -> list[Member]:
@@ -96,8 +96,10 @@ def last_write(run: Path) -> int:
 
 
 def kill_once(members: list[Member], run: Path, written: int, stride: int, rng) -> dict:
-    """Kills one of the members at a random moment, in one of four cases while the run starts, but
-    not before the processes have found each other. `written` is when the run was last.
+    """Kills one of the members at a random moment.
+
+    In one of four cases that is while the run starts, but after the processes have found each
+    other. `written` is the time of the run's last write.
 
     Returns:
       Which one, and the step that the run had logged.
@@ -155,7 +157,7 @@ def measure(trial: Trial, folder: Path, rng: random.Random) -> dict:
 
 
 def settle(rows: list[dict], step: int, interval: int) -> None:
-    """Fills in what the kills since the last resumed start have cost."""
+    """Fills in the steps lost by the kills since the last resumed start."""
     for row in rows:
         if "resumed_at" not in row:
             row |= {"resumed_at": step, "lost": max(0, row["step"] - step)}

@@ -1,4 +1,4 @@
-"""How the suite runs: on one CPU device, with quick compilers, and each test in its cells."""
+"""Sets up the suite: one CPU device, quick compilers, and each test in its make target."""
 
 import atexit
 import importlib.util
@@ -18,7 +18,7 @@ if "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ:
 
 
 def _share_compiled_programs() -> None:
-    """One cache for all processes of a run, which inherit its place; it ends with the run."""
+    """Gives all processes of a run one compilation cache, which is deleted when the run ends."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="compiled_")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -54,7 +54,7 @@ def pytest_addoption(parser) -> None:
 
 
 def targets(item) -> dict[str, str]:
-    """The make target that the test is bound to by each of its marks, and why."""
+    """Returns the make targets that the test's marks bind it to, and why."""
     found = {}
     for mark in item.iter_markers():
         if mark.name in ONE_TARGET:
@@ -66,7 +66,7 @@ def targets(item) -> dict[str, str]:
 
 
 def missing(item) -> str:
-    """What the test needs and this environment lacks, or nothing."""
+    """Returns what the test needs and this environment lacks, or an empty text."""
     from pallas_kernels.hardware import gpu
     from pallas_kernels.hopper.machine import OLDEST_JAX
 

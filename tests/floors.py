@@ -1,4 +1,4 @@
-"""The floors of the project, and what imports what."""
+"""Lists the floors (layers) of the project, and finds what modules import."""
 
 import ast
 import sys
@@ -80,7 +80,7 @@ FLAX_ROOMS = ("hydrahead_jax.mixers", "hydrahead_jax.models")
 
 
 def floor(module: str) -> int | None:
-    """The number of a module's floor; None for modules of other projects."""
+    """Returns the number of a module's floor; None for modules of other projects."""
     if module.split(".")[0] not in PACKAGES:
         return None
     rooms = {room: number for number, floor in enumerate(FLOORS) for room in floor}
@@ -92,7 +92,10 @@ def floor(module: str) -> int | None:
 
 
 def imported_modules(module: str, source: str, modules: set[str]) -> set[str]:
-    """Absolute names of what a module imports; `from a import b` is a.b where that is a module."""
+    """Returns the absolute names that a module imports.
+
+    `from a import b` counts as a.b where that is a module.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -106,7 +109,7 @@ def imported_modules(module: str, source: str, modules: set[str]) -> set[str]:
 
 
 def violations(sources: dict[str, str]) -> list[str]:
-    """One sentence for each import that is not allowed; `sources` maps module names to code."""
+    """Returns one sentence for each forbidden import; `sources` maps module names to code."""
     found = []
     for module, source in sources.items():
         for name in sorted(imported_modules(module, source, set(sources))):

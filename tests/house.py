@@ -1,4 +1,4 @@
-"""Prints how the tree hangs together: `python -m tests.house`, or `make house`."""
+"""Prints how the parts of the tree depend on each other: `python -m tests.house`, `make house`."""
 
 import ast
 import collections
@@ -9,13 +9,13 @@ from tests.root import ROOT
 
 
 def room_of(module: str, modules: set[str]) -> str:
-    """The folder that a module lies in; a package is its own room."""
+    """Returns the room of a module: the folder that it lies in, or itself if it is a package."""
     is_package = any(other.startswith(f"{module}.") for other in modules)
     return module if is_package else module.rpartition(".")[0] or module
 
 
 def arrows(sources: dict[str, str]) -> dict[tuple[str, str], int]:
-    """How many imports lead from one room to another."""
+    """Counts the imports from one room to another."""
     modules, found = set(sources), collections.Counter()
     for module, source in sources.items():
         for name in imported_modules(module, source, modules):
@@ -26,7 +26,10 @@ def arrows(sources: dict[str, str]) -> dict[tuple[str, str], int]:
 
 
 def circles(pairs: set[tuple[str, str]]) -> list[list[str]]:
-    """Rooms that import one another, by whatever way round, but for a package and what it holds."""
+    """Returns groups of rooms that import one another in a circle, directly or not.
+
+    Imports between a package and what it holds do not count.
+    """
     apart = {(a, b) for a, b in pairs if not (f"{a}.".startswith(f"{b}.") or _holds(a, b))}
     below = {room: {b for a, b in apart if a == room} for room in {a for a, _ in apart}}
 
@@ -52,7 +55,7 @@ def _holds(package: str, room: str) -> bool:
 
 
 def function_lengths() -> list[int]:
-    """Lines of every function and method of the project and its tests."""
+    """Returns the line counts of all functions and methods of the project and its tests."""
     return [
         node.end_lineno - node.lineno + 1
         for path in _files()

@@ -1,4 +1,4 @@
-"""XLA's flags for programs that compile longer than they run."""
+"""Provides XLA's flags for programs that compile longer than they run."""
 
 import contextlib
 import importlib.metadata
@@ -11,18 +11,18 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have 
 
 
 def flags(*, devices: int = 1) -> str:
-    """XLA_FLAGS of a process with so many fake CPU devices."""
+    """Returns XLA_FLAGS for a process with so many fake CPU devices."""
     return f"--xla_force_host_platform_device_count={devices} {FLAGS}"
 
 
 def environment(*, devices: int = 1, **more: str) -> dict[str, str]:
-    """This process's variables and those of one that compiles quickly, on CPU."""
+    """Returns this process's variables, and those of one that compiles quickly, on CPU."""
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices=devices)} | more
 
 
 @contextlib.contextmanager
 def variable(name: str, value: str) -> Iterator[None]:
-    """The environment has it inside, and what it had afterwards."""
+    """Sets an environment variable while active, and restores it afterwards."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,4 +1,4 @@
-"""Where the checkout is."""
+"""Says where the checkout is."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The floors of the project: imports run downwards only."""
+"""Checks the floors (layers) of the project: imports run downwards only."""
 
 import pytest
 

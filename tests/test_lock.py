@@ -1,4 +1,4 @@
-"""The locks in requirements/ fit pyproject.toml, and the tests run with the versions they name."""
+"""Checks that the locks in requirements/ fit pyproject.toml and the versions in these tests."""
 
 import importlib.metadata
 import re
@@ -20,7 +20,7 @@ HERE = "{}.{}".format(*sys.version_info)
 
 
 def lock_of(python: str) -> dict[str, Version]:
-    """The version of each package in the lock of a Python; every line is NAME==VERSION."""
+    """Returns the version of each package in a Python's lock; every line is NAME==VERSION."""
     lines = (ROOT / f"requirements/py{python.replace('.', '')}.txt").read_text().splitlines()
     pins = [re.fullmatch(r"([a-z0-9-]+)==([\w.]+)", line) for line in lines if line[0] != "#"]
     assert None not in pins, "a line names no version, or names a folder or an index"
@@ -28,7 +28,7 @@ def lock_of(python: str) -> dict[str, Version]:
 
 
 def required(lines: list[str], python: str) -> list[Requirement]:
-    """The requirements of some lines for a Python on Linux, with our own extras resolved."""
+    """Returns the requirements of some lines for a Python on Linux, our own extras resolved."""
     found = []
     for requirement in map(Requirement, lines):
         if requirement.name == PROJECT["name"]:

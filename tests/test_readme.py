@@ -1,4 +1,4 @@
-"""Every command of the README runs, in its order, on the small teacher; only made shorter."""
+"""Runs every command of the README, in its order, on the small teacher; only made shorter."""
 
 import re
 import subprocess
@@ -34,7 +34,7 @@ SHORTER = {
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A folder where `configs` is found and `runs` is new."""
+    """Makes a folder where `configs` is found and `runs` is new."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder

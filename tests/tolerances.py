@@ -1,4 +1,4 @@
-"""How far two results may be apart. To loosen one needs a reason in the commit.
+"""Defines how far two results may be apart. To loosen a bound needs a reason in the commit.
 
 Ratios are rms(actual - expected) / rms(expected); the expected value is computed in float64.
 """
@@ -12,11 +12,13 @@ MODULE = 1e-4
 
 
 class KernelTolerance(NamedTuple):
-    """Attributes:
-    forward: ratio of the output and of the final state.
-    gradient: ratio of the gradients of q, k, v and the initial state.
-    gate_gradient: ratio of the gradients of log_decay and beta.
-    gate_cosine: least cosine between the actual and the expected gate gradients.
+    """Holds the largest errors that a kernel may have.
+
+    Attributes:
+      forward: ratio of the output and of the final state.
+      gradient: ratio of the gradients of q, k, v and the initial state.
+      gate_gradient: ratio of the gradients of log_decay and beta.
+      gate_cosine: least cosine between the actual and the expected gate gradients.
     """
 
     forward: float
@@ -36,7 +38,10 @@ def rms(x) -> float:
 
 
 def error_ratio(actual, expected) -> float:
-    """rms(actual - expected) / rms(expected); the plain rms where all of `expected` is zero."""
+    """Returns rms(actual - expected) / rms(expected).
+
+    Where all of `expected` is zero it returns rms(actual).
+    """
     actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
     assert actual.shape == expected.shape
     return rms(actual - expected) / (rms(expected) or 1.0)
@@ -49,7 +54,7 @@ def cosine(actual, expected) -> float:
 
 
 def assert_close(actual, expected, tolerance: float) -> None:
-    """Largest difference at most `tolerance` times the largest entry of `expected`, or 1."""
+    """Checks that no difference exceeds `tolerance` times the largest of `expected` and 1."""
     actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
     assert actual.shape == expected.shape
     scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))

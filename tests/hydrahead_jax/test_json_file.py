@@ -1,4 +1,4 @@
-"""What is written is JSON, and complete."""
+"""Checks that files are valid JSON, and complete."""
 
 import json
 import math
@@ -27,7 +27,7 @@ NAN, INF = math.nan, math.inf
 
 
 def strict(text: str):
-    """As other languages read JSON."""
+    """Parses JSON as strictly as other languages do."""
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")

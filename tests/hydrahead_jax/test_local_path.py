@@ -1,4 +1,4 @@
-"""Addresses are refused wherever a path is taken; paths are not."""
+"""Checks that addresses are refused wherever a path is taken, and that paths are not."""
 
 from pathlib import Path
 

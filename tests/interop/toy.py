@@ -1,4 +1,4 @@
-"""The same module as `tests.hydrahead_jax.interop.toy`."""
+"""Re-exports `tests.hydrahead_jax.interop.toy`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Small programs that a fresh process can import, for the tests of the compilers' reports."""
+"""Defines small programs that a fresh process can import, to test the compilers' reports."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 
 def wgmma_matmul(a_MK, b_KN):
-    """64 x 64 x 64 in one warpgroup product group, through Mosaic GPU."""
+    """Multiplies 64 x 64 x 64 in one warpgroup product group, through Mosaic GPU."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
     def small_matmul(a_ref, b_ref, out_ref, a_tile, b_tile, out_tile, arrived):
@@ -36,7 +36,7 @@ def wgmma_matmul(a_MK, b_KN):
 
 
 def tpu_matmul(a_MK, b_KN):
-    """bf16 matmul on a grid of 8 x 8 blocks of 512 x 512, the whole of K at once."""
+    """Multiplies in bf16 on a grid of 8 x 8 blocks of 512 x 512, with all of K at once."""
 
     def block_product(a_ref, b_ref, out_ref):
         product = jnp.dot(a_ref[...], b_ref[...], preferred_element_type=jnp.float32)
@@ -57,7 +57,7 @@ def tpu_matmul(a_MK, b_KN):
 
 
 def tpu_loop_and_branch(x_MK):
-    """Grid of 16; each step multiplies 7 times in a loop, and step 3 writes zeros instead."""
+    """Multiplies 7 times in a loop in each of 16 grid steps; step 3 writes zeros instead."""
 
     def powers(x_ref, out_ref):
         x = x_ref[...]
@@ -88,9 +88,10 @@ FIRST = 1 << 20
 
 
 def tpu_kinds(x_MK):
-    """Grid of 8 over a list of kinds: 11 multiplies by itself once, 12 three times, 0 not at all.
+    """Runs a grid of 8 over a list of kinds, which say how often a step multiplies.
 
-    The first step and the fifth also have a bit set, and fill the result with zeros.
+    Kind 11 multiplies by itself once, 12 three times, 0 not at all. The first step and the fifth
+    also have a bit set, and fill the result with zeros.
     """
     steps = [kind | (FIRST if n in (0, 4) else 0) for n, kind in enumerate(KINDS)]
 
@@ -123,7 +124,7 @@ def tpu_kinds(x_MK):
 
 
 def tpu_scan(a_MK, b_KN):
-    """The matmul 5 times in an XLA loop."""
+    """Runs the matmul 5 times in an XLA loop."""
 
     def step(a_MK, x):
         product_MN = tpu_matmul(a_MK, b_KN)

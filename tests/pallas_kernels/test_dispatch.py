@@ -1,4 +1,4 @@
-"""What callers see when no implementation fits, and which one runs."""
+"""Checks which implementation runs, and what callers see when none fits."""
 
 import logging
 

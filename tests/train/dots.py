@@ -1,4 +1,4 @@
-"""FLOP of the matrix products in a traced function."""
+"""Counts the FLOP of the matrix products in a traced function."""
 
 import math
 
@@ -7,12 +7,12 @@ from jax.extend import core
 
 
 def dot_flops(fn, *args) -> int:
-    """2 FLOP for each multiply-add of every dot_general that a result needs, loops unrolled."""
+    """Counts 2 FLOP per multiply-add of each dot_general that a result needs, loops unrolled."""
     return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def _flops(jaxpr: core.Jaxpr) -> int:
-    """Work whose results nothing reads is left out."""
+    """Counts the FLOP of a jaxpr, without work whose results nothing reads."""
     needed = {x for x in jaxpr.outvars if isinstance(x, core.Var)}
     total = 0
     for equation in reversed(jaxpr.eqns):

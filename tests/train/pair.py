@@ -1,5 +1,8 @@
-"""`python -m tests.train.pair FOLDER STEPS AXIS=SIZE...`: one stage of a small run on a mesh, in
-as many processes as the environment says."""
+"""Trains one stage of a small run on a mesh.
+
+Command: `python -m tests.train.pair FOLDER STEPS AXIS=SIZE...`, in as many processes as the
+environment says.
+"""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Several real processes on this machine that jax.distributed makes one run."""
+"""Starts several real processes on this machine that jax.distributed joins to one run."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from tests.root import ROOT
 
 
 class Member(NamedTuple):
-    """One process; `log` takes what it prints."""
+    """Holds one process; `log` takes what it prints."""
 
     process: subprocess.Popen
     log: Path
@@ -34,11 +34,11 @@ def launch(
     """Starts `python ARGUMENTS` in each process; `train.distributed.start()` there connects them.
 
     Args:
-      arguments: of Python, such as ["-m", "tests.train.some_module"].
-      folder: for the logs, named after the processes; those of an earlier launch are replaced.
-      processes: how many; with one, nothing is to be connected.
-      devices: fake CPU devices of each.
-      environment: more variables.
+      arguments: arguments of Python, such as ["-m", "tests.train.some_module"].
+      folder: folder for the logs, named after the processes; earlier logs are replaced.
+      processes: number of processes; a single one connects to nothing.
+      devices: number of fake CPU devices of each.
+      environment: further variables.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -71,7 +71,7 @@ def launch(
 
 
 def wait(members: list[Member], timeout: float = 300) -> list[int]:
-    """Their exit codes; what is left of them after `timeout` seconds is killed."""
+    """Returns the exit codes; kills what still runs after `timeout` seconds."""
     end = time.monotonic() + timeout
     try:
         return [m.process.wait(max(0.1, end - time.monotonic())) for m in members]
@@ -83,7 +83,7 @@ def wait(members: list[Member], timeout: float = 300) -> list[int]:
 
 
 def finish(members: list[Member], timeout: float = 300) -> list[str]:
-    """What they printed; all of them must end well."""
+    """Returns what the processes printed; all of them must end well."""
     codes = wait(members, timeout)
     outputs = [member.output() for member in members]
     assert codes == [0] * len(members), f"exit codes {codes}\n" + "\n".join(outputs)

@@ -1,4 +1,4 @@
-"""A model, text and stages that train in seconds."""
+"""Provides a model, text and stages that train in seconds."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ STUDENT = dataclasses.replace(TEACHER, mixers=(Hydra(fa_heads=(1,)), Hydra(fa_he
 
 
 def write_texts(folder: Path) -> TextSource:
-    """Twelve documents, some longer than a row of the stages below."""
+    """Writes twelve documents, some longer than a row of the stages below."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(12):
         text = "".join(f"def f_{i}_{j}(x):\n    return x + {j}\n" for j in range(1 + i % 5))
@@ -49,7 +49,11 @@ def tokenizer() -> Tokenizer:
 
 
 def stages(text: TextSource, *, steps: int = 4, checkpoint_every: int = 2) -> tuple[Stage, ...]:
-    """The three stages of a transfer, with so many steps from one checkpoint to the next."""
+    """Returns the three stages of a transfer.
+
+    Args:
+      checkpoint_every: steps from one checkpoint to the next.
+    """
     data = DataConfig(length=24, batch=2, text=text)
 
     def stage(name: str, loss, rate: float, **more) -> Stage:
@@ -65,7 +69,7 @@ def stages(text: TextSource, *, steps: int = 4, checkpoint_every: int = 2) -> tu
 
 
 def write_teacher(folder: Path, **options) -> dict:
-    """A random teacher as a Hugging Face folder with a tokenizer; returns its parameters."""
+    """Writes a random teacher as a Hugging Face folder with a tokenizer; returns its parameters."""
     params = init_params(TEACHER, jax.random.key(1))
     save_hf_teacher(folder, TEACHER, params, jnp.float32, **options)
     save_tokenizer(tokenizer(), folder, TEACHER.max_length)
@@ -73,7 +77,7 @@ def write_teacher(folder: Path, **options) -> dict:
 
 
 def transfer_config(folder: Path, **options) -> TransferConfig:
-    """A transfer whose teacher, plan and text are in `folder`, written where they are missing."""
+    """Describes a transfer in `folder`; writes its teacher, plan and text if they are missing."""
     if not (folder / "teacher").exists():
         write_teacher(folder / "teacher")
     HeadPlan(fa_heads=((1,), (0, 3)), query_heads=4, kv_heads=2, strategy="test").save(
@@ -89,7 +93,7 @@ def transfer_config(folder: Path, **options) -> TransferConfig:
 
 
 def write_config(folder: Path, **options) -> str:
-    """A config file for `transfer_config`, as the command line takes it."""
+    """Writes a config file for `transfer_config`, as the command line takes it."""
     transfer_config(folder, **options)
     path = folder / "experiment.py"
     path.write_text(
@@ -102,7 +106,7 @@ def write_config(folder: Path, **options) -> str:
 
 
 def with_needles(config: TransferConfig) -> TransferConfig:
-    """The same with needle documents in every stage."""
+    """Returns the same config with needle documents in every stage."""
     needles = NeedleData(share=0.5, lengths=(20, 24), needles=(1, 1))
     return dataclasses.replace(
         config,

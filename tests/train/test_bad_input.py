@@ -1,4 +1,4 @@
-"""Each mistake: one sentence, exit code 1, and no run folder."""
+"""Checks that each mistake gives one sentence, exit code 1, and no run folder."""
 
 import json
 
@@ -20,7 +20,7 @@ def work(tmp_path):
 
 
 def refused(work, capsys, *assignments: str) -> str:
-    """The sentence that `transfer` ends with."""
+    """Returns the sentence that `transfer` ends with."""
     assert main(["transfer", str(work / "experiment.py"), *assignments]) == 1
     output = capsys.readouterr()
     assert output.err.startswith("error: ") and output.err.count("\n") == 1
@@ -113,7 +113,7 @@ def test_head_plan_of_another_model(work, capsys):
 
 
 def test_needles_without_symbols(work, capsys):
-    """A tokenizer that was not made by `pretrain`."""
+    """The tokenizer was not made by `pretrain`."""
     path = work / "teacher" / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if "key" not in t["content"]]

@@ -1,4 +1,4 @@
-"""Every experiment in configs/ constructs, at its real size, without allocating weights."""
+"""Checks that every experiment in configs/ constructs at its real size, without weights."""
 
 import dataclasses
 import importlib
@@ -25,7 +25,7 @@ TRACED = ("tiny_teacher", "tiny_transfer", "qwen3_1p7b_3to1")  # the others diff
 
 
 def models(config) -> tuple[ModelConfig, ModelConfig | None]:
-    """The model that is trained, and its teacher."""
+    """Returns the model that is trained, and its teacher."""
     if isinstance(config, PretrainConfig):
         return config.model, None
     found = models_of(config)
@@ -67,7 +67,7 @@ def trace_step(stage, model, teacher):
 
 
 def test_real_size_experiment_follows_the_recipe():
-    """The numbers of the recipe: arXiv 2601.22156, as the method's paper uses them."""
+    """The numbers are those of arXiv 2601.22156, as the method's paper uses them."""
     from configs import qwen3_1p7b_3to1 as module
 
     stages = {stage.name: stage for stage in module.config().stages}

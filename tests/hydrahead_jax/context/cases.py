@@ -1,4 +1,4 @@
-"""Rows that context parallelism is tried on: every row of one batch is a case of its own."""
+"""Makes rows to try context parallelism on; every row of one batch is a case of its own."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ TAIL_IDS_BW = np.tile(np.array([9, 1, 1], np.int32), (len(ROWS), 1))
 
 
 class Run(NamedTuple):
-    """One op on `data` x `context` devices."""
+    """Describes one op on `data` x `context` devices."""
 
     op: str
     order: str
@@ -86,7 +86,7 @@ class Conv(NamedTuple):
 
 
 def inputs() -> tuple[Attention, Delta, Conv]:
-    """Exact in float32."""
+    """Returns the inputs of all ops; they are exact in float32."""
     rng = np.random.default_rng(0)
     B, N = len(ROWS), len(KV_HEAD_OF_QUERY)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)

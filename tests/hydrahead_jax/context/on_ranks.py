@@ -98,7 +98,7 @@ OPS = {  # on ranks, whole, how arguments and results lie, and what comes beside
 
 
 def run_on_ranks(run: Run, *arrays):
-    """Results in natural order."""
+    """Runs an op over ranks and returns its results in natural order."""
     local, _, places, result_places, others = OPS[run.op]
     sizes = (run.data, run.context)
     mesh = Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), ("data", "context"))
@@ -117,7 +117,7 @@ def run_on_ranks(run: Run, *arrays):
 
 
 def with_gradients(function, arrays) -> list[np.ndarray]:
-    """Results, and the gradients of all arguments by fixed random cotangents."""
+    """Returns the results, and the gradients of all arguments by fixed random cotangents."""
 
     def both(arrays):
         results, pull = jax.vjp(function, *arrays)

@@ -1,4 +1,4 @@
-"""Ring attention and state passing as a fresh process compiles them for devices not at hand."""
+"""Defines programs with ring attention and state passing, to compile for absent devices."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ TOKENS, HEAD, RANKS = PartitionSpec(None, "context"), 128, 8
 
 
 def attention_gradients(q, k, v, ids_BT, dout):
-    """Output and gradients over the ranks."""
+    """Returns the output and gradients of ring attention over the ranks."""
     ring = lambda *x: ring_attention(*x[:3], axis="context", order="zigzag", segment_ids_BT=x[3])
     whole = jax.shard_map(ring, in_specs=(TOKENS,) * 4, out_specs=TOKENS)
     out, pull = jax.vjp(lambda *x: whole(*x, ids_BT), q, k, v)
@@ -21,7 +21,7 @@ def attention_gradients(q, k, v, ids_BT, dout):
 
 
 def delta_gradients(q, k, v, log_decay_BTN, beta_BTN, ids_BT, starts_BT, dout):
-    """Output and gradients over the ranks."""
+    """Returns the output and gradients of the delta rule over the ranks."""
 
     def rule(*tokens):
         where = dict(segment_ids_BT=tokens[5], starts_BT=tokens[6], axis="context", order="zigzag")
@@ -34,7 +34,7 @@ def delta_gradients(q, k, v, log_decay_BTN, beta_BTN, ids_BT, starts_BT, dout):
 
 
 def compiled_text(program, platform: str, tokens: int, heads: int) -> str:
-    """`program` for eight devices with `tokens` each, bf16."""
+    """Compiles `program` for eight devices with `tokens` each, in bf16, and returns its text."""
     devices = tpu_devices("v5p:2x2x2") if platform == "tpu" else h200_devices(RANKS)
     mesh = Mesh(np.array(devices), ("context",))
     B, T = 1, RANKS * tokens

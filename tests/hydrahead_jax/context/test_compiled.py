@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of the ring and of the states' exchange on eight chips."""
+"""Checks how the TPU compiler schedules the ring and the exchange of states on eight chips."""
 
 import re
 
@@ -25,7 +25,7 @@ def compiled(program) -> str:
 
 
 def exchanges_across(instructions: dict[str, str], kernel: str) -> int:
-    """How many exchanges begin before the kernel's call and end after it."""
+    """Counts the exchanges that begin before the kernel's call and end after it."""
     order = list(instructions)
     at = next(i for i, name in enumerate(order) if kernel in instructions[name])
     across = 0
@@ -36,7 +36,7 @@ def exchanges_across(instructions: dict[str, str], kernel: str) -> int:
 
 
 def test_keys_travel_while_the_kernels_run():
-    """Keys, values and segments in both directions, sums of gradients in the backward only."""
+    """Keys, values and segments go both ways, sums of gradients in the backward pass only."""
     text = compiled(attention_gradients)
     bodies = [body for body in hlo.parse(text)[0].values() if any("condit" in x for x in body)]
     assert [exchanges_across(body, " conditional(") for body in bodies] == [3, 5]

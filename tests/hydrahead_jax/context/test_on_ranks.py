@@ -1,4 +1,4 @@
-"""Ring attention, state passing and the halo on fake devices equal the ops on one device."""
+"""Checks that ring attention, state passing and the halo on fake devices equal one device."""
 
 import json
 import os

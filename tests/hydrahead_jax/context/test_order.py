@@ -1,4 +1,4 @@
-"""Orders of tokens, and what is refused before anything is computed."""
+"""Checks orders of tokens, and what is refused before anything is computed."""
 
 import functools
 

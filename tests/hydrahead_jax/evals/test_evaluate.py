@@ -1,4 +1,4 @@
-"""The report of one model."""
+"""Checks the report of one model."""
 
 import dataclasses
 import importlib

@@ -17,7 +17,7 @@ MODULE = importlib.import_module("hydrahead_jax.evals.niah_accuracy")
 
 
 def look_up(prompt: list[int]) -> list[int]:
-    """The answer, read from the needle: what stands after the first place of the last key."""
+    """Returns the answer from the needle: the tokens after the first place of the last key."""
     start = prompt.index(prompt[-1])
     return prompt[start + 1 : start + 3]
 
@@ -65,7 +65,7 @@ def test_one_wrong_token_is_a_wrong_answer(prompts):
 
 
 def test_documents_that_fill_no_whole_batch_are_counted_once(prompts):
-    """10 in batches of 4: the last batch repeats two, and the wrong reply to one counts nothing."""
+    """The last of the batches of 4 repeats two of 10 documents; a repeat's reply does not count."""
     prompts(wrong=11, half=True)
     assert measure(documents=10) == 9 / 10
 
@@ -80,14 +80,14 @@ def test_the_seed_determines_the_documents(prompts):
 
 
 def test_an_untrained_model_gets_nothing_at_four_times_its_length():
-    """Through generation proper: 96 tokens a prompt, in two chunks."""
+    """The model really generates here, from prompts that take two chunks."""
     settings = dict(length=256, needles=1, documents=3, batch=3, prefill_chunk=128)
     assert niah_accuracy(CONFIG, params(), tokenizer(), HAYSTACK, **settings) == 0.0
 
 
 @pytest.fixture
 def reader(monkeypatch):
-    """Replaces the model by one that reads RULER's documents; it keeps the prompts it saw."""
+    """Replaces the model by one that reads RULER's documents; it records the prompts it saw."""
     seen = []
 
     def generate(config, params, batch, *, max_new_tokens, **settings):

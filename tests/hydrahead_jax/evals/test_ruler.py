@@ -1,4 +1,4 @@
-"""Documents in RULER's words, against texts written by hand, and their lengths."""
+"""Compares documents in RULER's words with texts written by hand, and checks their lengths."""
 
 import sys
 import uuid
@@ -130,7 +130,7 @@ def test_facts_are_drawn_once_and_a_distractor_differs_wherever_it_may(kind):
 @pytest.mark.parametrize("task", RULER_TASKS)
 @pytest.mark.parametrize("tokenizer", [merging, digit_splitting, characters])
 def test_documents_fill_their_length(task, tokenizer):
-    """As far as whole words or lines do: one more is too long."""
+    """Documents are as long as complete words or lines allow: one more is too long."""
     size = lambda doc, units: len(tokenizer().encode(doc.prompt(units)).ids)
     documents = [document(RULER_TASKS[task], seed=seed) for seed in range(3)]
     fitted = fitting_units(documents, tokenizer(), length=1500, after_prompt=[10, 20, 30])

@@ -1,4 +1,4 @@
-"""Where replies end, and what is counted of them."""
+"""Checks where replies end, and which of their tokens count."""
 
 import json
 import re

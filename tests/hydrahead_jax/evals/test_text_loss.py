@@ -1,4 +1,4 @@
-"""Loss on text against numpy, position by position."""
+"""Compares the loss on text with numpy, position by position."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ LENGTH, WINDOWS = 150, 5
 
 
 def losses() -> np.ndarray:
-    """[windows, LENGTH - 1], from the logits of the whole sequence."""
+    """Returns the losses [windows, LENGTH - 1] from the logits of the complete sequence."""
     starts = np.linspace(0, len(HAYSTACK) - LENGTH, WINDOWS).astype(int)
     tokens_BT = np.stack([HAYSTACK[s : s + LENGTH] for s in starts])
     model = merge(CONFIG, params())
@@ -24,7 +24,7 @@ def losses() -> np.ndarray:
 
 
 def test_equals_the_loss_from_all_logits():
-    """Windows fill no whole batch and positions no whole part of the logits."""
+    """The windows leave the last batch partly empty, the positions the last part of the logits."""
     found = text_loss(CONFIG, params(), HAYSTACK, length=LENGTH, windows=WINDOWS, batch=3)
     wanted_T = losses().mean(axis=0)
     assert abs(found.mean - wanted_T.mean()) < OP * wanted_T.mean()

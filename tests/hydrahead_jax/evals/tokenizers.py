@@ -1,4 +1,4 @@
-"""Tokenizers of several kinds, without needle symbols."""
+"""Makes tokenizers of several kinds, without needle symbols."""
 
 import functools
 
@@ -14,13 +14,13 @@ _ONE_DIGIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n
 
 @functools.cache
 def merging() -> Tokenizer:
-    """Byte-level BPE that merges digits, so that numbers differ in their token counts."""
+    """Returns byte-level BPE that merges digits, so that numbers differ in their token counts."""
     return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
 @functools.cache
 def digit_splitting() -> Tokenizer:
-    """Byte-level BPE that cuts as Qwen3 does: every digit, and the space before a number."""
+    """Returns byte-level BPE that splits as Qwen3's: each digit, and the space before a number."""
     split = pre_tokenizers.Split(Regex(_ONE_DIGIT), "isolated")
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return _byte_level(pre_tokenizers.Sequence([split, in_bytes]))
@@ -28,7 +28,7 @@ def digit_splitting() -> Tokenizer:
 
 @functools.cache
 def characters() -> Tokenizer:
-    """A word level whose words are single characters; it does not know all of them."""
+    """Returns a word-level tokenizer of single characters; some characters are unknown to it."""
     names = ["<unk>", *map(chr, range(32, 127)), "\n"]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -38,7 +38,7 @@ def characters() -> Tokenizer:
 
 @functools.cache
 def words() -> Tokenizer:
-    """A word level that knows no number."""
+    """Returns a word-level tokenizer that knows no number."""
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "magic": 1, "is": 2, ":": 3}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer

@@ -1,4 +1,4 @@
-"""A tokenizer with needle symbols, a haystack and a model of its vocabulary."""
+"""Provides a tokenizer with needle symbols, a haystack and a model of its vocabulary."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Continuations of ragged prompts."""
+"""Checks continuations of ragged prompts."""
 
 import math
 
@@ -22,7 +22,7 @@ def run(name: str = "teacher", prompts=PROMPTS, **settings):
 
 
 def most_likely(name: str, replies, edits=None) -> list[list[int]]:
-    """What one forward over prompts and replies predicts at the places of the replies."""
+    """Returns what one forward pass over prompts and replies predicts in place of the replies."""
     tokens_BT, ids_BT = np.zeros((2, B, T), np.int32)
     for row, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
         length = len(prompt) + NEW
@@ -40,7 +40,7 @@ def test_greedy_takes_the_most_likely_token_of_the_full_forward(name):
 
 
 def edits_of(name: str, removed: tuple[int, ...]) -> dict[int, HeadEdit]:
-    """The same heads of every layer put out a constant."""
+    """Returns edits that make the same heads of every layer put out a constant."""
     mask_BN = jnp.zeros((1, N)).at[0, jnp.array(removed)].set(1.0)
     value_BTNH = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, N, H)), jnp.float32)
     return dict.fromkeys(range(MODELS[name].layers), HeadEdit(mask_BN, value_BTNH))
@@ -63,7 +63,7 @@ def test_edits_hold_for_every_token_of_the_prompt_and_of_the_reply(name):
 
 @pytest.mark.parametrize("name", ["teacher", HYBRID])
 def test_prefill_in_chunks_gives_the_same_tokens(name):
-    """A chunk of 4: the longest prompt takes two, the shortest starts in the second."""
+    """With chunks of 4 the longest prompt takes two, and the shortest starts in the second."""
     assert run(name, prefill_chunk=4) == run(name)
 
 

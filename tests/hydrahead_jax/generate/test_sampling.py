@@ -1,4 +1,4 @@
-"""Which tokens can be drawn, and how often."""
+"""Checks which tokens can be drawn, and how often."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def frequencies(**settings) -> np.ndarray:
     ],
 )
 def test_frequencies(settings, wanted):
-    """Within four standard deviations; what is cut off never comes."""
+    """Frequencies are within four standard deviations; what is cut off never comes."""
     found = frequencies(**settings)
     assert not np.any(found[np.asarray(wanted) == 0])
     assert np.max(np.abs(found - wanted)) < 4 * 0.5 / np.sqrt(ROWS)

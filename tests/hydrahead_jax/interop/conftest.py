@@ -1,4 +1,4 @@
-"""What the PyTorch tests of this folder share."""
+"""Provides what the PyTorch tests of this folder share."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_torch(tmp_path_factory):
-    """One thread, no progress bars, and the code of exported models outside the user's cache."""
+    """Sets one thread, no progress bars, and a temporary folder for the code of exported models."""
     if not importlib.util.find_spec("transformers"):
         yield
         return

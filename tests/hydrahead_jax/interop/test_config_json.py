@@ -1,4 +1,4 @@
-"""Configs as JSON: exact both ways, and clear about what does not fit."""
+"""Checks configs as JSON: exact both ways, and clear about what does not fit."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The files of an export, with or without PyTorch: complete or absent, never over another's."""
+"""Checks an export's files, with or without PyTorch: all or none, never over another's."""
 
 import json
 from pathlib import Path

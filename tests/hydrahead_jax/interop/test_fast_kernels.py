@@ -1,6 +1,7 @@
-"""The glue to flash-linear-attention and causal-conv1d, with stand-ins that have their signatures.
+"""Checks the calls of flash-linear-attention and causal-conv1d, on stand-ins.
 
-The stand-ins compute token by token in float64, and check what the real kernels check.
+The stand-ins have the signatures of the real kernels and check what those check. They compute
+token by token in float64.
 """
 
 import itertools
@@ -27,7 +28,7 @@ TAPS = 4
 
 
 def slow_rule(q, k, v, g, beta, scale, state):
-    """One sequence [T, N, H]."""
+    """Computes the delta rule for one sequence [T, N, H], token by token."""
     out = []
     for t in range(q.shape[0]):
         state = state * g[t].exp()[:, None, None]
@@ -61,7 +62,7 @@ def stand_in_rule(q, k, v, g, beta, scale, initial_state, cu_seqlens):
 
 
 class FlaStandIn(types.ModuleType):
-    """The signatures of fla-core 0.6.0."""
+    """Replaces fla-core 0.6.0 with its signatures."""
 
     def __init__(self):
         super().__init__("fla.ops.gated_delta_rule")
@@ -119,7 +120,7 @@ class FlaStandIn(types.ModuleType):
 
 
 class ConvStandIn(types.ModuleType):
-    """The signatures of causal-conv1d 1.6, and the checks of its C++."""
+    """Replaces causal-conv1d 1.6 with its signatures and the checks of its C++."""
 
     def __init__(self):
         super().__init__("causal_conv1d")
@@ -182,7 +183,7 @@ class ConvStandIn(types.ModuleType):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Both packages as if installed, and every tensor as if on a GPU."""
+    """Makes both packages look installed, and every tensor look as if it were on a GPU."""
     fla, conv = FlaStandIn(), ConvStandIn()
     monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
     monkeypatch.setitem(sys.modules, "fla.ops", types.ModuleType("fla.ops"))
@@ -209,12 +210,12 @@ def rule_inputs(length: int, rows: int = B):
 
 
 def plain_rule(q, k, v, log_decay, beta, state):
-    """Float32 takes the plain path."""
+    """Computes the rule in float32, which takes the path without kernels."""
     return delta_rule(q.float(), k.float(), v.float(), log_decay, beta, state)
 
 
 def check_rule(actual, expected):
-    """Both paths see the same bfloat16 inputs; the kernel rounds its output to bfloat16."""
+    """Compares both paths on the same bfloat16 inputs; the kernel rounds its output to bfloat16."""
     torch.testing.assert_close(actual[0].float(), expected[0], atol=2e-2, rtol=1e-2)
     assert actual[0].dtype == torch.bfloat16
     torch.testing.assert_close(actual[1], expected[1], atol=1e-5, rtol=1e-5)
@@ -333,7 +334,7 @@ def test_missing_packages_are_said_once_with_what_to_install(monkeypatch, warnin
 
 
 def changed():
-    """A stand-in whose chunked rule has another signature."""
+    """Returns stand-ins whose chunked rule has another signature."""
 
     def with_new_names(query, key, value, g, beta, scale=None, **kwargs):
         raise AssertionError("must not be called")
@@ -399,7 +400,7 @@ def small_model():
 
 
 def run(model, batch, mask):
-    """Logits of a prefill and of a cached step."""
+    """Returns the logits of a prefill and of a cached step."""
     with torch.inference_mode():
         first = model(batch[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
         cache = getattr(first, CACHE_FIELD)
@@ -409,7 +410,7 @@ def run(model, batch, mask):
 
 @pytest.mark.parametrize("padding", [0, 13])
 def test_whole_model_by_the_kernels(request, padding):
-    """Prefill, a cached step, padding, packed rows, and the gradients."""
+    """Covers prefill, a cached step, padding, packed rows, and the gradients."""
     model = small_model()
     batch = torch.randint(97, (2, 72), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(batch)

@@ -1,4 +1,4 @@
-"""Folders as others write them: read to the same numbers, or refused in one short sentence."""
+"""Reads folders as others write them: to the same numbers, or refused in one short sentence."""
 
 import json
 import math
@@ -25,7 +25,7 @@ UNTIED = toy.TIED_AND_UNTIED[1]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folders of one teacher: in one file, in shards, and untied."""
+    """Writes folders of one teacher: in one file, in shards, and untied."""
     root = tmp_path_factory.mktemp("made")
     params = toy.random_params(toy.TEACHER)
     save_hf_teacher(root / "plain", toy.TEACHER, params, jnp.float32)
@@ -57,7 +57,7 @@ def edit_weights(folder, change, file=SINGLE):
 
 
 def refusal(folder, read=load_hf) -> str:
-    """The sentence, which is short and names the folder once."""
+    """Returns the sentence of a refusal, which is short and names the folder once."""
     with pytest.raises(UserError) as caught:
         read(folder)
     sentence = str(caught.value)

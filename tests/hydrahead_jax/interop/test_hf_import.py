@@ -1,4 +1,4 @@
-"""Reading Hugging Face folders: formats, dtypes, and every way in which one can be wrong."""
+"""Reads Hugging Face folders: formats, dtypes, and every way in which one can be wrong."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The key table inverts itself, covers every parameter, and knows every Qwen3 size."""
+"""Checks that the key table inverts itself, covers every parameter, and knows every Qwen3 size."""
 
 import math
 

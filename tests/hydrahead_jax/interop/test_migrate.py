@@ -1,4 +1,4 @@
-"""What a hybrid takes from its teacher, and where it puts it."""
+"""Checks what a hybrid takes from its teacher, and where it puts it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The card of an exported model: its header, and that its code runs as it stands."""
+"""Checks the card of an exported model: its header, and that its code runs unchanged."""
 
 import re
 

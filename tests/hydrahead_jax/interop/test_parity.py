@@ -1,4 +1,4 @@
-"""The check of an export: what passes, what fails it, and that a failed one leaves nothing."""
+"""Checks the parity check of an export: what passes, what fails, that a failure leaves nothing."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ from tests.hydrahead_jax.interop import toy
 
 @pytest.fixture
 def checked(tmp_path, monkeypatch):
-    """Exports a model to `out`, with a check that finds what it is told."""
+    """Returns a function that exports to `out` with a check that finds what it is told to find."""
     monkeypatch.setattr(torch_export, "torch_is_installed", lambda: True)
     tokenizer = toy.write_tokenizer(tmp_path / "tokenizer")
     params = toy.random_params(toy.MIXED)
@@ -107,7 +107,7 @@ def test_layer_by_layer_is_the_whole_model(name, monkeypatch):
 
 
 def with_torch(our_logits, chosen_BT, monkeypatch, shift=0.0):
-    """The verdict where PyTorch gave our logits, shifted, and chose those tokens."""
+    """Returns the verdict as if PyTorch gave our logits, shifted, and chose those tokens."""
     monkeypatch.setattr(parity, "rounded_logits", lambda *_, **__: our_logits)
     monkeypatch.setattr(parity, "_run_torch", lambda *_: (our_logits + shift, chosen_BT))
     monkeypatch.setattr(parity, "_generation_problem", lambda _: "")

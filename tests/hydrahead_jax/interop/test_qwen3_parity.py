@@ -1,4 +1,4 @@
-"""Our teacher against transformers' Qwen3ForCausalLM, on random weights, in both directions."""
+"""Compares our teacher with transformers' Qwen3ForCausalLM, on random weights, both ways."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Grouped attention of an exported model: any map of heads, masks in blocks, keys never copied."""
+"""Checks an export's grouped attention: any map of heads, masks in blocks, no copies of keys."""
 
 import itertools
 
@@ -62,7 +62,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that an operation other than a view returns."""
+    """Records the most elements that an operation other than a view returns."""
 
     elements = 0
 
@@ -76,7 +76,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("heads", [(0, 3), (0, 1, 2), (0, 1, 2, 3)])
 def test_a_decode_step_copies_no_keys(heads):
-    """Whatever a step makes is smaller than the keys of one head."""
+    """All tensors that a step makes are smaller than the keys of one head."""
     model = make(heads, heads)
     with torch.inference_mode():
         cache = model(tokens(1, 600), use_cache=True).past_key_values
@@ -87,7 +87,7 @@ def test_a_decode_step_copies_no_keys(heads):
 
 
 def by_boundaries(module, query, key, value, mask, scaling, **kwargs):
-    """A stand-in for flash attention: grouped, causal, documents by cu_seq_lens."""
+    """Replaces flash attention: grouped, causal, with documents given by cu_seq_lens."""
     assert mask is None
     length = query.shape[2]
     cu_seq_lens = kwargs.get("cu_seq_lens_q", torch.tensor([0, length])).tolist()
@@ -100,7 +100,7 @@ def by_boundaries(module, query, key, value, mask, scaling, **kwargs):
 
 
 def test_an_attention_function_of_the_user():
-    """It is given grouped heads and the boundaries of documents; what it cannot do is refused."""
+    """The function gets grouped heads and document boundaries; what it cannot do is refused."""
     transformers.AttentionInterface.register("by_boundaries", by_boundaries)
     batch = tokens(1, 40)
     positions = torch.arange(40).remainder(23)[None]

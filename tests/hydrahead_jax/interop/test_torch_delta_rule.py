@@ -1,4 +1,4 @@
-"""The chunked gated delta rule of an exported model against the rule token by token."""
+"""Compares the chunked gated delta rule of an exported model with the rule token by token."""
 
 import pytest
 

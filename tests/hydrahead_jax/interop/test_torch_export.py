@@ -1,4 +1,4 @@
-"""An exported model in PyTorch computes what ours computes."""
+"""Checks that an exported model in PyTorch computes what ours computes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ def load(folder, **options):
 
 
 def batch():
-    """72 tokens, more than one chunk; the second row begins with 13 of padding."""
+    """Returns rows of 72 tokens, more than a chunk; the second row begins with 13 of padding."""
     tokens_BT = toy.random_tokens(toy.MIXED, 2, 72)
     real_BT = np.ones_like(tokens_BT)
     real_BT[1, :13] = 0
@@ -63,7 +63,7 @@ def test_exporter_compares_logits_and_64_greedy_tokens(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("config", toy.HYBRIDS.values(), ids=toy.HYBRIDS)
 def test_every_choice(tmp_path, tokenizer, monkeypatch, config):
-    """Logits against ours; generation with a cache against PyTorch's own without one."""
+    """Logits equal ours; generation with a cache equals PyTorch's own without one."""
     monkeypatch.setattr(torch_export, "torch_is_installed", lambda: False)
     params = toy.random_params(config)
     export_torch(tmp_path / "out", config, params, tokenizer)

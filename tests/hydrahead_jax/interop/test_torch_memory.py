@@ -1,4 +1,4 @@
-"""Memory of a long prefill by an exported model, in a process of its own."""
+"""Measures the memory of a long prefill by an exported model, in a process of its own."""
 
 import pytest
 
@@ -15,7 +15,7 @@ WIDTH, LAYERS, MIB = 256, 6, 2**20
 
 
 def _peaks(padded: bool) -> list[int]:
-    """What prefills of 16384 and 32768 tokens, one after the other, add to the peak."""
+    """Returns what prefills of 16384 and then 32768 tokens add to the peak memory."""
     import torch
 
     from hydrahead_jax.interop.config_json import mixers_to_json
@@ -49,7 +49,7 @@ def _peaks(padded: bool) -> list[int]:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_32k_prefill_keeps_no_hidden_states_and_no_square_mask(padded):
-    """Hidden states of all layers would be 224 MiB more, a mask of [T, S] at least 1024."""
+    """All layers' hidden states would take 224 MiB more, a mask of [T, S] at least 1024 MiB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         half, whole = pool.apply(_peaks, (padded,))
     assert whole < 450 * MIB

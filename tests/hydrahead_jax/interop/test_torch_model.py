@@ -1,4 +1,4 @@
-"""What users of PyTorch do with an exported model: batch, continue, save, train, search."""
+"""Uses an exported model as PyTorch users do: batch, continue, save, train, search."""
 
 import numpy as np
 import pytest
@@ -170,7 +170,7 @@ def test_autocast_leaves_the_state_in_float32(model):
 
 
 def test_beams_carry_their_states_along(model):
-    """Beams swap rows of the cache: what they score is what the model says of their tokens."""
+    """Beams swap rows of the cache; their scores equal what the model says of their tokens."""
     batch = tokens(2, 30)
     out = model.generate(
         batch,

@@ -1,4 +1,4 @@
-"""Rows of an exported model that hold padding anywhere, or several documents."""
+"""Checks rows of an exported model that hold padding anywhere, or several documents."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def holes(model_length: int, *ranges):
 
 
 def steps(model, pieces):
-    """Logits of the last token of each (ids, mask) piece, all on one cache."""
+    """Returns the logits of the last token of each (ids, mask) piece, all on one cache."""
     cache, out = None, []
     for ids, mask in pieces:
         with torch.inference_mode():
@@ -47,7 +47,7 @@ def steps(model, pieces):
 
 @pytest.mark.parametrize("padding", [(40, 47), (20, 27), (0, 7), (46, 47)])
 def test_steps_after_padding_anywhere(model, padding):
-    """The next tokens see the last real ones: in keys, convolutions, states and positions."""
+    """The next tokens follow the last real ones: in keys, convolutions, states and positions."""
     mask = holes(47, padding)
     ids, more = tokens(1, 47), tokens(1, 3, seed=2)
     real = ids[mask.bool()][None]

@@ -1,4 +1,4 @@
-"""A tiny model of the exported code, made without an export."""
+"""Makes a tiny model of the exported code, without an export."""
 
 import torch
 
@@ -11,7 +11,7 @@ SAME = 2e-5
 
 
 def make(*fa_heads: tuple[int, ...], attention: str = "sdpa", **choices):
-    """One HydraHead layer for each tuple of softmax heads; no parameter at a special value."""
+    """Makes a HydraHead layer for each tuple of softmax heads; no parameter has a special value."""
     ours = toy.hybrid(*fa_heads, **choices)
     config = HydraHeadConfig(
         vocab_size=ours.vocab,

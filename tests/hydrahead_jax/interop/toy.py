@@ -1,4 +1,4 @@
-"""Tiny models with no parameter at a special value, and a tokenizer for them."""
+"""Makes tiny models whose parameters have no special values, and a tokenizer for them."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ CHOICES = {
 
 
 def hybrid(*fa_heads: tuple[int, ...], tied: bool = True, **choices) -> ModelConfig:
-    """One HydraHead layer for each tuple of softmax heads."""
+    """Returns a config with one HydraHead layer for each tuple of softmax heads."""
     mixers = tuple(Hydra(fa_heads=heads, choices=HydraChoices(**choices)) for heads in fa_heads)
     return dataclasses.replace(TEACHER, mixers=mixers, tied_embeddings=tied)
 
@@ -49,7 +49,7 @@ HYBRIDS = {
 
 
 def random_params(config: ModelConfig, seed: int = 0, noise: float = 0.1) -> dict:
-    """Initial parameters and noise on all of them."""
+    """Returns initial parameters with noise on all of them."""
     leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(seed)))
     random = np.random.default_rng(seed)
     noisy = [leaf + noise * random.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
@@ -57,7 +57,7 @@ def random_params(config: ModelConfig, seed: int = 0, noise: float = 0.1) -> dic
 
 
 def counted_params(config: ModelConfig) -> dict:
-    """Parameters that hold 0, 1, 2, ... through the whole model: a wrong transpose shows."""
+    """Returns parameters 0, 1, 2, ... through the model, so that a wrong transpose shows."""
     leaves, tree = jax.tree.flatten(abstract_params(config))
     starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
     counted = [
@@ -72,7 +72,7 @@ def random_tokens(config: ModelConfig, batch: int, length: int, seed: int = 0) -
 
 
 def logits(config: ModelConfig, params: dict, tokens_BT, segment_ids_BT=None, training=False):
-    """Of the whole sequence."""
+    """Returns the logits of the complete sequence."""
 
     @jax.jit
     def forward(params, tokens_BT, segment_ids_BT):
@@ -84,7 +84,7 @@ def logits(config: ModelConfig, params: dict, tokens_BT, segment_ids_BT=None, tr
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """A tokenizer of 97 words, the last of which ends a text."""
+    """Writes a tokenizer of 97 words, the last of which ends a text."""
     folder.mkdir(parents=True, exist_ok=True)
     words = {f"w{i}": i for i in range(96)} | {"<end>": 96}
     Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
@@ -94,7 +94,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def same_tree(actual: dict, expected: dict) -> bool:
-    """Whether all keys, dtypes and numbers are equal."""
+    """Returns whether all keys, dtypes and numbers are equal."""
     if jax.tree.structure(actual) != jax.tree.structure(expected):
         return False
     same = lambda a, b: a.dtype == b.dtype and bool((np.asarray(a) == np.asarray(b)).all())

@@ -1,6 +1,6 @@
-"""The HydraHead layer in numpy, one head and one token at a time, from section 3 of the paper.
+"""Computes the HydraHead layer in numpy, by head and token, from section 3 of the paper.
 
-Shares no code with the project. Heads are the layer's own, in the teacher's order.
+It shares no code with the project. Heads are the layer's own, in the teacher's order.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ EPS = 1e-6
 
 
 def hydra_heads(config, mixer, weights: dict, x_TD: np.ndarray) -> np.ndarray:
-    """The input of the output projection, [T, N, H], for one document."""
+    """Returns the input of the output projection, [T, N, H], for one document."""
     weights = _float64(weights)
     group = config.query_heads // config.kv_heads
     kv_of_fa = sorted({n // group for n in mixer.fa_heads})

@@ -1,4 +1,4 @@
-"""The HydraHead layer against its formula, and its state against documents alone."""
+"""Compares the HydraHead layer with its formula, and its state with that of single documents."""
 
 import functools
 
@@ -50,7 +50,7 @@ def test_the_output_is_the_heads_times_w_o_in_the_teacher_s_order(name, layer):
 
 @functools.partial(jax.jit, static_argnames="config")
 def run_mixer(config, params, x_BTD, segment_ids_BT):
-    """Output and cache of the first layer's mixer, from an empty cache."""
+    """Returns output and cache of the first layer's mixer, from an empty cache."""
     cache = init_cache(config, B, T)
     stream = make_stream((B, T), segment_ids_BT, None, None, False)
     mixer = merge(config, params).layers[0].mixer
@@ -63,7 +63,7 @@ def run_mixer(config, params, x_BTD, segment_ids_BT):
 )
 @pytest.mark.parametrize("length", [2, 5])
 def test_state_and_convolution_tail_are_those_of_the_last_document(name, length):
-    """The last document of each row, packed after another one, and alone on the right."""
+    """Each row's last document is packed after another one, and alone at the right."""
     config, params = MODELS[name], params_of(name)
     x_BTD = jax.random.normal(jax.random.key(0), (B, T, config.embed))
     packed_ids = np.ones((B, T), np.int32)

@@ -1,4 +1,4 @@
-"""Prefill and decode give what one forward gives, wherever the sequence is cut."""
+"""Checks that prefill and decode equal one forward pass, wherever the sequence is cut."""
 
 import functools
 
@@ -26,7 +26,7 @@ from tests.tolerances import OP, assert_close
 
 @functools.partial(jax.jit, static_argnames="config")
 def prefill_then_decode(config, params, prompts_BT, segment_ids_BT, rest_BT):
-    """Hidden states of the prompts, then of each token of the rest."""
+    """Returns the hidden states of the prompts, then of each token of the rest."""
     model = merge(config, params)
     cache = init_cache(config, len(prompts_BT), 2 * T)
     output = model(prompts_BT, segment_ids_BT=segment_ids_BT, cache=cache)
@@ -57,7 +57,7 @@ def test_prefill_and_decode_equal_the_full_forward_at_every_split(name):
 
 @pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections"])
 def test_prefill_in_parts(name):
-    """One token first, into an empty cache that has no room to spare."""
+    """The first part is one token, into an empty cache that has no room to spare."""
     config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()
     step = jax.jit(lambda params, tokens_BT, cache: merge(config, params)(tokens_BT, cache=cache))
     cache, parts = init_cache(config, B, T), []
@@ -88,7 +88,7 @@ def test_recurrent_state_is_float32_in_any_compute_dtype():
 
 
 def test_cache_bytes_of_qwen3_equal_hand_arithmetic():
-    """112 KiB a token for the teacher: 28 layers, 8 heads, 128 wide, keys and values, bf16."""
+    """The teacher takes 112 KiB a token: 28 layers, 8 heads of 128, keys and values, bf16."""
     teacher = qwen3("1.7b")
     assert cache_bytes(teacher, 2**18) == 28 * 2**30
     one_head = HeadPlan(fa_heads=((0,),) * 28, query_heads=16, kv_heads=8, strategy="test")

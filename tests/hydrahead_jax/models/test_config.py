@@ -1,4 +1,4 @@
-"""Model configs: presets, and what they refuse."""
+"""Checks model configs: presets, and what they refuse."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Facts that hold for the teacher and for every hybrid."""
+"""Checks facts that hold for the teacher and for every hybrid."""
 
 import re
 
@@ -132,7 +132,7 @@ def test_a_parameter_s_name_ends_in_one_letter_a_dimension(name):
     [("hybrid, then softmax only", False), ("no fusion, no convolution", True)],
 )
 def test_the_log_scale_is_for_inference_unless_asked_for(name, in_training):
-    """It acts on the softmax heads, from the second token on."""
+    """The scale acts on the softmax heads, from the second token on."""
     config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()
     fa_heads = list(config.mixers[0].fa_heads)
     heads = [
@@ -157,7 +157,7 @@ def test_branches_without_heads_have_no_parameters():
 
 @pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections"])
 def test_bfloat16_parameters_are_computed_with_in_bfloat16(name):
-    """What the policy keeps in float32 does not promote the residual stream."""
+    """Parameters that stay float32 do not promote the residual stream."""
     config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()
     low = compute_params(training_policy("bfloat16"), params)
     low_BTD, taps = hidden(config, low, tokens_BT)

@@ -1,4 +1,4 @@
-"""New parameters start where they change nothing."""
+"""Checks that new parameters start where they change nothing."""
 
 import functools
 
@@ -17,7 +17,7 @@ def fresh():
 
 
 def without(params: dict, prefix: str) -> dict:
-    """The nested dict without the entries whose name starts with `prefix`."""
+    """Returns the nested dict without the entries whose name starts with `prefix`."""
     return {
         key: without(value, prefix) if isinstance(value, dict) else value
         for key, value in params.items()
@@ -48,7 +48,7 @@ def test_gates_gamma_norms_and_convolutions():
 
 
 def test_decay_starts_in_the_range_of_gated_delta_net():
-    """A in (1, 16), time step in [1e-3, 1e-1]."""
+    """The rate A is in (1, 16), the time step in [1e-3, 1e-1]."""
     gdn = fresh()[1]["layers"][0]["mixer"]["gdn"]
     rate_N = np.exp(gdn["a_log_N"])
     step_N = np.log1p(np.exp(np.asarray(gdn["dt_bias_N"], np.float64)))

@@ -1,4 +1,4 @@
-"""Tiny models that together take every choice, with no parameter left at a special value.
+"""Makes tiny models that together take every choice; no parameter has a special value.
 
 Compiling is what takes the time of these tests, so there are few delta-rule layers, and every
 test calls `hidden` with the same shapes.
@@ -31,7 +31,7 @@ ALL = tuple(range(N))
 
 
 def hybrid(*fa_heads: tuple[int, ...], tied: bool = True, **choices) -> ModelConfig:
-    """The toy with one HydraHead layer for each tuple of softmax heads."""
+    """Returns the toy with one HydraHead layer for each tuple of softmax heads."""
     mixers = tuple(Hydra(fa_heads=heads, choices=HydraChoices(**choices)) for heads in fa_heads)
     return dataclasses.replace(TEACHER, mixers=mixers, tied_embeddings=tied)
 
@@ -58,7 +58,7 @@ MODELS = {
 
 @functools.cache
 def params_of(name: str) -> dict:
-    """Random parameters, those included that start at zero or one."""
+    """Returns random parameters, also for those that start at zero or one."""
     rng = np.random.default_rng(0)
     centre = {"dt_bias_N": -2.0} | dict.fromkeys(
         ("q_norm_H", "k_norm_H", "out_norm_H", "gamma_N", "mixer_norm_D", "mlp_norm_D"), 1.0
@@ -72,13 +72,13 @@ def params_of(name: str) -> dict:
 
 
 def keep_all(config: ModelConfig) -> dict[int, HeadEdit]:
-    """Edits that change nothing, so that a test with edits shares the compiled function."""
+    """Returns edits that change nothing; tests with edits then share the compiled function."""
     edit = HeadEdit(jnp.zeros((B, N)), jnp.zeros((B, T, N, H)))
     return {layer: edit for layer in range(config.layers)}
 
 
 def hidden(config, params, tokens_BT, segment_ids_BT=None, edits=None, training=False):
-    """Hidden states and taps of B sequences of T tokens."""
+    """Returns hidden states and taps of B sequences of T tokens."""
     segment_ids_BT = np.ones((B, T)) if segment_ids_BT is None else segment_ids_BT
     return _hidden(
         config,
@@ -99,6 +99,6 @@ def _hidden(config, params, tokens_BT, segment_ids_BT, edits, training):
 
 
 def distinct_tokens() -> np.ndarray:
-    """[B, T], no token id twice."""
+    """Returns tokens [B, T] in which no id comes twice."""
     ids = np.random.default_rng(2).permutation(TEACHER.vocab)
     return ids[: B * T].reshape(B, T).astype(np.int32)

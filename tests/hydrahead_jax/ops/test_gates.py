@@ -1,4 +1,4 @@
-"""Gates, query scale and fusion against their formulas, and what they are at the start."""
+"""Compares gates, query scale and fusion with their formulas, and checks their first values."""
 
 import jax.numpy as jnp
 import numpy as np

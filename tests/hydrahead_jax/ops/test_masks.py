@@ -1,4 +1,4 @@
-"""Positions in a segment."""
+"""Checks positions in a segment."""
 
 import jax.numpy as jnp
 import numpy as np

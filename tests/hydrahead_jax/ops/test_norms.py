@@ -1,4 +1,4 @@
-"""Norms against Qwen3's own and against numpy."""
+"""Compares norms with Qwen3's own and with numpy."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Rotary embedding against Qwen3's own and its defining property."""
+"""Compares the rotary embedding with Qwen3's own, and checks its defining property."""
 
 import jax.numpy as jnp
 import numpy as np

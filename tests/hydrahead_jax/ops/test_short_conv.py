@@ -1,4 +1,4 @@
-"""The short convolution against one loop over tokens and taps."""
+"""Compares the short convolution with one loop over tokens and taps."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""A teacher that retrieves by construction, with known heads, and the tokenizer it reads."""
+"""Makes a teacher that retrieves by construction, with known heads, and its tokenizer."""
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,12 @@ def planted_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def planted_params(planted_config) -> dict:
-    """An induction circuit: head (0, 1) writes down the token before, head (1, 2) looks for the
-    token that the present one came before, and copies it. Each has a bystander that attends as it
-    does and writes next to nothing. All other weights are small noise."""
+    """Returns an induction circuit in otherwise small noise.
+
+    Head (0, 1) writes down the token before. Head (1, 2) looks for the token that the present one
+    came before, and copies it. Each has a bystander that attends as it does and writes next to
+    nothing.
+    """
     config = planted_config
     params = init_params(config, jax.random.key(0))
     params["w_embed_VD"] = jnp.eye(VOCAB, config.embed).at[:, CONSTANT].set(1.0)
@@ -89,5 +92,5 @@ def planted_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def words() -> np.ndarray:
-    """A haystack."""
+    """Returns a haystack."""
     return np.random.default_rng(1).integers(WORDS, size=4000)

@@ -1,4 +1,4 @@
-"""Head scores of effects written down by hand."""
+"""Makes head scores of effects written down by hand."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from hydrahead_jax.selection.scores.scores import HeadScores, head_scores
 def made_scores(
     receiver_PLN, capabilities=None, *, sender_PLN=None, total_PLN=None, softmax_LN=None
 ) -> HeadScores:
-    """Of one pair for each sub-probe; all heads are softmax if not said otherwise."""
+    """Makes scores of one pair for each sub-probe; all heads are softmax by default."""
     receiver_PLN = np.asarray(receiver_PLN, float)
     P = len(receiver_PLN)
     capabilities = capabilities or ("retrieval",) * P

@@ -29,7 +29,7 @@ def _config(layers: int, query_heads: int, kv_heads: int) -> ModelConfig:
 
 
 def _hybrid() -> tuple[ModelConfig, HeadScores]:
-    """Four layers of six heads on three KV heads, ten of them softmax."""
+    """Makes four layers of six heads on three KV heads; ten of the heads are softmax."""
     fa_heads = ((0, 1, 2, 3), (2, 3), (2, 3, 4), (3,))
     config = dataclasses.replace(
         _config(4, 6, 3), mixers=tuple(Hydra(fa_heads=heads) for heads in fa_heads)
@@ -90,7 +90,7 @@ def test_draws_differ_by_seed(strategy):
 
 @pytest.mark.parametrize("strategy", INTERP)
 def test_equal_scores_are_drawn_by_seed_and_share_kv_heads(strategy):
-    """Every draw of a layer's two heads shares its KV head; which one, the seed says."""
+    """The two heads of a layer share a KV head in every draw; the seed says which one."""
     config = _config(4, 8, 4)
     scores = _scores(np.zeros((4, 8)))
     plans = [allocate(scores, config, strategy, fa_heads=8, seed=s) for s in range(10)]

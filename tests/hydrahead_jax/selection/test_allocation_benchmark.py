@@ -18,7 +18,7 @@ CONFIG = qwen3("1.7b")
 
 
 def test_a_quarter_of_the_bytes_costs_at_most_two_percent_of_the_mass():
-    """On scores like the paper's, at 3:1."""
+    """The scores are like the paper's, at 3:1."""
     for seed in (100, 101):
         plans = measure("like the paper's", "3:1", seed, CONFIG)["plans"]
         naive, aware = plans[BY_SCORE], plans[WITHIN]

@@ -11,7 +11,7 @@ STEP = 0.005
 
 
 def _slope(config, params, pairs, frozen_LN, head) -> np.ndarray:
-    """-dm/de where the head is (1 - e) O(x) + e O(x'), by central difference."""
+    """Returns -dm/de where the head is (1 - e) O(x) + e O(x'), by central difference."""
     clean, corrupted = reference._both(config, params, pairs)
 
     def readout(e: float):
@@ -55,8 +55,10 @@ def test_drops_are_the_slopes_at_x(name, live):
 
 
 def test_between_x_and_its_counterfactual_the_slopes_add_up_to_the_whole_way():
-    """With every head frozen, the integral of the slope over the way is m(x) less the readout of
-    x' but for its tokens at the readout positions, which are the same."""
+    """The slope integrates to the difference of two readouts, with every head frozen.
+
+    They are m(x), and the readout of x' with the tokens of x at the readout positions.
+    """
     config = CONFIGS["grouped"]
     pairs, params = random_pairs(config), random_params(config, heads=3.0)
     found = trace_pairs(config, params, pairs)

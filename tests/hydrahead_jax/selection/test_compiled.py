@@ -1,4 +1,4 @@
-"""A step of a selection at a real width, by the TPU's own compiler."""
+"""Compiles a step of a selection at a real width with the TPU's own compiler."""
 
 import functools
 

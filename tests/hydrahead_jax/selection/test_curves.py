@@ -17,7 +17,7 @@ ROW = {"spearman_critical": None, "spearman_all": AGREED, "jaccard": AGREED}
 
 
 def drawn(path) -> bytes:
-    """The picture, which has the announced size."""
+    """Returns the picture, after a check that it has the announced size."""
     data = path.read_bytes()
     assert struct.unpack(">II", data[16:24]) == curves.CURVE_SIZE and len(data) > 5000
     return data

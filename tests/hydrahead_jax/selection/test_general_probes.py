@@ -1,4 +1,4 @@
-"""General-ability pairs from lines that a user wrote, and what is said of lines that make none."""
+"""Checks general-ability pairs from a user's lines, and messages on lines that make none."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def _write(tmp_path, *lines, name="facts.jsonl"):
 
 
 def _texts(tmp_path, *lines, tokenizer=None):
-    """Prompt, corrupt prompt, answer, distractor of each pair."""
+    """Returns prompt, corrupt prompt, answer and distractor of each pair, as text."""
     tokenizer = tokenizer or characters()
     ((_, pairs),) = general_probes([_write(tmp_path, *lines)], tokenizer)
     return [tuple(tokenizer.decode(list(ids)) for ids in row) for row in pair_rows(pairs)]

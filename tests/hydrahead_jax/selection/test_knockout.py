@@ -34,13 +34,13 @@ def mean_LNH(planted_config, planted_params, tokens_BT):
 
 @pytest.fixture(scope="module")
 def plain(planted_config, planted_params, tokens_BT):
-    """The model as it is."""
+    """Returns the output of the unchanged model."""
     return merge(planted_config, planted_params)(jnp.asarray(tokens_BT))
 
 
 @pytest.fixture(scope="module")
 def accuracy(planted_config, planted_params, tokens_BT):
-    """By generation."""
+    """Returns a function that measures accuracy by generation."""
     prompts_BT, answers_BJ = np.split(tokens_BT, [-ANSWER], axis=1)
 
     def measure(edits):
@@ -53,7 +53,7 @@ def accuracy(planted_config, planted_params, tokens_BT):
 
 
 def removed(edits) -> float:
-    """An accuracy that says how many heads are gone."""
+    """Returns the number of heads removed, in place of an accuracy."""
     return float(sum(edit.mask_BN.sum() for edit in edits.values()))
 
 
@@ -83,7 +83,7 @@ def test_no_heads_removed_is_the_model_and_all_removed_hears_nothing(
 
 
 def test_the_planted_heads_and_no_others_cost_retrieval(mean_LNH, accuracy):
-    """Measured by generation; one compiled function serves every point."""
+    """Accuracy is measured by generation; one compiled function serves every point."""
     others = [h for h in np.ndindex(2, 4) if h not in (RECEIVER, PREVIOUS_HEAD)]
     orders = {
         SCORE_ORDER: [RECEIVER, PREVIOUS_HEAD, *others],

@@ -1,4 +1,4 @@
-"""KV-aware plans against all plans of small models."""
+"""Compares KV-aware plans with all plans of small models."""
 
 import dataclasses
 import itertools
@@ -43,7 +43,7 @@ def _scores(shape, kind: str, softmax_LN=None) -> HeadScores:
 
 
 class _AllPlans:
-    """Every set of a model's softmax heads, with what it is worth."""
+    """Lists every set of a model's softmax heads, with its score mass."""
 
     def __init__(self, scores: HeadScores, config: ModelConfig, seed: int = 0):
         ranked = ranking(scores, kv_heads=config.kv_heads, seed=seed)
@@ -67,7 +67,7 @@ class _AllPlans:
         return allowed_X
 
     def best(self, allowed_X: np.ndarray) -> tuple[int, int]:
-        """The most mass, and among plans of that mass the best places."""
+        """Returns the most mass, and the best places among plans of that mass."""
         top_X = allowed_X & (self.mass_X == self.mass_X[allowed_X].max())
         return int(self.mass_X[top_X][0]), int(self.places_X[top_X].max())
 
@@ -80,7 +80,7 @@ def _worth(plan, scores, config) -> tuple[int, int]:
 
 
 def _budgets(shape):
-    """Strategies, multiples and every third number of heads that suits a shape."""
+    """Yields strategies, multiples and every third number of heads that suits a shape."""
     layers, heads, _ = shape
     multiples = [m for m in range(1, heads + 1) if heads % m == 0]
     for strategy, multiple in itertools.product(INTERP, multiples):

@@ -1,4 +1,4 @@
-"""Receiver, sender and total effects equal their definitions, one full forward a head."""
+"""Checks receiver, sender and total effects against their definitions, head by head."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +33,12 @@ LISTENING = {
 
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch):
-    """Documents of 40 tokens have a common beginning to run once."""
+    """Lets documents of 40 tokens have a common beginning that is run once."""
     monkeypatch.setattr(trace, "_SHORTEST_STEP", 5)
 
 
 def _close(config, params, pairs, ours_BX, exact_BX):
-    """Within 1e-5 of the denominator of 0.5 that a pair must have."""
+    """Checks a difference below 1e-5 of the pair's denominator, which is at least 0.5."""
     clean_B, corrupted_B = reference.clean_readouts(config, params, pairs)
     scale_B1 = np.maximum(np.abs(np.asarray(clean_B - corrupted_B)), 0.5)[:, None]
     differences_BX = (np.asarray(ours_BX, np.float64) - exact_BX) / scale_B1
@@ -123,8 +123,10 @@ def test_where_x_is_its_own_counterfactual_nothing_changes():
 
 
 def test_bf16_parameters_keep_effects_near_those_of_float32():
-    """The residual stream and the readout stay float32, so a patched stream that changes nothing
-    gives exactly the readout of x."""
+    """The residual stream and the readout stay float32.
+
+    So a patched stream that changes nothing gives exactly the readout of x.
+    """
     pairs, params = random_pairs(FULL), random_params(FULL)
     half = {**params, **{k: params[k].astype(jnp.bfloat16) for k in ("w_embed_VD",)}}
     half["layers"] = {

@@ -1,4 +1,4 @@
-"""The search against all sets of heads of small models."""
+"""Compares the search with all sets of heads of small models."""
 
 import itertools
 
@@ -12,7 +12,7 @@ SHAPES = [(3, 4, 2), (2, 6, 2), (2, 6, 3), (4, 3, 1), (1, 8, 8)]
 
 
 def _values(shape, kind, rng) -> list[list[dict[int, int]]]:
-    """Values of the heads that may be chosen, by layer and KV head."""
+    """Draws the values of the heads that may be chosen, by layer and KV head."""
     layers, heads, kv_heads = shape
     draw = {
         "apart": lambda: int(rng.integers(10**12)),
@@ -27,7 +27,7 @@ def _values(shape, kind, rng) -> list[list[dict[int, int]]]:
 
 
 def _all_sets(values):
-    """Of every set of heads: its value, its KV heads and the heads of each layer."""
+    """Returns the value, the KV heads and each layer's heads of every set of heads."""
     worth = {
         (layer, head): (value, (layer, kv))
         for layer, groups in enumerate(values)

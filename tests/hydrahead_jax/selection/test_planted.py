@@ -1,4 +1,4 @@
-"""A circuit written by hand: the scores find its two heads, and no bystander."""
+"""Checks that the scores find the two heads of a handmade circuit, and no bystander."""
 
 import functools
 import logging
@@ -53,7 +53,7 @@ def test_the_total_effect_sees_both(run):
 def test_attention_to_the_needle_does_not_tell_the_bystander_from_the_receiver(
     run, planted_config, planted_params
 ):
-    """The control: what a head attends to says nothing about whether its output matters."""
+    """As a control, what a head attends to says nothing about whether its output matters."""
     selection = run(SETTINGS)
     mass_LN = attention_mass(planted_config, planted_params, selection.pairs[0])
     _, bystander = BYSTANDERS
@@ -104,7 +104,7 @@ def test_rounds_that_run_out_are_said(run, caplog):
 
 
 def attention_mass(config, params, pairs: ProbePairs) -> np.ndarray:
-    """Mean attention [L, N] from where the answer is predicted to the tokens that differ."""
+    """Returns the mean attention [L, N] from the answer's positions to the tokens that differ."""
     taps = merge(config, params)(jnp.asarray(pairs.tokens_BT)).taps
     J = pairs.answer_BJ.shape[1]
     needle_BS = jnp.asarray(pairs.tokens_BT != pairs.corrupt_BT)

@@ -1,4 +1,4 @@
-"""probes.jsonl gives the same pairs back, and can be read."""
+"""Checks that probes.jsonl gives the same pairs back, and that people can read it."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The file, and what it was made of."""
+    """Returns the file, and the probes and pairs that it was made of."""
     probes = retrieval_probes("ruler")
     pairs = [probe_pairs(p, merging(), PROSE, length=700, pairs=2, seed=0) for p in probes]
     path = tmp_path_factory.mktemp("run") / "probes.jsonl"

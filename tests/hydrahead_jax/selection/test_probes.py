@@ -1,4 +1,4 @@
-"""Counterfactual pairs of documents made of symbols, and pairs as arrays."""
+"""Checks counterfactual pairs of documents made of symbols, and pairs as arrays."""
 
 import numpy as np
 import pytest

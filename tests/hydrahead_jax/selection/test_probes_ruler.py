@@ -1,4 +1,4 @@
-"""Counterfactual pairs in RULER's words hold for tokenizers of several kinds."""
+"""Checks counterfactual pairs in RULER's words with tokenizers of several kinds."""
 
 import functools
 import re
@@ -28,7 +28,7 @@ def _make(name, tokenizer, haystack=PROSE, **kwargs):
 
 
 def _texts(pairs, row, tokenizer):
-    """Texts of x, of x', and of x with the distractor at its end."""
+    """Returns the texts of x, of x', and of x with the distractor at its end."""
     real = pairs.segment_ids_BT[row] == 1
     tokens, corrupt = pairs.tokens_BT[row][real], pairs.corrupt_BT[row][real]
     distractor = pairs.distractor_BJ[row][pairs.distractor_BJ[row] >= 0]
@@ -114,7 +114,7 @@ def test_answers_of_unequal_lengths_share_one_array():
 
 @pytest.mark.parametrize("tokenizer", [merging, digit_splitting, characters])
 def test_any_text_is_a_haystack(tokenizer):
-    """Also one whose characters are several tokens, or none that is known."""
+    """The text has characters of several tokens, or none that the tokenizer knows."""
     for name in ("niah_single_3", "niah_multikey_1_keys"):
         pairs = _make(name, tokenizer(), FOREIGN)
         x, corrupt, _ = _texts(pairs, 0, tokenizer())

@@ -19,7 +19,7 @@ def test_then_by_total_effect():
 
 
 def test_then_by_the_general_score():
-    """Two capabilities with each other's effects: equal score and mean effect everywhere."""
+    """Two capabilities swap their effects, so score and mean effect are equal everywhere."""
     retrieval_LN = np.array([[0.8, 0.5, 0.2, 0.0]])
     general_LN = retrieval_LN[:, ::-1]
     scores = made_scores([retrieval_LN, general_LN], ("retrieval", "general"))

@@ -89,7 +89,7 @@ def test_pairs_that_say_too_little_are_left_out_and_counted(
 def test_a_hybrid_is_scored_in_its_softmax_heads(
     planted_config, planted_params, planted_tokenizer, words
 ):
-    """The planted layers, and behind them one that is a hybrid and says little."""
+    """Behind the planted layers lies a hybrid layer, which has little effect."""
     mixers = (*planted_config.mixers, Hydra(fa_heads=(0, 3)))
     config = dataclasses.replace(planted_config, mixers=mixers)
     extra = init_params(config, jax.random.key(1))["layers"][2]
@@ -139,7 +139,7 @@ def test_bad_input_is_refused_before_any_forward(planted_config, planted_tokeniz
 
 
 def test_four_devices_score_as_one_does():
-    """Parameters split over the devices, the pairs over them too."""
+    """Parameters are split over the devices, and so are the pairs."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.hydrahead_jax.selection.on_a_mesh"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Agreement of scores from made effects, whose answers are known."""
+"""Checks the agreement of scores from made effects, whose answers are known."""
 
 import json
 
@@ -17,14 +17,14 @@ SOFTMAX_LN = np.ones((L, N), bool)
 
 
 def effects(*draws_BLN: np.ndarray) -> list[PairEffects]:
-    """One for each sub-probe; the same for both if there is one only."""
+    """Makes effects for each sub-probe; both get the same ones if there is one draw only."""
     readouts = lambda draw_BLN: (np.ones(len(draw_BLN)), -np.ones(len(draw_BLN)))
     made = [PairEffects(draw, None, None, *readouts(draw), 0) for draw in draws_BLN]
     return made * (len(PROBES) // len(made))
 
 
 def signal(heads: int) -> np.ndarray:
-    """Different effects above the threshold for the first heads, 0 for all others."""
+    """Returns different effects above the threshold for the first heads, 0 for all others."""
     effect_X = np.zeros(L * N)
     effect_X[:heads] = np.linspace(0.9, 0.05, heads)
     return effect_X.reshape(L, N)

@@ -1,4 +1,4 @@
-"""Random models and random pairs, padded on both sides, for comparing with the definitions."""
+"""Makes random models and random pairs, padded on both sides, to compare with definitions."""
 
 import dataclasses
 
@@ -38,8 +38,10 @@ EARLY, LATE = 2, 21
 
 
 def random_pairs(config: ModelConfig, first: int = LATE, batch: int = 5) -> ProbePairs:
-    """Pairs that differ in many tokens from `first` on; a row is padded to the left, and one has a
-    shorter answer."""
+    """Makes pairs that differ in many tokens from `first` on.
+
+    One row is padded on the left, and one has a shorter answer.
+    """
     rng = np.random.default_rng(0)
     tokens_BT = rng.integers(config.vocab, size=(batch, LENGTH)).astype(np.int32)
     corrupt_BT = tokens_BT.copy()
@@ -54,7 +56,7 @@ def random_pairs(config: ModelConfig, first: int = LATE, batch: int = 5) -> Prob
 
 
 def random_params(config: ModelConfig, *, heads: float = 20.0, mlp: float = 1.0) -> dict:
-    """`heads` and `mlp` say how loud they are in the residual stream."""
+    """Makes parameters; `heads` and `mlp` scale what those write to the residual stream."""
     params = init_params(config, jax.random.key(3))
     for layer in params["layers"].values():
         for branch in (layer["mixer"], layer["mixer"].get("fa"), layer["mixer"].get("gdn")):

@@ -1,4 +1,4 @@
-"""Losses over the vocabulary against numpy in float64, in tiles and on a mesh."""
+"""Compares losses over the vocabulary with numpy in float64, in tiles and on a mesh."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ X, D, E, V = 7, 5, 4, 23
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """The last tile is filled up."""
+    """Makes tiles so small that the last one must be padded."""
     monkeypatch.setattr(tiles, "TOKENS_AT_ONCE", 3)
 
 
@@ -54,8 +54,12 @@ KL = (np.exp(LOG_P) * (LOG_P - LOG_Q)).sum(-1)
 
 
 def check_gradients(loss, d_logits_XV):
-    """Of `loss(hidden, weight) -> (loss, scores)`, whose gradient in the logits is known; returns
-    the scores."""
+    """Checks the gradients of `loss(hidden, weight) -> (loss, scores)` and returns the scores.
+
+    Args:
+      loss: the loss.
+      d_logits_XV: its known gradient in the logits.
+    """
     gradients, scores = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(*STUDENT)
     assert_close(gradients[0], d_logits_XV @ np.asarray(STUDENT[1], np.float64).T, OP)
     assert_close(gradients[1], np.asarray(STUDENT[0], np.float64).T @ d_logits_XV, OP)
@@ -78,7 +82,7 @@ def test_token_scores():
 
 @pytest.mark.parametrize(("axis", "at_once", "tokens"), [(0, 12, 3), (1, V + 5, 2048)])
 def test_pair_scores(axis, at_once, tokens, monkeypatch):
-    """With the unembedding either way round, in many tiles or in one."""
+    """The unembedding has either orientation, and there are many tiles or one."""
     monkeypatch.setattr(tiles, "TOKENS_AT_ONCE", tokens)
 
     def loss(hidden_XD, weight_DV):
@@ -101,7 +105,7 @@ def test_kl_of_a_model_with_itself_is_zero():
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_no_array_of_tokens_by_vocabulary(gradient, monkeypatch):
-    """Neither forward nor backward holds more logits than a tile of them."""
+    """Neither forward nor backward pass holds more logits than one tile has."""
     monkeypatch.setattr(tiles, "TOKENS_AT_ONCE", 4)
 
     def loss(student_XD, student_DV):
@@ -133,7 +137,7 @@ def top(weight_DV, count: int) -> Kept:
 
 
 def test_top_tokens():
-    """Two tokens are equally probable at the limit of what is kept, and one of them is."""
+    """Two tokens tie for the last place that is saved, and one of them gets it."""
     weight_DV = TEACHER[1].at[:, 20].set(TEACHER[1][:, 3])
     log_p = log_softmax(TEACHER[0], weight_DV)
     for count in (4, V):
@@ -146,7 +150,7 @@ def test_top_tokens():
 
 
 def test_a_small_tail_is_not_lost_to_rounding():
-    """1 - sum(p) would be 0 in float32."""
+    """The tail is summed; 1 - sum(p) would be 0 in float32."""
     logits_XV = np.where(np.arange(V) < 2, 0.0, -30.0) * np.ones((X, 1))
     kept = top_tokens(jnp.ones((X, 1)), made(jnp.asarray(logits_XV[:1])), 2, at_once=6)
     expected = (V - 2) * np.exp(-30.0) / 2
@@ -155,7 +159,7 @@ def test_a_small_tail_is_not_lost_to_rounding():
 
 @pytest.mark.parametrize("count", [5, V])
 def test_kept_scores(count):
-    """At most the whole KL, and exactly it where every token is kept."""
+    """The KL is at most the full KL, and equals it where every token is saved."""
     kept = top(TEACHER[1], count).normalised()
     ids = np.asarray(kept.ids_XK)
 
@@ -208,8 +212,10 @@ def test_bfloat16():
 
 
 def test_on_a_mesh():
-    """Tokens, the embedding and the vocabulary shared out, or the vocabulary whole where the axis
-    does not divide it: equal to one device to rounding."""
+    """Results on a mesh equal those of one device up to rounding.
+
+    Tokens and the embedding are split. The vocabulary is split where the axis divides it.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "tests.hydrahead_jax.vocabulary.vocabulary_on_a_mesh"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Run by test_vocabulary: the losses on eight devices against one."""
+"""Compares the losses on eight devices with those on one; test_vocabulary runs it."""
 
 import os
 
@@ -21,7 +21,7 @@ B, T, D = 4, 6, 8
 
 
 def scores(hidden_BTD, weight, teacher_BTD, teacher_weight, targets_BT, *, axis, layout, at_once):
-    """All that is computed over the vocabulary, with gradients."""
+    """Returns all that is computed over the vocabulary, with gradients."""
     options = {"at_once": at_once, "layout": layout}
     teacher = (teacher_BTD, Unembedding(teacher_weight, axis))
     weight_BT = jnp.cos(jnp.arange(B * T)).reshape(B, T)
@@ -39,7 +39,7 @@ def scores(hidden_BTD, weight, teacher_BTD, teacher_weight, targets_BT, *, axis,
 
 
 def check(vocabulary: int, axis: int, mesh: MeshConfig, dtype, tolerance: float) -> None:
-    """`axis` is that of the vocabulary in the unembedding."""
+    """Compares a mesh with one device; `axis` is the vocabulary's axis in the unembedding."""
     random = lambda seed, *shape: 3 * jax.random.normal(jax.random.key(seed), shape, dtype)
     shape = (vocabulary, D) if axis == 0 else (D, vocabulary)
     arrays = (random(0, B, T, D), random(1, *shape), random(2, B, T, D), random(3, *shape))

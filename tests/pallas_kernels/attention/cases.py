@@ -1,4 +1,4 @@
-"""Inputs of softmax attention that every implementation is tried on."""
+"""Makes inputs of softmax attention that every implementation is tried on."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -17,19 +17,21 @@ Logits = Literal["random", "+-1e4", "one at 1e4", "one at -1e4", "all near -1e4"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """Attributes:
-    length: queries T.
-    keys: S; T if None.
-    kv_heads: K.
-    kv_head_of_query: as in `attention`, of length N.
-    head_dim: H.
-    q_start: as in `attention`.
-    traced: q_start is traced, not an int.
-    segments: how documents and padding stand in a row; "none" passes no ids at all. Queries have
-      the ids of the keys at their positions; "strangers" have ids that no key has, in half a row.
-    logits: the scaled scores. Where they are large they are also exact in float32, or so far apart
-      that their rounding does not matter.
-    scale: as in `attention`.
+    """Describes the shapes and the contents of one set of inputs.
+
+    Attributes:
+      length: number of queries T.
+      keys: number of keys S; T if None.
+      kv_heads: number of KV heads K.
+      kv_head_of_query: as in `attention`, of length N.
+      head_dim: head size H.
+      q_start: as in `attention`.
+      traced: whether q_start is traced, not an int.
+      segments: how documents and padding lie in a row; "none" passes no ids at all. Queries have
+        the ids of the keys at their positions; "strangers" have ids that no key has, in half a row.
+      logits: kind of the scaled scores. Where they are large they are also exact in float32, or so
+        far apart that their rounding does not matter.
+      scale: as in `attention`.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """The arguments of `pallas_kernels.attention` that may be arrays."""
+    """Holds the arguments of `pallas_kernels.attention` that may be arrays."""
 
     q_BTNH: jax.Array
     k_BSKH: jax.Array
@@ -105,12 +107,12 @@ CASES = [*LENGTHS, *STARTS, *VISIBILITY, *HEADS, *SCALES, *FORMS]
 
 
 def wide(case: Case, size: int) -> Case:
-    """The case with one row, and heads as kernels take them."""
+    """Returns the case with one row, and heads of a size that kernels take."""
     return dataclasses.replace(case, batch=1, head_dim=size)
 
 
 def wide_cases(size: int) -> list[Case]:
-    """What every implementation is measured on, with heads of `size`."""
+    """Returns the cases that every implementation is measured on, with heads of `size`."""
     sizes = [Case(name=f"H={size}", head_dim=size, batch=1) for size in (64, 128, 256)]
     return [*(wide(case, size) for case in CASES), *sizes]
 
@@ -120,7 +122,7 @@ def in_dtype(case: Case, dtype: str) -> Case:
 
 
 def make_inputs(case: Case) -> Inputs:
-    """The same arrays for a case every time."""
+    """Makes the arrays of a case, the same every time."""
     rng = np.random.default_rng(list(case.name.encode()))
     B, T, S, H = case.batch, case.length, case.S, case.head_dim
     q_BTNH, k_BSKH = _queries_and_keys(
@@ -136,7 +138,7 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def _segments(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of queries [B, T] and keys [B, S]."""
+    """Returns the ids of queries [B, T] and keys [B, S]."""
     kind = "packed" if case.segments == "strangers" else case.segments
     keys_BS = segment_ids(kind, case.batch, case.S)
     columns_T = np.clip(case.q_start + np.arange(case.length), 0, case.S - 1)

@@ -1,5 +1,6 @@
-"""Measures every implementation of attention on every case:
-`python -m tests.pallas_kernels.attention.error_table [NAME ...]`.
+"""Measures every implementation of attention on every case.
+
+Command: `python -m tests.pallas_kernels.attention.error_table [NAME ...]`.
 
 Each number is an error ratio or the worst of several: "forward" of the output, "lse" of the
 log-sum-exp, "gradients" of q, k and v through both. Numbers over the bounds of
@@ -30,7 +31,7 @@ def bounds(dtype: str) -> dict[str, float]:
 
 
 def measure(implementation: Implementation) -> bool:
-    """Prints a table. Whether all is within bounds."""
+    """Prints a table and returns whether all numbers are within bounds."""
     size = (implementation.head_dims or (64,))[0]
     rows = {}
     for case in wide_cases(size):

@@ -1,4 +1,4 @@
-"""What each implementation takes, how it runs without an accelerator, and on which cases.
+"""Lists what each implementation takes, how it runs without an accelerator, and its cases.
 
 Functions are compiled once for each shape and shared by the tests of this folder.
 """
@@ -30,13 +30,16 @@ from tests.tolerances import KERNEL, error_ratio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """Attributes:
-    name: in `attention(..., implementation=...)`.
-    cases: of the test suite; `tests.pallas_kernels.attention.error_table` measures many more.
-    interpret: makes the interpreter's parameters, for kernels.
-    head_dims: that it takes; anything if empty.
-    dtypes: of q, k and v.
-    unavailable: why it cannot run here, if so.
+    """Describes an implementation of attention and what it is tested on.
+
+    Attributes:
+      name: name in `attention(..., implementation=...)`.
+      cases: cases of the test suite; `tests.pallas_kernels.attention.error_table` measures many
+        more.
+      interpret: makes the interpreter's parameters, for kernels.
+      head_dims: head sizes that it takes; any size if empty.
+      dtypes: dtypes of q, k and v that it takes.
+      unavailable: why it cannot run here, if so.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Implementation:
 
     @property
     def marks(self) -> tuple:
-        """Of tests that run it."""
+        """Returns the marks of tests that run the implementation."""
         return (pytest.mark.interpreter(self.name),) if self.is_kernel else ()
 
     def takes(self, case: Case) -> bool:
@@ -63,7 +66,7 @@ class Implementation:
         return self.run(make_inputs(case), case)
 
     def run(self, inputs: Inputs, case: Case) -> Results:
-        """Other inputs with the case's settings."""
+        """Runs other inputs with the case's settings."""
         if self.unavailable:
             pytest.skip(f"{self.name}: {self.unavailable}")
         return _compiled(self.name, *_settings(case))(inputs)
@@ -110,7 +113,7 @@ names = pytest.mark.parametrize(
 
 
 def call(name: str, case: Case, interpret) -> Callable:
-    """(q, k, v, q_start, segment ids, key segment ids) -> (out, lse)."""
+    """Returns (q, k, v, q_start, segment ids, key segment ids) -> (out, lse)."""
     return _call(name, interpret, *_settings(case))
 
 
@@ -151,7 +154,7 @@ def expected(case: Case) -> Results:
 
 
 def bounds(dtype: str) -> dict[str, float]:
-    """The largest error ratio of each result."""
+    """Returns the largest allowed error ratio of each result."""
     limits = KERNEL[dtype]
     return dict.fromkeys(("out", "lse"), limits.forward) | dict.fromkeys(
         ("dq", "dk", "dv"), limits.gradient
@@ -159,7 +162,11 @@ def bounds(dtype: str) -> dict[str, float]:
 
 
 def error_ratios(actual: Results, exact: Results) -> dict[str, float]:
-    """Of each result; the log-sum-exp where a query sees a key, and infinite if only one does."""
+    """Returns the error ratio of each result.
+
+    The log-sum-exp is compared where a query sees a key. Its ratio is infinite where actual and
+    exact results disagree on which queries see none.
+    """
     ratios = {
         name: error_ratio(getattr(actual, name), getattr(exact, name))
         for name in ("out", "dq", "dk", "dv")
@@ -171,7 +178,7 @@ def error_ratios(actual: Results, exact: Results) -> dict[str, float]:
 
 
 def assert_results(actual: Results, exact: Results, dtype: str) -> None:
-    """Within bounds, and exactly nothing where a query sees nothing."""
+    """Checks that results are within bounds, and exactly 0 where a query sees nothing."""
     limits = bounds(dtype)
     ratios = error_ratios(actual, exact)
     assert not {name: ratio for name, ratio in ratios.items() if not ratio <= limits[name]}

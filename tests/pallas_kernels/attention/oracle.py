@@ -1,7 +1,8 @@
-"""Softmax attention and its gradients in float64, from the formula and nothing in the project.
+"""Computes softmax attention and its gradients in float64, from the formula alone.
 
-O = softmax(scale Q K^T + M) V with M 0 where a query sees a key and -inf elsewhere (arXiv
-1706.03762, Eq 1), head by head; L is the log of the softmax's denominator. With P the softmax,
+It uses nothing of the project. O = softmax(scale Q K^T + M) V with M 0 where a query sees a key and
+-inf elsewhere (arXiv 1706.03762, Eq 1), head by head; L is the log of the softmax's denominator.
+With P the softmax,
 
     dV = P^T dO,   dS = P (dO V^T - rowsum(P dO V^T) + dL),   dQ = scale dS K,   dK = scale dS^T Q.
 """
@@ -17,7 +18,7 @@ from tests.pallas_kernels.attention.cases import Case, Inputs
 
 
 class Results(NamedTuple):
-    """Output, log-sum-exp, and the gradients of <out, cotangent> + <lse, cotangent>."""
+    """Holds output, log-sum-exp, and the gradients of <out, cotangent> + <lse, cotangent>."""
 
     out: np.ndarray
     lse: np.ndarray
@@ -27,7 +28,10 @@ class Results(NamedTuple):
 
 
 def cotangents(inputs: Inputs, *, of_lse: float = 1.0):
-    """Of the output, in its dtype, and of the log-sum-exp, float32, times `of_lse`."""
+    """Returns cotangents of the output, in its dtype, and of the log-sum-exp, float32.
+
+    Those of the log-sum-exp are multiplied by `of_lse`.
+    """
     rng = np.random.default_rng(1)
     q = inputs.q_BTNH
     out, lse = rng.normal(size=q.shape), of_lse * rng.normal(size=q.shape[:3])
@@ -38,7 +42,7 @@ def cotangents(inputs: Inputs, *, of_lse: float = 1.0):
 
 
 def with_gradients(fn):
-    """`fn(*inputs) -> (out, lse)` compiled with its gradients: Inputs -> Results."""
+    """Compiles `fn(*inputs) -> (out, lse)` with its gradients: Inputs -> Results."""
     forward_and_gradients = jax.jit(functools.partial(_forward_and_gradients, fn))
     return lambda inputs: Results(
         *map(np.asarray, forward_and_gradients(inputs, cotangents(inputs)))
@@ -51,7 +55,7 @@ def _forward_and_gradients(fn, inputs: Inputs, cotangent):
 
 
 def float64_results(inputs: Inputs, case: Case, *, of_lse: float = 1.0) -> Results:
-    """What every implementation is compared with."""
+    """Computes the results that every implementation is compared with."""
     arrays = (*inputs[:3], *cotangents(inputs, of_lse=of_lse))
     q_BTNH, k_BSKH, v_BSKH, dout_BTNH, dlse_BTN = (
         np.asarray(x.astype(jnp.float32), np.float64) for x in arrays
@@ -78,7 +82,7 @@ def float64_results(inputs: Inputs, case: Case, *, of_lse: float = 1.0) -> Resul
 
 
 def visible(inputs: Inputs, case: Case, row: int) -> np.ndarray:
-    """Which keys each query of a row sees [T, S]."""
+    """Returns which keys each query of a row sees [T, S]."""
     T, S = inputs.q_BTNH.shape[1], inputs.k_BSKH.shape[1]
     start = np.broadcast_to(inputs.q_start, len(inputs.q_BTNH))[row]
     behind_TS = start + np.arange(T)[:, None] - np.arange(S)

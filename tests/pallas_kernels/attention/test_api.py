@@ -1,4 +1,4 @@
-"""What the public functions of attention refuse, in which words, and their defaults."""
+"""Checks what the public functions of attention refuse, in which words, and their defaults."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +58,9 @@ def test_segments_that_do_not_fit():
 
 
 def test_defaults():
-    """Regular groups, causal, scale 1 / sqrt(H), no lse, the keys' segments those of the queries;
-    and a window is causal.
+    """The defaults are regular groups, causal, scale 1 / sqrt(H), and no lse.
+
+    The keys' segments are those of the queries, and a window is causal.
     """
     ids_BT = jnp.asarray(np.arange(12) // 5 + 1, jnp.int32)[None].repeat(2, 0)
     plain = call(segment_ids_BT=ids_BT)

@@ -1,4 +1,4 @@
-"""Every implementation of softmax attention against float64, forward and backward."""
+"""Compares every implementation of softmax attention with float64, forward and backward."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ EVERY = [
 
 
 def in_shape_of(name: str, case: Case) -> Case:
-    """The case in a shape that the implementation takes and other tests have compiled."""
+    """Returns the case in a shape that the implementation takes and other tests have compiled."""
     implementation = IMPLEMENTATIONS[name]
     if implementation.is_kernel:
         case = wide(case, implementation.head_dims[0])
@@ -55,7 +55,7 @@ def test_results_and_gradients_equal_float64(name, case):
 @names
 @pytest.mark.parametrize("case", SEGMENTS, ids=lambda case: case.name)
 def test_padding_reads_and_writes_nothing(name, case):
-    """Whatever stands on padding: results stay the same bit for bit, and gradients there are 0."""
+    """Values on padding change no bit of the results, and gradients there are 0."""
     case = in_shape_of(name, case)
     inputs = make_inputs(case)
     padding = np.asarray(inputs.segment_ids_BT) == 0, np.asarray(inputs.kv_segment_ids_BS) == 0
@@ -75,7 +75,7 @@ def test_padding_reads_and_writes_nothing(name, case):
 
 @names
 def test_packed_documents_equal_separate_documents(name):
-    """Each document alone at the start of its row."""
+    """The separate documents each lie at the start of a row."""
     case = form(name, "packed")
     packed, inputs = IMPLEMENTATIONS[name](case), make_inputs(case)
     limits = bounds(case.dtype)
@@ -104,14 +104,14 @@ def test_packed_documents_equal_separate_documents(name):
 
 
 def chunk_case(name: str, **settings) -> Case:
-    """70 queries at a traced position among 160 keys, as in the cases of `STARTS`."""
+    """Makes 70 queries at a traced position among 160 keys, as in the cases of `STARTS`."""
     case = Case(name="chunks", traced=True, length=STARTS[0].length, keys=160, **settings)
     return in_shape_of(name, case)
 
 
 @names
 def test_chunks_of_the_queries_equal_the_whole(name):
-    """With a traced q_start; the last chunk goes beyond the end."""
+    """The start q_start is traced, and the last chunk goes beyond the end."""
     chunk = chunk_case(name)
     whole = in_shape_of(name, Case(name="chunks"))
     inputs, wanted = make_inputs(whole), IMPLEMENTATIONS[name](whole)
@@ -130,7 +130,7 @@ def test_chunks_of_the_queries_equal_the_whole(name):
 
 @names
 def test_the_future_gets_no_gradient(name):
-    """Keys that no query reaches, in front of a window and behind the last query: exactly zero."""
+    """Keys before a window and behind the last query get gradients of exactly zero."""
     case = chunk_case(name, window=64, q_start=70)
     results = IMPLEMENTATIONS[name](case)
     first, stop = case.q_start - case.window + 1, case.q_start + case.length

@@ -1,4 +1,4 @@
-"""What only the chunked form promises: float64, any block, skipped blocks, linear memory."""
+"""Checks the chunked form's own promises: float64, any block, skipped blocks, linear memory."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ BLOCKED = [
 
 @pytest.mark.parametrize("case", BLOCKED, ids=lambda case: case.name)
 def test_the_block_does_not_matter(case):
-    """Blocks that do not divide the lengths."""
+    """The blocks do not divide the lengths."""
 
     def run(q, k, v, q_start, *ids):
         return attention_chunked(
@@ -86,7 +86,7 @@ def test_only_blocks_between_the_first_and_the_last_that_are_seen_are_visited(ca
 
 
 def test_only_arguments_output_and_two_numbers_a_softmax_are_kept_for_the_backward():
-    """No score, and no KV head twice."""
+    """No score is saved, and no KV head twice."""
     case = Case(name="kept", kv_head_of_query=(0, 0, 0, 1), segments="packed")
     inputs, run = make_inputs(case), call("chunked", case, False)
     pull = jax.eval_shape(lambda *x: jax.vjp(lambda *y: run(*y, *inputs[3:]), *x)[1], *inputs[:3])
@@ -115,7 +115,7 @@ def test_blocks_fit_a_cache(rows, block):
 
 
 def test_rematerialisation_can_keep_the_output():
-    """With the policy, the backward does not run the forward again."""
+    """With the policy, the backward pass does not run the forward pass again."""
     case = Case(name="kept", length=40)
     inputs, run = make_inputs(case), call("chunked", case, False)
     policy = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")

@@ -1,4 +1,4 @@
-"""Every implementation of the decode step of attention against float64."""
+"""Compares every implementation of the decode step of attention with float64."""
 
 import dataclasses
 import functools
@@ -47,7 +47,10 @@ names = pytest.mark.parametrize(
 
 
 def step_inputs(case: Case) -> Inputs:
-    """q_start is the position of each row's query, and its segment that of the key there."""
+    """Makes the inputs of a decode step.
+
+    Here q_start is the position of each row's query, whose segment is that of the key there.
+    """
     lengths_B = np.array(LENGTHS)
     inputs = make_inputs(case)._replace(q_start=jnp.asarray(lengths_B - 1, jnp.int32))
     if case.segments in ("none", "strangers"):
@@ -58,7 +61,7 @@ def step_inputs(case: Case) -> Inputs:
 
 
 def decode(name: str, case: Case, interpret):
-    """As `attention` of a sequence of one token: (q, k, v, q_start, *ids) -> (out, lse)."""
+    """Returns a step with the arguments of `attention`: (q, k, v, q_start, *ids) -> (out, lse)."""
 
     def run(q, k, v, q_start, segment_ids, kv_segment_ids):
         out, lse = attention_decode(
@@ -107,7 +110,7 @@ def test_results_and_gradients_equal_float64(name, case):
 @interpreter
 @pytest.mark.parametrize(("form", "splits", "window"), FORMS)
 def test_every_form_of_the_cache_and_split_on_tpu(form, splits, window):
-    """Three blocks of which the last is not full, and rows that need fewer or none."""
+    """There are three blocks, the last of them partly filled, and rows that need fewer or none."""
     blocks = DecodeBlocks(keys=128, form=form, splits=splits)
     case = Case(name="forms", segments="mixed", window=window, head_dim=128, **STEP)
     if form == "columns":
@@ -135,7 +138,7 @@ def test_every_form_of_the_cache_and_split_on_tpu(form, splits, window):
 
 @names
 def test_vmap_changes_nothing(name):
-    """Over queries and lengths; the cache is shared."""
+    """The map goes over queries and lengths; the cache is shared."""
     case = sized(name, Case(name="vmapped", segments="packed", window=100, **STEP))
     inputs, run = step_inputs(case), decode(name, case, name == "tpu")
     queries = inputs.q_BTNH * jnp.array([1.0, 0.5])[:, None, None, None, None]

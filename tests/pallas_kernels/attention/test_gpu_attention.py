@@ -1,4 +1,4 @@
-"""The Hopper attention kernels in the Mosaic GPU interpreter, against float64.
+"""Runs the Hopper attention kernels in the Mosaic GPU interpreter, against float64.
 
 Shared memory and results start out as NaN there, and two accesses that may meet raise.
 """
@@ -99,7 +99,7 @@ def test_equals_float64(case):
 
 @interpreter
 def test_vmap_over_starts_changes_nothing():
-    """Keys and values are shared."""
+    """The starts are mapped; keys and values are shared."""
     case = in_kernel_shape(dataclasses.replace(TRIED[1], name="vmap", keys=160, traced=True))
     inputs, starts = make_inputs(case), (20, -50)
     of_one = lambda start: run(case, *inputs[:3], start, None, None)[0]

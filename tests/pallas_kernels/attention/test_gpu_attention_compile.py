@@ -1,4 +1,4 @@
-"""The Hopper attention kernels through the real compiler, for an H200, without one."""
+"""Compiles the Hopper attention kernels with the real compiler, for an H200, without one."""
 
 import functools
 
@@ -97,7 +97,7 @@ def forward_and_backward_by_shards(*arrays):
 
 @pytest.mark.gpu_compiler
 def test_compiles_under_shard_map_and_without_a_causal_mask():
-    """As a ring of devices needs it."""
+    """A ring of devices needs both."""
     ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
     program = compile_for_h200(forward_and_backward_by_shards, *shapes(256, 64, batch=2), ids, ids)
     assert names(program.kernels) == KERNELS

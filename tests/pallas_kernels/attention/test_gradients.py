@@ -1,4 +1,4 @@
-"""Gradients by parts of the keys, from output and log-sum-exp over all of them, against float64."""
+"""Compares gradients by parts of the keys, from the full output and log-sum-exp, with float64."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ CASES = [
 
 
 def by_parts(name: str, case: Case, *, cut: int):
-    """dq, dk and dv from two parts of the keys."""
+    """Returns exact results, and dq, dk and dv from two parts of the keys."""
     inputs, interpret = make_inputs(case), MEASURED[name].is_kernel
     exact = float64_results(inputs, case, of_lse=0.0)
     dout_BTNH, dlse_BTN = cotangents(inputs)
@@ -64,7 +64,7 @@ def test_two_parts_of_the_keys_add_up(name, case):
 
 
 def test_scores_of_1e4_cost_two_units_of_their_last_place():
-    """Those of float32 are 2^-10 there; `attention` has no such error."""
+    """The last place of such a score in float32 is 2^-10; `attention` has no such error."""
     exact, found = by_parts("chunked", LARGE, cut=64)
     errors = {x: error_ratio(found[x], getattr(exact, x)) for x in found}
     assert max(errors.values()) <= 2.5 * 2**-10, errors

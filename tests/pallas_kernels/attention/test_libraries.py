@@ -1,4 +1,4 @@
-"""The adapters over JAX's own kernels: what they compute, and what they refuse."""
+"""Checks the adapters over JAX's own kernels: what they compute, and what they refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ CUDNN = [
 
 
 def results(name: str, case: Case, interpret=False) -> Results:
-    """With the gradients of <out, cotangent> alone: the libraries have no other."""
+    """Returns results with the gradients of <out, cotangent> alone: libraries have no other."""
     inputs = make_inputs(case)
     run = jax.jit(lambda *x: call(name, case, interpret)(*x, *inputs[3:]))
     out, pull, lse = jax.vjp(run, *inputs[:3], has_aux=True)
@@ -54,7 +54,7 @@ def test_splash_skips_whole_blocks_of_rows_and_keys(monkeypatch):
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-    """The XLA form of the same function in cuDNN's place, which needs the device."""
+    """Replaces cuDNN, which needs the device, by the XLA form of the same function."""
     stand_in = lambda *x, implementation, **kwargs: xla(*x, implementation="xla", **kwargs)
     xla = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)

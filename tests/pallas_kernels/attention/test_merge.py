@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, merged by the log-sum-exp, against all keys at once."""
+"""Compares attention over parts of the keys, merged by the log-sum-exp, with all at once."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_two_parts_of_the_keys_equal_the_whole(case):
-    """Forward and backward. No query of the first part of the sequence sees the second's keys."""
+    """This holds forward and backward. No query of the first part sees the second part's keys."""
     cut = 70
 
     def run(q, k, v, q_start, segment_ids, kv_segment_ids):

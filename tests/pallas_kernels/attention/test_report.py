@@ -1,4 +1,4 @@
-"""Attention in the report: the work that is counted, and how often the kernels' steps run what."""
+"""Checks attention in the report: the counted work, and how often kernel steps run what."""
 
 import dataclasses
 
@@ -74,7 +74,7 @@ def test_command_measures_the_device_at_hand(op, monkeypatch, capsys):
 @pytest.mark.parametrize("window", [None, 600])
 @pytest.mark.parametrize("heads", [(0, 1), (0, 0, 2)])
 def test_shares_are_those_of_the_lists_that_the_kernels_get(heads, window, passes, monkeypatch):
-    """Listed anew from the arguments that the op itself gives while it is traced."""
+    """The lists are made again from the arguments that the op gives while it is traced."""
     shape = Shape(tokens=5000, kv_head_of_query=heads, kv_heads=3, window=window)
     lists = []
 

@@ -1,4 +1,4 @@
-"""The TPU kernels with blocks so small that short sequences have many, in the interpreter."""
+"""Runs the TPU kernels in the interpreter; blocks are so small that short rows have many."""
 
 import dataclasses
 import functools
@@ -88,7 +88,7 @@ def test_float32():
 
 @interpreter
 def test_two_heads_of_a_kv_head_add_up_over_two_parts():
-    """A part's sums are those of all heads of its KV head, in a group of their own."""
+    """Each part sums over all heads of its KV head, which are a group of their own."""
     case = dataclasses.replace(LONG, name="groups", kv_head_of_query=(0, 0, 1, 1))
     assert_right(in_dtype(wide(case, 128), "bfloat16"), SQUARE, 2)
 

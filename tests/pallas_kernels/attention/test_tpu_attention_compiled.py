@@ -1,4 +1,4 @@
-"""The TPU attention kernels through the real compiler, at production shapes, with no TPU."""
+"""Compiles the TPU attention kernels with the real compiler, at production shapes, TPU-free."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def row(shape: Shape, passes: str, chip: str):
 
 
 def cycles(row, kernel: str = "") -> float:
-    """A token and head, of all that runs or of one kernel."""
+    """Returns the cycles per token and head, of all that runs or of one kernel."""
     named = [x.cycles for x in row.program.kernels if x.name.startswith(kernel)]
     assert named
     return sum(named) / row.units
@@ -41,7 +41,7 @@ def test_four_irregular_heads_cost_a_quarter_of_sixteen(all_heads):
 
 
 def test_a_window_costs_what_is_in_it():
-    """No step for a block outside: 8 times as many tokens cost 8 times as much."""
+    """Blocks outside take no step: 8 times as many tokens cost 8 times as much."""
     short, long = (
         row(regular_shape(tokens, 1, 1, window=1024), "forward", "v6e").program.cycles
         for tokens in (8192, 65536)
@@ -51,7 +51,10 @@ def test_a_window_costs_what_is_in_it():
 
 @pytest.mark.parametrize(("chip", "tokens"), [("v5e", 8192), ("v5p", 32768), ("tpu7x", 32768)])
 def test_compiles_forward_and_backward(chip, tokens):
-    """At 32768 tokens the backward takes keys in parts. `make kernels-report` tries the rest."""
+    """At 32768 tokens the backward pass takes keys in parts.
+
+    `make kernels-report` tries the rest.
+    """
     shape = Shape(tokens=tokens, kv_head_of_query=(0, 0), kv_heads=1)
     found = row(shape, "forward+backward", chip)
     names = {x.name.split(".")[0] for x in found.program.kernels}

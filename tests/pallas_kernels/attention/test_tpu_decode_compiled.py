@@ -1,4 +1,4 @@
-"""The decode kernel through the real TPU compiler, at production shapes, with no TPU."""
+"""Compiles the decode kernel with the real TPU compiler, at production shapes, without a TPU."""
 
 import functools
 

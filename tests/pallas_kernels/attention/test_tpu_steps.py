@@ -1,4 +1,4 @@
-"""The lists of steps of the TPU kernels against the whole mask."""
+"""Compares the TPU kernels' lists of steps with the full mask."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,10 @@ PROBLEMS = {
 
 
 def problem(name: str, *, parts: int, run_time: bool):
-    """Arguments of `list_steps` and the mask [B, query blocks, queries, key blocks, keys]."""
+    """Returns arguments of `list_steps`, and the mask.
+
+    The mask is [B, query blocks, queries, key blocks, keys].
+    """
     known = dict(T=768, S=768, q_start=0, visibility=Visibility(causal=True), blocks=SQUARE)
     known |= PROBLEMS[name]
     T, S, blocks = known["T"], known["S"], known["blocks"]
@@ -116,7 +119,7 @@ def test_each_query_block_begins_and_ends_once(name, parts):
 
 
 def test_a_packed_row_walks_only_its_documents_blocks():
-    """Eight documents of one block each: 8 steps where causality alone would take 36."""
+    """Eight documents of one block each take 8 steps; causality alone would take 36."""
     ids_BT = jnp.repeat(jnp.arange(1, 9), 128)[None]
     steps = list_steps(
         T=1024,

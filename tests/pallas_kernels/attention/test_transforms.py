@@ -1,4 +1,4 @@
-"""Every implementation under jit, vmap, jax.checkpoint and shard_map."""
+"""Runs every implementation under jit, vmap, jax.checkpoint and shard_map."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def case_of(name: str) -> Case:
 
 @names
 def test_vmap_and_rematerialisation_change_nothing(name):
-    """Over queries, positions of the queries, and segments; keys and values are shared."""
+    """Queries, their positions and segments are mapped; keys and values are shared."""
     case = case_of(name)
     inputs, interpret = make_inputs(case), IMPLEMENTATIONS[name].is_kernel  # without race detection
     run = call(name, case, interpret)
@@ -60,8 +60,9 @@ def test_vmap_and_rematerialisation_change_nothing(name):
 
 @names
 def test_shards_of_rows_and_heads_equal_the_whole(name):
-    """Rows over four devices, KV heads and their query heads over two; q_start is the same for
-    all.
+    """Rows are split over four devices, KV heads with their query heads over two.
+
+    All devices have the same q_start.
     """
     case = case_of(name)
     process = subprocess.run(

@@ -1,4 +1,4 @@
-"""Inputs of the gated delta rule that every implementation is tried on."""
+"""Makes inputs of the gated delta rule that every implementation is tried on."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -13,18 +13,21 @@ Segments = Literal["one", "packed", "left padding", "middle padding", "right pad
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """Attributes:
-    length: tokens T.
-    key_heads: K.
-    value_heads: N.
-    key_dim: H.
-    value_dim: P.
-    keys: how alike the keys are, all of unit length or zero. "identical" ones are exactly of
-      unit length in every dtype, "identical, rounded" only as far as rounding goes.
-    beta: of every token; random in (0, 1) if None.
-    log_decay: of every token; "random" as a model has it, "mixed" draws from the extremes.
-    segments: how documents and padding stand in a row.
-    state: the initial state is random, not zero.
+    """Describes the shapes and the contents of one set of inputs.
+
+    Attributes:
+      length: number of tokens T.
+      key_heads: number of key heads K.
+      value_heads: number of value heads N.
+      key_dim: key size H.
+      value_dim: value size P.
+      keys: how alike the keys are, all of unit length or zero. "identical" ones are exactly of
+        unit length in every dtype, "identical, rounded" only as far as rounding goes.
+      beta: write strength of every token; random in (0, 1) if None.
+      log_decay: log decay of every token; "random" as a model has it, "mixed" draws from the
+        extremes.
+      segments: how documents and padding lie in a row.
+      state: whether the initial state is random, not zero.
     """
 
     name: str
@@ -43,7 +46,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """The arguments of `pallas_kernels.gated_delta` that are arrays."""
+    """Holds the arguments of `pallas_kernels.gated_delta` that are arrays."""
 
     q_BTKH: jax.Array
     k_BTKH: jax.Array
@@ -82,7 +85,7 @@ CASES = [*LENGTHS, *HEADS, *FORMS]
 
 
 def wide(case: Case, size: int) -> Case:
-    """The case with heads as kernels take them, long enough to cross a chunk of theirs."""
+    """Returns the case with heads that kernels take, long enough to cross a kernel's chunk."""
     return dataclasses.replace(
         case,
         length=200 if case.length == Case.length else case.length,
@@ -95,7 +98,7 @@ def wide(case: Case, size: int) -> Case:
 
 
 def wide_cases(size: int) -> list[Case]:
-    """What every implementation is measured on, with heads of `size`."""
+    """Returns the cases that every implementation is measured on, with heads of `size`."""
     plain = wide(Case(name="random"), size)
     groups = [(2, 2), (2, 4), (1, 4)]
     sizes = [(64, 64), (128, 128), (256, 256), (64, 128)]
@@ -117,7 +120,7 @@ def in_dtype(case: Case, dtype: str) -> Case:
 
 
 def make_inputs(case: Case) -> Inputs:
-    """The same arrays for a case every time."""
+    """Makes the arrays of a case, the same every time."""
     rng = np.random.default_rng(list(case.name.encode()))
     B, T, K, N = case.batch, case.length, case.key_heads, case.value_heads
     H, P = case.key_dim, case.value_dim
@@ -138,7 +141,7 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def segment_ids(kind: Segments, batch: int, length: int) -> np.ndarray:
-    """Ids [B, T]. Borders fall inside chunks; rows differ; id 0 is padding."""
+    """Returns ids [B, T]. Borders fall inside chunks; rows differ; id 0 is padding."""
     rows = []
     for row in range(batch):
         ids = np.ones(length, int)
@@ -182,7 +185,7 @@ def _keys(case: Case, rng) -> np.ndarray:
 
 
 def _signs(x):
-    """+-1/r in r^2 places, r a power of two, so that the length is 1 in any dtype."""
+    """Returns +-1/r in r^2 places, r a power of two, so that the length is 1 in any dtype."""
     root = 2 ** (int(np.log2(x.shape[-1])) // 2)
     return np.where(np.arange(x.shape[-1]) < root**2, np.sign(x) / root, 0.0)
 

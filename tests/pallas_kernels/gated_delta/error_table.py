@@ -54,7 +54,7 @@ def bounds(dtype: str) -> dict[str, float]:
 
 
 def worst(results: Results, case: Case) -> dict[str, float]:
-    """One number a column; NaN if any is."""
+    """Returns one number for each column; NaN if any is."""
     ratios, exact = error_ratios(results, case), expected(case)
     angles = [1 - cosine(getattr(results, f), getattr(exact, f)) for f in COLUMNS["gates"]]
     numbers = {
@@ -65,7 +65,7 @@ def worst(results: Results, case: Case) -> dict[str, float]:
 
 
 def measure(implementation: Implementation) -> bool:
-    """Prints a table. Whether all is within bounds."""
+    """Prints a table and returns whether all numbers are within bounds."""
     size = (implementation.head_dims or (64,))[0]
     rows = {}
     for case in wide_cases(size):
@@ -77,7 +77,7 @@ def measure(implementation: Implementation) -> bool:
 
 
 def measure_long(name: str) -> None:
-    """The worst of several draws of a long sequence without decay."""
+    """Prints the worst of several draws of a long sequence without decay."""
     rows = {}
     for label, case in LONG.items():
         draws = [dataclasses.replace(case, name=f"{case.name} {i}") for i in range(LONG_DRAWS)]

@@ -1,4 +1,4 @@
-"""What each implementation takes, how it runs without an accelerator, and on which cases.
+"""Lists what each implementation takes, how it runs without an accelerator, and its cases.
 
 Functions are compiled once for each shape and shared by the tests of this folder.
 """
@@ -30,15 +30,18 @@ from tests.tolerances import KERNEL, cosine, error_ratio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """Attributes:
-    name: in `gated_delta(..., implementation=...)`.
-    cases: of the test suite; `tests.pallas_kernels.gated_delta.error_table` measures many more.
-    interpret: makes the interpreter's parameters, for kernels.
-    head_dims: that it takes; anything if empty.
-    dtypes: of q, k and v.
-    padding_trace: the largest trace of a padding token in any number; kernels that divide by the
-      write strength take 0 as 1e-30.
-    unavailable: why it cannot run here, if so.
+    """Describes an implementation of the gated delta rule and what it is tested on.
+
+    Attributes:
+      name: name in `gated_delta(..., implementation=...)`.
+      cases: cases of the test suite; `tests.pallas_kernels.gated_delta.error_table` measures many
+        more.
+      interpret: makes the interpreter's parameters, for kernels.
+      head_dims: head sizes that it takes; any size if empty.
+      dtypes: dtypes of q, k and v that it takes.
+      padding_trace: largest effect of a padding token on any number; kernels that divide by the
+        write strength take 0 as 1e-30.
+      unavailable: why it cannot run here, if so.
     """
 
     name: str
@@ -55,7 +58,7 @@ class Implementation:
 
     @property
     def marks(self) -> tuple:
-        """Of tests that run it."""
+        """Returns the marks of tests that run the implementation."""
         return (pytest.mark.interpreter(self.name),) if self.is_kernel else ()
 
     def takes(self, case: Case) -> bool:
@@ -69,7 +72,7 @@ class Implementation:
 
     @property
     def run(self) -> Callable:
-        """Inputs -> Results."""
+        """Returns the compiled function: Inputs -> Results."""
         return _compiled(self.name)
 
 
@@ -145,7 +148,7 @@ def expected(case: Case) -> Results:
 
 
 def bounds(dtype: str) -> dict[str, float]:
-    """The largest error ratio of each result."""
+    """Returns the largest allowed error ratio of each result."""
     limits = KERNEL[dtype]
     return (
         dict.fromkeys(("out", "state"), limits.forward)

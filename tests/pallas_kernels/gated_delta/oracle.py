@@ -1,4 +1,4 @@
-"""The gated delta rule in float64, written from the paper and from nothing in the project.
+"""Computes the gated delta rule in float64, from the paper and nothing in the project.
 
 S_t = S_{t-1} alpha_t (I - beta_t k_t k_t^T) + beta_t v_t k_t^T and o_t = S_t q_t / sqrt(H), the
 state with values as rows (arXiv 2412.06464, Eq 10).
@@ -15,7 +15,7 @@ from tests.pallas_kernels.gated_delta.cases import Inputs
 
 
 class Results(NamedTuple):
-    """Output, final state, and the gradients of <out, cotangent> + <state, cotangent>."""
+    """Holds output, final state, and the gradients of <out, cotangent> + <state, cotangent>."""
 
     out: np.ndarray
     state: np.ndarray
@@ -28,7 +28,7 @@ class Results(NamedTuple):
 
 
 def cotangents(inputs: Inputs):
-    """Of the output and of the final state, rounded to the dtypes of those."""
+    """Returns cotangents of the output and of the final state, rounded to the dtypes of those."""
     rng = np.random.default_rng(1)
     v, state = inputs.v_BTNP, inputs.state_BNHP
     return (
@@ -38,7 +38,7 @@ def cotangents(inputs: Inputs):
 
 
 def with_gradients(fn):
-    """`fn(*inputs) -> (out, state)` compiled with its gradients: Inputs -> Results."""
+    """Compiles `fn(*inputs) -> (out, state)` with its gradients: Inputs -> Results."""
     forward_and_gradients = jax.jit(functools.partial(_forward_and_gradients, fn))
     return lambda inputs: Results(
         *map(np.asarray, forward_and_gradients(inputs, cotangents(inputs)))
@@ -51,7 +51,7 @@ def _forward_and_gradients(fn, inputs: Inputs, cotangent):
 
 
 def float64_results(inputs: Inputs, *, padded: int = 257) -> Results:
-    """What every implementation is compared with.
+    """Computes the results that every implementation is compared with.
 
     Sequences are padded to one length, so that cases of the same head shape compile once.
     """
@@ -73,7 +73,7 @@ def float64_results(inputs: Inputs, *, padded: int = 257) -> Results:
 
 
 def _starts(ids_BT: np.ndarray) -> np.ndarray:
-    """Tokens before which the state is zeroed: a new id after an earlier document."""
+    """Marks tokens before which the state is zeroed: a new id after an earlier document."""
     starts_BT = np.zeros(ids_BT.shape, bool)
     for ids, starts in zip(ids_BT, starts_BT, strict=True):
         current = 0

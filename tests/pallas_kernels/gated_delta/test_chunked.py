@@ -1,4 +1,4 @@
-"""What only the chunked form promises: float64, full precision everywhere, no residuals."""
+"""Checks the chunked form's own promises: float64, full precision everywhere, no residuals."""
 
 import functools
 
@@ -60,7 +60,7 @@ def test_the_chunk_does_not_matter(chunk):
 
 
 def test_only_the_arguments_are_kept_for_the_backward():
-    """Summed over the layers of a model, one state a chunk would cost more than all else."""
+    """Over all layers of a model, one state per chunk would cost more than all else."""
     inputs = make_inputs(CASE)[:6]
     pull = jax.eval_shape(
         lambda *x: jax.vjp(functools.partial(gated_delta_chunked, scale=1.0), *x)[1], *inputs
@@ -70,7 +70,7 @@ def test_only_the_arguments_are_kept_for_the_backward():
 
 
 def test_every_product_asks_for_full_float32():
-    """Also in the backward pass; GPUs and TPUs round the factors otherwise."""
+    """The backward pass asks too, because GPUs and TPUs round the factors otherwise."""
     inputs = make_inputs(Case(name="precision"))
     loss = lambda *x: sum(jnp.sum(y) for y in gated_delta(*x, implementation="chunked"))
     gradient = jax.make_jaxpr(jax.grad(loss, argnums=range(5)))(*inputs[:5])

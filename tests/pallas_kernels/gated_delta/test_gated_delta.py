@@ -1,4 +1,4 @@
-"""Every implementation of the gated delta rule against float64, forward and backward."""
+"""Compares every implementation of the gated delta rule with float64, forward and backward."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ EVERY = [
 
 
 def in_shape_of(name: str, case: Case) -> Case:
-    """The case in a shape that the implementation takes and other tests have compiled."""
+    """Returns the case in a shape that the implementation takes and other tests have compiled."""
     implementation = IMPLEMENTATIONS[name]
     if implementation.is_kernel:
         case = wide(case, implementation.head_dims[0])
@@ -47,7 +47,7 @@ def test_results_and_gradients_equal_float64(name, case):
 
 
 def test_memory_that_a_kernel_leaves_unwritten_reads_as_nan():
-    """In the TPU interpreter, by default; the cases above rely on it to find such memory."""
+    """The TPU interpreter does so by default; the cases above rely on it to find such memory."""
 
     def half(out_ref):
         out_ref[0] = jnp.zeros_like(out_ref[0])
@@ -62,8 +62,9 @@ def test_memory_that_a_kernel_leaves_unwritten_reads_as_nan():
 @names
 @pytest.mark.parametrize("case", SEGMENTS, ids=lambda case: case.name)
 def test_padding_reads_and_writes_nothing(name, case):
-    """Whatever stands on padding, results stay the same and its gradients are zero; in plain JAX
-    bit for bit.
+    """Values on padding do not change the results, and their gradients are zero.
+
+    In plain JAX the results stay the same bit for bit.
     """
     case = in_shape_of(name, case)
     inputs = make_inputs(case)
@@ -90,7 +91,7 @@ def packed_case(name: str) -> Case:
 
 @names
 def test_packed_documents_equal_separate_documents(name):
-    """Each document alone at the start of its row; the first has the initial state, others none."""
+    """Separate documents lie at the start of a row; only the first has the initial state."""
     packed, inputs = IMPLEMENTATIONS[name](packed_case(name)), make_inputs(packed_case(name))
     limit = 1e-6 if packed.out.dtype == np.float32 else KERNEL["bfloat16"].forward
     ids_BT = np.asarray(inputs.segment_ids_BT)

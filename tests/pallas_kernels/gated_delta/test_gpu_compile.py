@@ -1,4 +1,4 @@
-"""The Hopper kernels through the real compiler, for an H200, without one."""
+"""Compiles the Hopper kernels with the real compiler, for an H200, without one."""
 
 import functools
 

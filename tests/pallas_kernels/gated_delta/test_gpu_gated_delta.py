@@ -1,4 +1,4 @@
-"""The Hopper kernels in the Mosaic GPU interpreter, against float64.
+"""Runs the Hopper kernels in the Mosaic GPU interpreter, against float64.
 
 Shared memory and results start out as NaN there.
 """
@@ -46,7 +46,7 @@ interpreter = pytest.mark.interpreter("gpu")
 
 @functools.cache
 def gpu_rule(interpret=True):
-    """Inputs -> Results, compiled once for each shape."""
+    """Returns Inputs -> Results, compiled once for each shape."""
 
     def run(q, k, v, log_decay, beta, state, segment_ids):
         gates = effective_gates(log_decay, beta, segment_ids)

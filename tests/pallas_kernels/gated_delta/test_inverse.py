@@ -1,4 +1,4 @@
-"""The triangular inverse on keys that break power series."""
+"""Checks the triangular inverse on keys that break power series."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ inverse = jax.jit(unit_lower_inverse)
 
 
 def lower_triangle(keys: str, beta: float, size: int) -> np.ndarray:
-    """beta k_i k_j^T below the diagonal, [B, C, C], as the chunked rule has it."""
+    """Returns beta k_i k_j^T below the diagonal, [B, C, C], as the chunked rule has it."""
     case = Case(name=keys, keys=keys, length=size, key_heads=1, key_dim=64)
     k_BCH = np.asarray(make_inputs(case).k_BTKH[:, :, 0])
     return np.tril(beta * np.einsum("BCH,BDH->BCD", k_BCH, k_BCH), -1).astype(np.float32)
@@ -32,7 +32,7 @@ def test_equals_numpy_in_float64(keys, beta, size):
 
 
 def test_gradient_equals_the_derivative_of_the_inverse():
-    """d(A^-1) = -A^-1 dA A^-1, in a random direction, in float64."""
+    """The derivative is d(A^-1) = -A^-1 dA A^-1, in a random direction, in float64."""
     rng = np.random.default_rng(0)
     lower = lower_triangle("cosine 0.9", 0.9, 32)[0]
     cotangent = rng.normal(size=(32, 32)).astype(np.float32)

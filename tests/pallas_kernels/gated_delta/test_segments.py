@@ -1,4 +1,4 @@
-"""Runs of tokens that share a state."""
+"""Checks runs of tokens that share a state."""
 
 import jax.numpy as jnp
 import numpy as np

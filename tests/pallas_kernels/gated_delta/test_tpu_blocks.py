@@ -1,4 +1,4 @@
-"""How heads are dealt out to programs of the TPU kernels."""
+"""Checks how heads are divided among programs of the TPU kernels."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_large_heads_leave_room_in_memory():
 @pytest.mark.interpreter("tpu")
 @pytest.mark.parametrize(("key_heads", "value_heads"), [(3, 3), (1, 4)])
 def test_filled_up_heads_and_shared_key_heads_change_nothing(monkeypatch, key_heads, value_heads):
-    """With programs of two heads: one head of zeros, and two programs on one key head."""
+    """Programs take two heads: one of them may be zeros, and two programs may share a key head."""
     monkeypatch.setattr(blocks, "CHAINS", 2)
     case = Case(name="dealt", length=20, key_heads=key_heads, value_heads=value_heads)
     run = lambda q, k, v, log_decay, beta, state, ids: gated_delta(

@@ -1,4 +1,4 @@
-"""The TPU kernels through the real compiler, at production shapes, with no TPU."""
+"""Compiles the TPU kernels with the real compiler, at production shapes, without a TPU."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def cycles_a_token_head(shape: Shape, passes: str, chip: str) -> float:
 
 @pytest.mark.parametrize(("passes", "bound"), [("forward", 4.0), ("forward+backward", 10.5)])
 def test_cycles_on_v6e(passes, bound):
-    """All that runs counts: kernels, copies, sums of the gates. No wait for memory does."""
+    """All that runs counts: kernels, copies, sums of the gates. Waits for memory do not count."""
     assert cycles_a_token_head(SHORT, passes, "v6e") <= bound
 
 

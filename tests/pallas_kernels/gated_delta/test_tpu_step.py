@@ -1,4 +1,4 @@
-"""The decode step on TPU: in the interpreter, and through the TPU compiler."""
+"""Checks the decode step on TPU: in the interpreter, and through the TPU compiler."""
 
 import functools
 
@@ -27,7 +27,7 @@ HBM_BYTES_A_CYCLE = {"v5e": 819 / 1.5, "v6e": 1640 / 1.75, "v5p": 2765 / 1.75}
 
 
 def step_inputs(case: Case):
-    """The tokens of one time step, and a state."""
+    """Returns the tokens of one time step, and a state."""
     if case.value_dim not in (64, 128, 256):
         case = Case(**{**case.__dict__, "value_dim": case.key_dim})
     q, k, v, log_decay, beta, state, _ = make_inputs(case)
@@ -113,8 +113,9 @@ def step_program(chip: str, B: int, K: int, N: int, H: int):
     [("v6e", 128, 1.0), ("v6e", 64, 1.25), ("v6e", 256, 1.0), ("v5e", 128, 1.0), ("v5p", 128, 1.0)],
 )
 def test_the_compiled_step_waits_for_memory(chip, H, most):
-    """Its schedule takes no longer than reading and writing the state, in which 64 lanes are filled
-    up to 128; with heads of 64 a little longer.
+    """Its schedule takes no longer than reading and writing the state.
+
+    In the state 64 lanes are padded to 128; heads of 64 take a little longer.
     """
     B, N = 16, 32
     program = step_program(chip, B, N // 2, N, H)

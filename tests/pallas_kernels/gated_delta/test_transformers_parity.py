@@ -1,4 +1,4 @@
-"""The same rule as Qwen3-Next's in `transformers`, with initial and final state."""
+"""Compares the rule with Qwen3-Next's in `transformers`, with initial and final state."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every implementation under jit, vmap, jax.checkpoint and shard_map."""
+"""Runs every implementation under jit, vmap, jax.checkpoint and shard_map."""
 
 import dataclasses
 import json
@@ -62,7 +62,10 @@ def test_vmap_and_rematerialisation_change_nothing(name):
 
 @names
 def test_shards_of_rows_and_heads_equal_the_whole(name):
-    """Rows over four devices, heads over two; no initial state, which then varies over none."""
+    """Rows are split over four devices, heads over two.
+
+    There is no initial state; it then varies over no device.
+    """
     case = case_of(name)
     process = subprocess.run(
         [sys.executable, "-m", "tests.pallas_kernels.gated_delta.sharded", name],

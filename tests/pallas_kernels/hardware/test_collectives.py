@@ -1,4 +1,4 @@
-"""What a compiled program sends, read from its text."""
+"""Reads from a compiled program's text what it sends."""
 
 import textwrap
 
@@ -117,7 +117,7 @@ def test_memory_is_read_from_the_buffer_assignment():
 
 
 def gathered_product(topology: str) -> tuple[str, Memory, Memory]:
-    """A product with a sharded weight: text, memory before and after code is generated."""
+    """Returns a sharded product's text, and its memory before and after code generation."""
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     mesh = Mesh(np.array(tpu_devices(topology)), ("fsdp",))

@@ -1,4 +1,4 @@
-"""Compiling for an H200 without one, and reading what the compiler says."""
+"""Compiles for an H200 without one, and reads what the compiler says."""
 
 import os
 
@@ -47,7 +47,7 @@ def test_return_from_out_of_line_code_is_no_loop():
 
 
 def test_kernel_is_put_together_from_its_dumps(tmp_path):
-    """Resources are numbered when lowered, the rest when assembled; notes are kept."""
+    """Resources are counted when lowered, the rest when assembled; notes are recorded."""
     (tmp_path / "scan_1.ptxas").write_text(
         "ptxas /x, line 4; info    : Potential out of bound access\n"
         "ptxas info    : (C7514) Potential Performance Loss: serialized\n"

@@ -1,4 +1,4 @@
-"""Compiling for TPUs without one, and reading the schedule, on programs with known counts."""
+"""Compiles for TPUs without one, and reads the schedule of programs with known counts."""
 
 import functools
 import importlib.util
@@ -105,7 +105,7 @@ def test_a_share_of_what_is_not_there_is_refused():
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize(("chip", "matmul_mib"), [("v5e", 160), ("v6e", 160), ("tpu7x", 48)])
 def test_copies_from_and_to_hbm(chip, matmul_mib):
-    """Of 64 steps with three blocks of 1, 1 and 0.5 MiB; a tpu7x keeps both factors in VMEM."""
+    """The 64 steps copy three blocks of 1, 1 and 0.5 MiB; a tpu7x keeps both factors in VMEM."""
     assert program(programs.tpu_matmul, *FACTORS, chip=chip).dma_bytes == matmul_mib << 20
     powers = program(programs.tpu_loop_and_branch, POWERS, chip=chip)
     assert powers.dma_bytes == 4096 * 256 * (2 + 4)

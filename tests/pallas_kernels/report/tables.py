@@ -1,4 +1,4 @@
-"""Tables of measured errors, in Markdown."""
+"""Prints tables of measured errors, in Markdown."""
 
 
 def print_table(

@@ -1,4 +1,4 @@
-"""The benchmark command: what it checks, what it refuses, what it writes."""
+"""Checks the benchmark command: what it checks, what it refuses, what it writes."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def timing(name="a", tokens=2048, forward_s=1.0, backward_s=2.0, peer=False):
 
 
 def wrong(name: str) -> Contestant:
-    """The chunked form with gradients of q one per cent too large."""
+    """Returns the chunked form with gradients of q one per cent too large."""
     right = ours("chunked")
 
     def results(case) -> Results:
@@ -80,7 +80,7 @@ def test_wrong_results_are_not_reported(monkeypatch, tmp_path, capsys):
 
 
 def fla_in_float64(q, k, v, *, g, beta, initial_state=None, output_final_state=False):
-    """What fla computes, as its documentation has it: [B, T, H, D], state [B, H, K, V]."""
+    """Computes what fla's documentation says: [B, T, H, D], state [B, H, K, V]."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     group = v.shape[2] // k.shape[2]
     q, k = (x.double().repeat_interleave(group, 2) for x in (q, k))
@@ -98,7 +98,7 @@ def fla_in_float64(q, k, v, *, g, beta, initial_state=None, output_final_state=F
 
 
 def test_fla_is_called_as_it_wants(monkeypatch):
-    """A stand-in on the CPU; the package itself needs a GPU."""
+    """A stand-in runs on the CPU; the package itself needs a GPU."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     package = types.ModuleType("fla.ops.gated_delta_rule")
     package.chunk_gated_delta_rule = fla_in_float64
@@ -117,7 +117,7 @@ def test_fla_is_called_as_it_wants(monkeypatch):
 
 
 def test_tokamax_is_called_as_it_wants(monkeypatch):
-    """A stand-in with the layout of its documentation; the package itself needs a TPU."""
+    """A stand-in has the layout of its documentation; the package itself needs a TPU."""
 
     def kimi_delta_attention(q, k, v, g, beta, *, initial_state, output_final_state, **kwargs):
         assert kwargs == {"implementation": "mosaic"} and output_final_state
@@ -238,7 +238,7 @@ def refuse(*arguments, **settings):
 
 
 def test_a_library_is_checked_on_what_it_takes(monkeypatch):
-    """With the XLA form of the same function in cuDNN's place, which needs the device."""
+    """The XLA form of the same function replaces cuDNN, which needs the device."""
     xla = jax.nn.dot_product_attention
     stand_in = lambda *x, implementation, **kwargs: xla(*x, implementation="xla", **kwargs)
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)

@@ -1,4 +1,4 @@
-"""The report: floors, what a row says, the command, and the page it generates."""
+"""Checks the report: floors, what a row says, the command, and the page it generates."""
 
 import dataclasses
 import functools

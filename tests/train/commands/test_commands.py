@@ -1,4 +1,4 @@
-"""Each command says how it is used; those that the README does not show run on a small model."""
+"""Checks each command's usage, and runs commands that the README does not show."""
 
 import re
 from pathlib import Path

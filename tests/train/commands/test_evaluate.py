@@ -1,4 +1,4 @@
-"""`python -m train evaluate` on a Hugging Face folder with its own tokenizer."""
+"""Runs `python -m train evaluate` on a Hugging Face folder with its own tokenizer."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from train.data.tokenizer import END_OF_TEXT
 
 @pytest.fixture
 def stock(tmp_path):
-    """A model whose tokenizer has no needle symbols, and is set to cut long texts off."""
+    """Writes a model whose tokenizer has no needle symbols, and is set to cut long texts off."""
     tokenizer = Tokenizer.from_str(digit_splitting().to_str())
     tokenizer.add_special_tokens([END_OF_TEXT])
     config = dataclasses.replace(TEACHER, vocab=tokenizer.get_vocab_size(), max_length=512)

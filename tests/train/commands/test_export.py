@@ -1,4 +1,4 @@
-"""`python -m train export`: options, and the files of the teacher that must not be lost."""
+"""Checks `python -m train export`: options, and the teacher's files that must not be lost."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def without_torch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A finished run of one step, whose teacher has all files that a teacher may have."""
+    """Makes a finished run of one step, whose teacher has all files that a teacher may have."""
     work = tmp_path_factory.mktemp("work")
     config = small.transfer_config(work, steps=1, checkpoint_every=1)
     for name, text in TEACHERS_FILES.items():

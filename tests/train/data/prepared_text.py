@@ -1,4 +1,4 @@
-"""Small prepared text, and documents to compare it with."""
+"""Makes small prepared text, and documents to compare it with."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ def tokenizer() -> Tokenizer:
 
 
 def texts(count: int = 60, seed: int = 0) -> list[str]:
-    """Different texts of 4 to about 120 characters, most of them short."""
+    """Returns different texts of 4 to about 120 characters, most of them short."""
     rng = np.random.default_rng(seed)
     return [
         f"{seed} {i} " + f"def f{seed}(x, é):\n" * int(10 * rng.random() ** 2) for i in range(count)
@@ -39,7 +39,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def prepared(folder: Path, documents: list[str], **options) -> PreparedFolder:
-    """Those documents, prepared in `folder`."""
+    """Prepares those documents in `folder`."""
     folder.mkdir()
     source = write_jsonl(folder / "text.jsonl", documents)
     options = {"workers": 1, "shard_tokens": 600, "say": lambda sentence: None} | options
@@ -48,13 +48,13 @@ def prepared(folder: Path, documents: list[str], **options) -> PreparedFolder:
 
 
 def encoded(documents: list[str]) -> list[tuple[int, ...]]:
-    """Tokens of each, with the end of text."""
+    """Returns the tokens of each document, with the end of text."""
     end = tokenizer().token_to_id("<|endoftext|>")
     return [(*tokenizer().encode(text).ids, end) for text in documents]
 
 
 def documents_of(folder: PreparedFolder) -> list[tuple[int, ...]]:
-    """All that a folder holds, in its order."""
+    """Returns all documents of a folder, in its order."""
     lengths = folder.lengths()
     numbers = np.arange(len(lengths))
     pieces = document_pieces(lengths, numbers, np.zeros_like(numbers), lengths)
@@ -62,6 +62,6 @@ def documents_of(folder: PreparedFolder) -> list[tuple[int, ...]]:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Reads every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

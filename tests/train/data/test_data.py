@@ -1,4 +1,4 @@
-"""Packed batches: what is in them, and that a position brings them back."""
+"""Checks what packed batches hold, and that a position brings them back."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def assert_equal(batches, others) -> None:
 
 
 def segments(batch):
-    """Each packed piece's tokens and weights."""
+    """Yields each packed piece's tokens and weights."""
     for tokens, ids, weights in zip(
         batch.tokens_BT, batch.segment_ids_BT, batch.loss_weight_BT, strict=True
     ):
@@ -58,7 +58,7 @@ def test_seed_determines_the_batches(needles, text, corpus):
 @pytest.mark.parametrize("needles", [None, dataclasses.replace(NEEDLES, share=0.3)])
 @pytest.mark.parametrize("done", [1, 4, 30])
 def test_position_brings_back_the_batches(done, needles, text, corpus):
-    """Through JSON, into a new iterator, in the first epoch and later ones."""
+    """The position goes through JSON into a new iterator, in the first epoch and later ones."""
     data = DataConfig(length=48, batch=3, text=text, needles=needles)
     iterator = make_batches(data, corpus, 5)
     take(iterator, done)

@@ -1,4 +1,4 @@
-"""Rows of prepared text: the same for any number of processes, and brought back by a position."""
+"""Checks rows of prepared text: the same for any processes, and brought back by a position."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ PROCESSES = {1: [range(6)], 2: [(0, 1, 4), (2, 3, 5)], 3: [(0, 1), (2, 3), (4, 5
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two folders of different documents."""
+    """Prepares two folders of different documents."""
     root = tmp_path_factory.mktemp("prepared")
     return [prepared_text.prepared(root / str(i), prepared_text.texts(60, i)) for i in range(2)]
 
@@ -46,7 +46,7 @@ def take(batches, count: int) -> list:
 
 
 def joined(parts: list, rows: list) -> dict[str, np.ndarray]:
-    """The global batch from what each process has of it."""
+    """Joins the global batch from the rows of each process."""
     order = np.argsort(np.concatenate([list(r) for r in rows]))
     return {n: np.concatenate([getattr(part, n) for part in parts])[order] for n in ARRAYS}
 
@@ -58,7 +58,7 @@ def assert_same(batches: list[dict], others: list[dict]) -> None:
 
 
 def global_batches(data, corpus, processes: int, state: dict | None, count: int):
-    """`count` batches as that many processes make them, and the state each of them has then."""
+    """Returns `count` batches made by that many processes, and each process's state after them."""
     rows = PROCESSES[processes]
     iterators = [make_batches(data, corpus, 7, tuple(r)) for r in rows]
     for iterator in iterators:
@@ -69,7 +69,7 @@ def global_batches(data, corpus, processes: int, state: dict | None, count: int)
 
 
 def pieces(batch: dict):
-    """Tokens of each document in each row."""
+    """Yields the tokens of each document in each row."""
     for tokens, ids in zip(batch["tokens_BT"], batch["segment_ids_BT"], strict=True):
         for number in range(1, ids.max() + 1):
             yield tuple(tokens[ids == number].tolist())
@@ -88,7 +88,7 @@ def test_processes_share_the_same_rows(packing, folders, corpus):
 @pytest.mark.parametrize("done", [1, 7, 40])
 @pytest.mark.parametrize("processes", [(1, 1), (1, 3), (3, 2)])
 def test_resumes_with_any_number_of_processes(processes, done, folders, corpus):
-    """In the middle of an epoch, the first one and later ones."""
+    """The runs stop in the middle of an epoch, the first one and later ones."""
     before, after = processes
     data = config(*folders)
     wanted, _ = global_batches(data, corpus, 1, None, done + 3)
@@ -112,7 +112,7 @@ def test_text_in_memory_is_shared_out_too(processes, corpus, tmp_path):
 
 @pytest.mark.parametrize("packing", ["best_fit", "split"])
 def test_every_epoch_holds_every_token_once(packing, folders, corpus):
-    """And gives the rows in another order."""
+    """Each epoch has the rows in another order."""
     data = dataclasses.replace(config(folders[0], packing=packing), batch=1)
     rows = plan_for(folders[0], LENGTH, packing).rows
     batches = make_batches(data, corpus, 3)
@@ -132,7 +132,7 @@ def test_every_epoch_holds_every_token_once(packing, folders, corpus):
 
 
 def assert_tokens_of(found: Counter, documents: list[tuple]) -> None:
-    """The pieces, put together wherever they fit, are the documents."""
+    """Checks that the pieces, joined wherever they fit, are the documents."""
     tokens = Counter(token for piece, times in found.items() for token in piece * times)
     assert tokens == Counter(token for document in documents for token in document)
     whole = [d for d in documents if len(d) <= LENGTH]
@@ -161,7 +161,7 @@ def test_weights_are_shares_of_rows(weights, folders, corpus):
 
 
 def row_set(folder, plan):
-    """The padded rows of a plan."""
+    """Yields the padded rows of a plan."""
     for first, last in zip(plan.first[:-1], plan.first[1:], strict=True):
         tokens = np.concatenate(folder.read(np.array(plan.pieces[first:last])))
         yield tuple(np.pad(tokens, (0, LENGTH - len(tokens))).tolist())
@@ -183,7 +183,7 @@ def test_segments_and_weights(packing, folders, corpus):
 
 
 def test_plan_is_kept_beside_the_text(tmp_path, corpus):
-    """Where it can be written; the rows are the same where it cannot."""
+    """Where the folder is read-only the plan is not saved, and the rows are the same."""
     folder = prepared_text.prepared(tmp_path / "kept", prepared_text.texts(40))
     kept = next(make_batches(config(folder), corpus, 0))
     assert [path.name.split("-")[0] for path in (folder.path / PLANS).iterdir()] == ["best_fit"]
@@ -221,7 +221,7 @@ def test_other_text_than_the_run_began_with(tmp_path, corpus):
 
 
 def damage(folder, what: str) -> str:
-    """Does that to the folder, and says how it is noticed."""
+    """Damages the folder, and returns the message that this must lead to."""
     manifest = json.loads((folder.path / MANIFEST).read_text())
     if what == "unfinished":
         (folder.path / MANIFEST).unlink()

@@ -1,4 +1,4 @@
-"""The reader of text: every kind of file gives the same documents, by the same rules."""
+"""Checks the reader of text: every kind of file gives the same documents, by the same rules."""
 
 import bz2
 import gzip
@@ -30,7 +30,7 @@ LONG_WINDOW = b"\x28\xb5\x2f\xfd\x00\x90" + b"\x00" * 10
 
 
 def read(path: Path, part_bytes: int = 2**30) -> tuple[list[str], Counts]:
-    """The documents of a file or folder, and the counts of all records."""
+    """Returns the documents of a file or folder, and the counts of all records."""
     texts, counts = [], Counts()
     for part in make_parts(find_files((path,)).files, part_bytes, "text"):
         for document in read_part(part, "text"):
@@ -159,8 +159,10 @@ def test_long_records(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
 def test_compressed_files(ending, tmp_path):
-    """Several members are read; what is cut off, followed by something else, or not compressed is
-    named."""
+    """Files of several members are read.
+
+    A file that is cut off, followed by something else, or not compressed is named.
+    """
     path = tmp_path / f"a.jsonl{ending}"
     whole = COMPRESS[ending](line("one")) + COMPRESS[ending](MARK + line("two" * 10**6))
     path.write_bytes(whole)
@@ -272,7 +274,7 @@ def test_halves_of_surrogate_pairs(tmp_path):
 
 
 def test_lines_belong_to_one_part(tmp_path):
-    """Wherever parts begin; a mark at the start of a line too."""
+    """This holds wherever parts begin, even for lines that start with a mark."""
     (tmp_path / "a.jsonl").write_bytes(b"".join(MARK + line("é" * i) for i in range(1, 9)))
     for part_bytes in range(1, 60):
         texts, _ = read(tmp_path / "a.jsonl", part_bytes)

@@ -1,4 +1,4 @@
-"""What lies in folders: read in a fixed order, or named as not read."""
+"""Checks that files in folders are read in a fixed order, or named as not read."""
 
 import os
 import socket

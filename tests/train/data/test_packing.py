@@ -1,4 +1,4 @@
-"""Plans: every token once, no row too full, and as full as best-fit decreasing makes them."""
+"""Checks plans: every token once, no row too full, as full as best-fit decreasing makes them."""
 
 import bisect
 
@@ -24,7 +24,7 @@ def lengths_of(name: str) -> np.ndarray:
 
 
 def definition(sizes: np.ndarray, row: int) -> list[int]:
-    """Room left in the rows of best-fit decreasing, one piece at a time; ascending."""
+    """Returns the room left in the rows of best-fit decreasing, by its definition; ascending."""
     rooms: list[int] = []
     for size in sorted(sizes.tolist(), reverse=True):
         at = bisect.bisect_left(rooms, size)

@@ -1,4 +1,4 @@
-"""Token ids that the embedding has no row for are refused before anything is computed."""
+"""Checks that token ids beyond the embedding are refused before anything is computed."""
 
 import dataclasses
 import json

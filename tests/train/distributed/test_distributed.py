@@ -1,4 +1,4 @@
-"""Two real processes: killed, stopped by a signal, resumed, restored elsewhere."""
+"""Runs two real processes: killed, stopped by a signal, resumed, restored elsewhere."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The folder of a pair that was left alone."""
+    """Returns the folder of a pair that was left alone."""
     folder = tmp_path_factory.mktemp("pair")
     small.write_texts(folder / "text")
     finish(start(folder))
@@ -75,8 +75,11 @@ def assert_bitwise(actual: dict, expected: dict) -> None:
 
 @real_pair
 def test_a_pair_that_is_stopped_and_killed_resumes_together(uninterrupted, tmp_path):
-    """A signal to one stops both at one step; a kill of one is named by the other in time; the
-    parameters are those of a pair that was left alone."""
+    """A signal to one process stops both at one step.
+
+    When one is killed, the other names it in time. The parameters are those of a pair that was left
+    alone.
+    """
     shutil.copytree(uninterrupted / "text", tmp_path / "text")
     shutil.copytree(uninterrupted / "logs" / "cache", tmp_path / "logs" / "cache")
     members = start(tmp_path)

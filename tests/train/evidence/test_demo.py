@@ -1,4 +1,4 @@
-"""`make demo`, with fewer steps and documents: everything that the report promises is there."""
+"""Runs `make demo` with fewer steps and documents, and checks all that the report promises."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def run_demo(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
-    """The demo's folder, and what it printed."""
+    """Returns the demo's folder, and what it printed."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder, run_demo(folder)

@@ -1,4 +1,4 @@
-"""XLA's flags of the demo: set on a CPU alone, never over the user's, and known to this jaxlib."""
+"""Checks the demo's XLA flags: set on a CPU only, never over the user's, known to this jaxlib."""
 
 import os
 import subprocess

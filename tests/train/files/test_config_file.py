@@ -1,4 +1,4 @@
-"""Changes to configs, and their way to JSON and back."""
+"""Checks changes to configs, and their conversion to JSON and back."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def test_override_refuses(assignment, message):
 
 
 def test_model_config_through_json():
-    """Mixers are told apart by their type, also those without fields."""
+    """Mixers are distinguished by their type, also those without fields."""
     config = ModelConfig(
         vocab=5,
         embed=4,
@@ -125,7 +125,7 @@ def test_load_config(tmp_path):
 
 
 def test_fields_that_are_recorded_only_if_set():
-    """Runs that were begun before there were such fields go on."""
+    """Runs that began before there were such fields can continue."""
     old = {"type": "TextSource", "folder": "text"}
     assert to_plain(TextSource(folder="text")) == old
     changed = TextSource(folder="text", skip_bad=True, text_field="body")

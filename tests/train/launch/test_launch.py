@@ -1,4 +1,4 @@
-"""The launchers: their syntax, and that they call what is there."""
+"""Checks the launchers: their syntax, and that the commands in them exist."""
 
 import math
 import re

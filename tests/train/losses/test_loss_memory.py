@@ -1,4 +1,4 @@
-"""What the distillation loss takes of a device's memory, by the compilers."""
+"""Checks the device memory that the distillation loss takes, by the compilers."""
 
 import jax
 import pytest
@@ -16,5 +16,5 @@ needs_new_cpu = pytest.mark.skipif(
     [pytest.param("cpu", marks=needs_new_cpu), pytest.param("tpu", marks=pytest.mark.tpu_compiler)],
 )
 def test_temporaries_of_the_loss(platform):
-    """65,536 tokens by a vocabulary of 151,936, forward and backward, of width 2048."""
+    """The loss is over 65,536 tokens and a vocabulary of 151,936, of width 2048, with gradients."""
     assert measure(ours, 2048, platform)["temporaries"] < 1.5 * 2**30

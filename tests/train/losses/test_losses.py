@@ -1,4 +1,4 @@
-"""Losses against plain numpy."""
+"""Compares losses with plain numpy."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from train.stage.stage import Stage
 
 @pytest.fixture
 def batch() -> Batch:
-    """Two packed documents and padding; a row that is full."""
+    """Returns a row of two packed documents and padding, and a full row."""
     rng = np.random.default_rng(0)
     segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 2]], np.int32)
     tokens = np.where(segments > 0, rng.integers(1, small.VOCAB, segments.shape), 0)
@@ -127,7 +127,7 @@ def test_answer_metrics(batch, models):
 
 
 def test_align_loss(batch, models):
-    """Eq 15, one layer at a time, each on the teacher's input."""
+    """The loss is eq 15, one layer at a time, each on the teacher's input."""
     teacher, student = models
     loss, metrics = loss_of(stage("align"), student, batch, targets_of("align", teacher, batch))
     segments_BT = jnp.asarray(batch.segment_ids_BT)
@@ -163,7 +163,7 @@ def test_distill_loss(ce_weight, batch, models, monkeypatch):
 
 @pytest.mark.parametrize("name", ["next_token", "align", "distill"])
 def test_padding_does_not_matter(name, batch, models):
-    """Other tokens there leave the loss as it is; a real token does not."""
+    """Other tokens on padding leave the loss unchanged; another real token changes it."""
     teacher, student = models
     compiled = jax.jit(
         lambda batch: loss_of(stage(name), student, batch, targets_of(name, teacher, batch))[0]
@@ -177,7 +177,7 @@ def test_padding_does_not_matter(name, batch, models):
 
 
 def test_parts_of_a_batch_add_up(batch, models):
-    """Rows have different numbers of tokens; losses, and metrics, are those of the whole."""
+    """Rows have different numbers of tokens; losses and metrics are those of the full batch."""
     teacher, student = models
     kind = stage("distill", ce_weight=0.5)
     objective = OBJECTIVES[kind.loss]
@@ -199,7 +199,7 @@ def test_parts_of_a_batch_add_up(batch, models):
 
 
 def test_what_heads_do(batch, models):
-    """Gates are 1 where their weights are 0; the ratio of both kinds of heads in a layer."""
+    """Gates are 1 where their weights are 0; a layer's ratio compares its two kinds of heads."""
     _, metrics = loss_of(stage("next_token"), models[1], batch)
     metrics = with_rms_ratios(metrics)
     value = lambda name: metrics[name][0] / metrics[name][1]

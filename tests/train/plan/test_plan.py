@@ -1,4 +1,4 @@
-"""The planner: targets, assumptions, memory and floors, tables, and what is refused."""
+"""Checks the planner: targets, assumptions, memory and floors, tables, and refusals."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from train.stage.flops import step_flops
 
 @pytest.fixture(autouse=True)
 def compilers(monkeypatch):
-    """As if both compilers were installed: what is tested here does not call them."""
+    """Makes both compilers look installed; what is tested here does not call them."""
     monkeypatch.setattr(target, "_tpu_compiler", lambda: True)
     monkeypatch.setattr(target.gpu, "missing_tools", list)
 

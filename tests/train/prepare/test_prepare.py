@@ -1,4 +1,4 @@
-"""`prepare`: what comes out of every kind of source, however it was interrupted."""
+"""Checks the results of `prepare` for every kind of source, however it was interrupted."""
 
 import gzip
 import os
@@ -100,7 +100,7 @@ def test_documents_longer_than_a_record(tmp_path):
 
 
 def test_parts_depend_on_the_files_alone(tmp_path):
-    """Parts of several megabytes are cut into as many as the size says, lines whole."""
+    """Files are cut into as many parts as the size says, and no line is cut."""
     documents = prepared_text.texts(200)
     path = prepared_text.write_jsonl(tmp_path / "a.jsonl", documents)
     (tmp_path / "b.txt").write_text("b")
@@ -120,7 +120,7 @@ def test_workers_do_not_change_the_result(tmp_path, tokenizer):
 
 
 def test_killed_and_continued(tmp_path, tokenizer):
-    """SIGKILL once some shards are there: its workers end too, and the rest is made later."""
+    """SIGKILL, sent when some shards exist, also ends the workers; the rest is made later."""
     source = prepared_text.write_jsonl(tmp_path / "text.jsonl", prepared_text.texts(3000))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "train", "prepare", source, "--tokenizer", tokenizer]
@@ -143,7 +143,7 @@ def test_killed_and_continued(tmp_path, tokenizer):
 
 
 def wait_for_group(group: int) -> None:
-    """Until every process of the group is gone."""
+    """Waits until every process of the group is gone."""
     for _ in range(1000):
         try:
             os.killpg(group, 0)
@@ -156,7 +156,7 @@ def wait_for_group(group: int) -> None:
 
 @pytest.mark.parametrize("stop_after", [1, 100, 399])
 def test_stopped_inside_a_part(stop_after, tmp_path, tokenizer, monkeypatch):
-    """A part of several shards continues after the last whole one."""
+    """A part of several shards continues after the last complete one."""
     documents = prepared_text.texts(400)
     source = write_source("jsonl.gz", tmp_path, documents)
 
@@ -193,7 +193,7 @@ def test_held_out_documents(tmp_path, tokenizer):
 
 
 def test_records_without_text(tmp_path, tokenizer, monkeypatch):
-    """They stop the work, naming the line, or are counted; empty documents always are."""
+    """Such records stop the work, naming the line, or are counted; empty documents are counted."""
     documents = prepared_text.texts(60)
     source = prepared_text.write_jsonl(tmp_path / "text.jsonl", documents)
     lines = source.read_text().splitlines()
@@ -226,7 +226,7 @@ def test_command(tmp_path, tokenizer, capsys):
 
 
 def test_the_page_on_data(tmp_path, monkeypatch):
-    """Its commands run, and its config reads what they make."""
+    """The page's commands run, and its config reads what they make."""
     page = (ROOT / "docs" / "data.md").read_text()
     commands = re.findall(r"^python -m train (prepare .*)$", page, re.MULTILINE)
     assert len(commands) == 3

@@ -1,4 +1,4 @@
-"""`prepare` notices that sources changed, and says what it left out."""
+"""Checks that `prepare` notices changed sources, and says what it left out."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def tokenizer(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """A folder with one file of more than 128 KiB."""
+    """Makes a folder with one file of more than 256 KiB."""
     (tmp_path / "source").mkdir()
     prepared_text.write_jsonl(tmp_path / "source" / "text.jsonl", prepared_text.texts(4000))
     assert (tmp_path / "source" / "text.jsonl").stat().st_size > 2**18
@@ -38,7 +38,7 @@ def run(source: Path, tokenizer: Path, out: Path, **options) -> dict:
 
 
 def edit(source: Path) -> None:
-    """One byte in the middle; size and times stay."""
+    """Changes one byte in the middle; size and times stay."""
     path = source / "text.jsonl"
     times, raw = path.stat(), bytearray(path.read_bytes())
     at = raw.index(b"def", len(raw) // 2)
@@ -78,8 +78,10 @@ def test_a_change_after_an_interruption(source, tokenizer, tmp_path, monkeypatch
 
 
 def test_sources_that_moved_are_the_same(source, tokenizer, tmp_path, monkeypatch):
-    """Elsewhere, copied, touched, by way of a link: finished folders stay finished, others go
-    on."""
+    """Sources may be elsewhere, copied, touched, or reached by a link.
+
+    Finished folders stay finished, and others continue.
+    """
     run(source, tokenizer, tmp_path / "whole", shard_tokens=5000)
     with monkeypatch.context() as patch:
         stop_in_the_middle(patch)
@@ -125,8 +127,10 @@ def test_files_that_come_and_go(source, tokenizer, tmp_path):
 
 
 def test_folders_of_an_older_version(source, tokenizer, tmp_path):
-    """Finished ones are read; the command cannot tell whether their sources changed, and says
-    so."""
+    """Finished folders are read.
+
+    The command cannot tell whether their sources changed, and says so.
+    """
     manifest = run(source, tokenizer, tmp_path / "out")
     asked = read_json(tmp_path / "out" / "prepare.json")
     del asked["rules"]
@@ -143,7 +147,7 @@ def test_folders_of_an_older_version(source, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_was_left_out_is_said_and_written(workers, source, tokenizer, tmp_path):
-    """The same for any number of workers and after an interruption."""
+    """The account is the same for any number of workers and after an interruption."""
     path = source / "text.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     for number in range(100, 4000, 100):

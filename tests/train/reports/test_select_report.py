@@ -1,4 +1,4 @@
-"""The page of a selection that measured everything, with numbers written down by hand."""
+"""Checks the page of a selection that measured everything, with handwritten numbers."""
 
 import numpy as np
 import pytest

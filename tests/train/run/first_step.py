@@ -49,7 +49,7 @@ def stage_of(loss: str, mesh: MeshConfig | None, more: dict) -> Stage:
 
 
 def batch() -> Batch:
-    """Packed documents, across ranks and from a rank's first token on, and padding."""
+    """Returns packed documents, across ranks and from a rank's first token on, and padding."""
     rng = np.random.default_rng(0)
     segments = np.sort(rng.integers(1, 4, (B, T)), axis=1).astype(np.int32)
     segments[0] = np.repeat([1, 2, 3, 0], T // 4)
@@ -59,7 +59,10 @@ def batch() -> Batch:
 
 
 def first_step(stage: Stage, layout: Layout | None) -> dict[str, np.ndarray]:
-    """Loss, norm, ratios of heads, and gradients: the first moment after a step, times ten."""
+    """Returns loss, norm, ratios of heads, and gradients.
+
+    The gradients are the first moment after a step, times ten.
+    """
     place = lambda tree: tree if layout is None else jax.device_put(tree, layout.shardings(tree))
     state, frozen = place(init_state(stage, init_params(STUDENT, jax.random.key(2))))
     teacher = place(init_params(small.TEACHER, jax.random.key(1)))

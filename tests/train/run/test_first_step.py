@@ -1,4 +1,4 @@
-"""Two processes of four devices compute what one device does."""
+"""Checks that two processes of four devices compute what one device does."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Real processes: killed in every stage, started again, and what the finished run is good for."""
+"""Kills real processes in every stage, starts them again, and uses the finished run."""
 
 import json
 import os
@@ -31,7 +31,7 @@ STEPS, CHECKPOINT_EVERY, KILL_AT = 40, 4, 6
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Folder with teacher, text and config, and a cache of compiled programs for all processes."""
+    """Makes a folder with teacher, text and config, and a compilation cache for all processes."""
     folder = tmp_path_factory.mktemp("work")
     small.write_config(folder, steps=STEPS, checkpoint_every=CHECKPOINT_EVERY)
     return folder
@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def finished(work):
-    """The folder of a run that was left alone."""
+    """Returns the folder of a run that was left alone."""
     finish(start(work, work / "run"))
     return work / "run"
 

@@ -1,4 +1,4 @@
-"""Stages, checkpoints and resuming, in one process."""
+"""Checks stages, checkpoints and resuming, in one process."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(text, tmp_path_factory):
-    """(folder, parameters) of a run of all three stages."""
+    """Returns (folder, parameters) of a run of all three stages."""
     folder = tmp_path_factory.mktemp("run")
     result = loop.run(small.job(folder, text, small.stages(text)))
     assert not result.was_finished
@@ -50,7 +50,7 @@ def logged(folder) -> list[dict]:
 
 
 def stop_after(monkeypatch, count: int) -> None:
-    """The run ends with Killed where it takes one more batch than `count`."""
+    """Makes the run end with Killed where it takes one more batch than `count`."""
     left = [count]
 
     class Stopping(Prefetch):
@@ -66,7 +66,7 @@ def stop_after(monkeypatch, count: int) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("steps", [2, 3])
 def test_resumed_run_is_bitwise_the_same(stage, steps, text, uninterrupted, tmp_path, monkeypatch):
-    """Killed at a checkpoint, and one step after it, in each stage."""
+    """Each stage is killed at a checkpoint, and one step after it."""
     job = small.job(tmp_path, text, small.stages(text))
     with monkeypatch.context() as patch:
         stop_after(patch, 4 * stage + steps)

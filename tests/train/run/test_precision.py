@@ -1,4 +1,4 @@
-"""Float32 masters, bfloat16 computation."""
+"""Checks float32 masters with bfloat16 computation."""
 
 import dataclasses
 

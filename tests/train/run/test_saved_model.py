@@ -1,4 +1,4 @@
-"""Runs that are read back."""
+"""Checks how finished runs are loaded."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ PARAMS = flatten(init_params(small.STUDENT, jax.random.key(0)))
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A finished run whose checkpoint holds what is put into the dict."""
+    """Makes a finished run whose checkpoint holds what is put into the dict."""
     kept = dict(PARAMS)
 
     @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""One process: steps that are not finite, signals, full and read-only disks, waiting for data."""
+"""Checks one process: steps that are not finite, signals, full or read-only disks, slow data."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ STEPS = 8  # with checkpoints at 4 and 8
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(job, the parameters at the end)."""
+    """Returns (job, the parameters at the end)."""
     folder = tmp_path_factory.mktemp("run")
     small.write_texts(folder / "text")
     (folder / "run").mkdir()
@@ -44,7 +44,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def job(uninterrupted, tmp_path):
-    """The same run in a folder of its own; its step is compiled already."""
+    """Returns the same run in a folder of its own; its step is compiled already."""
     (tmp_path / "run").mkdir()
     return dataclasses.replace(uninterrupted[0], folder=tmp_path / "run")
 
@@ -61,7 +61,7 @@ def logged(job) -> list[dict]:
 
 
 def change_batches(monkeypatch, change) -> None:
-    """Every batch that is made passes through change(number from 1, batch)."""
+    """Passes every batch that is made through change(number from 1, batch)."""
 
     class Changed:
         def __init__(self, batches):
@@ -149,7 +149,7 @@ def files_of_at_most(size: int):
 def test_a_write_that_fails_names_the_last_checkpoint_and_loses_nothing(
     size, what, job, uninterrupted, monkeypatch
 ):
-    """Once a checkpoint is whole, the file system takes no file of more than `size` bytes."""
+    """After a complete checkpoint the file system takes no file of more than `size` bytes."""
     with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
 
         def change(count, batch):
@@ -172,7 +172,7 @@ def test_a_write_that_fails_names_the_last_checkpoint_and_loses_nothing(
     ("free", "outcome"), [(1.9, "refused"), (2.1, "warned"), (3.9, "warned"), (4.1, "quiet")]
 )
 def test_room_for_checkpoints_is_checked_before_the_run(free, outcome, tmp_path, monkeypatch):
-    """Three are kept and one more is being written."""
+    """Three checkpoints stay and one more is being written."""
     usage = types.SimpleNamespace(free=int(free * 1e9))
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
     said = []

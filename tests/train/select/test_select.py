@@ -1,4 +1,4 @@
-"""The command from config to report, on the small teacher with short documents."""
+"""Runs the command from config to report, on the small teacher with short documents."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A folder with text."""
+    """Makes a folder with text."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "text").mkdir()
     (folder / "text/words.txt").write_text("some words of plain text and some more of it\n" * 40)
@@ -52,7 +52,7 @@ def select(work: Path, run: str, *assignments: str) -> int:
 
 @pytest.fixture(scope="module")
 def finished(work) -> Path:
-    """The folder of a selection that was left alone."""
+    """Returns the folder of a selection that was left alone."""
     assert select(work, "finished") == 0
     return work / "finished"
 

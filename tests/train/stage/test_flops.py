@@ -1,4 +1,4 @@
-"""FLOP of a step against the matrix products of the real step, traced."""
+"""Compares the FLOP of a step with the matrix products of the real step, traced."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def stage(loss, trainable=EVERYTHING, **more) -> Stage:
 
 @pytest.fixture
 def references(monkeypatch):
-    """The definitions of both ops: the delta rule is its recurrence there."""
+    """Chooses the definitions of both ops: there the delta rule is its recurrence."""
     for op in (_attention, _gated_delta):
         monkeypatch.setattr(op, "_chosen", ["reference"])
 
@@ -46,7 +46,7 @@ def traced(stage: Stage, config, teacher) -> int:
 
 
 def tokens_times(config, flops_a_head_and_key: float) -> float:
-    """What the definition of attention computes beyond the keys that a query sees."""
+    """Returns the FLOP that the definition of attention spends on keys that no query sees."""
     heads = sum(len(config.softmax_heads(layer)) for layer in range(config.layers))
     return B * T * heads * config.head_dim * flops_a_head_and_key * (T - (T + 1) / 2)
 
@@ -66,7 +66,7 @@ LOGITS = B * T * 2 * small.TEACHER.embed * small.TEACHER.vocab
     ids=lambda value: getattr(value, "name", None),
 )
 def test_count_is_that_of_the_real_step(stage, logits_again):
-    """Exact: every product of the traced step, convolutions being none of them."""
+    """The count is exact: every product of the traced step; convolutions are no products."""
     teacher = None if stage.loss == "next_token" else small.TEACHER
     count = step_flops(stage, small.STUDENT, teacher)
     assert count.model == train_flops(stage, small.STUDENT, teacher) == sum(count.parts.values())

@@ -1,4 +1,4 @@
-"""Schedules and which weights Muon takes."""
+"""Checks schedules, and which weights Muon takes."""
 
 import jax
 import jax.numpy as jnp

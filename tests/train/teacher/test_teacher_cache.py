@@ -1,4 +1,4 @@
-"""The teacher cache: written, resumed, read by a stage, refused where it does not fit."""
+"""Checks the teacher cache: written, resumed, read by a stage, refused where it does not fit."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ TOKENS = 16
 
 
 def with_cache(config, folder, tokens: int = TOKENS, **changes):
-    """The transfer's second stage alone, with a cache."""
+    """Returns the transfer's second stage alone, with a cache."""
     stage = dataclasses.replace(config.stages[1], **changes)
     cache = TeacherCache(folder=str(folder), tokens=tokens)
     return dataclasses.replace(config, stages=(dataclasses.replace(stage, teacher_cache=cache),))
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder):
-    """A transfer whose cache is there."""
+    """Returns a transfer whose cache is written."""
     made = with_cache(small.transfer_config(folder), folder / "cache")
     cache_teacher.cache_teacher(made, say=lambda sentence: None)
     return made
@@ -69,7 +69,7 @@ def log_probabilities(config, params, batch) -> np.ndarray:
 
 
 def test_what_is_kept_and_its_loss(config, corpus):
-    """The teacher's most probable tokens, to the rounding that is stated, each at its position."""
+    """The cache holds the most probable tokens at each position, to the rounding that is stated."""
     stage, batch = config.stages[0], first_batch(config, corpus)
     log_p = log_probabilities(small.TEACHER, init_params(small.TEACHER, jax.random.key(1)), batch)
     real, kept = batch.segment_ids_BT > 0, batch.teacher
@@ -97,12 +97,12 @@ def test_what_is_kept_and_its_loss(config, corpus):
 
 
 def config_with_stages(config):
-    """A config whose second stage is the first of this one, as `with_cache` wants it."""
+    """Returns a config whose second stage is the first of this one, as `with_cache` wants it."""
     return dataclasses.replace(config, stages=(None, *config.stages))
 
 
 def test_continues_after_a_kill(config, folder, monkeypatch):
-    """A block at a time; what was begun is written again, and the records are the same."""
+    """A block that was begun is written again, and the records are the same."""
     again = with_cache(config_with_stages(config), folder / "again")
     monkeypatch.setattr(cache_teacher, "_BLOCK_BYTES", 1)
     write, said = cache_teacher.write_block, []
@@ -129,7 +129,7 @@ def test_continues_after_a_kill(config, folder, monkeypatch):
 
 
 def test_a_stage_trains_from_it(config, folder):
-    """And the teacher is not kept."""
+    """The stage trains, and the teacher's memory is freed."""
     transfer(dataclasses.replace(config, run=str(folder / "run_cached")))
     lines = (folder / "run_cached" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
@@ -150,7 +150,7 @@ def test_a_stage_trains_from_it(config, folder):
     ],
 )
 def test_a_cache_that_does_not_fit(config, change, message, tmp_path):
-    """One sentence before anything is computed."""
+    """The transfer ends in one sentence before anything is computed."""
     changed = dataclasses.replace(change(config), run=str(tmp_path / "run"))
     with pytest.raises(UserError, match=message):
         transfer(changed)
@@ -208,7 +208,7 @@ def test_rows_to_bytes_and_back(vocab):
 
 
 def test_rows_that_two_processes_wrote(tmp_path):
-    """Are read in any order, whoever wrote them; a block whose file is short is not there."""
+    """Rows are read in any order, whoever wrote them; a block with a short file does not count."""
     (tmp_path / "blocks").mkdir()
     found = {"data": {"length": 5}, "tokens": 3, "teacher": {"vocab": 300}}
     for first in (0, 2):

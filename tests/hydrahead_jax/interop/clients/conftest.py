@@ -1,4 +1,4 @@
-"""One tiny export for all client tests."""
+"""Makes one tiny export for all client tests."""
 
 import copy
 
@@ -44,5 +44,5 @@ def loaded(folder):
 
 @pytest.fixture
 def model(loaded):
-    """A copy of the export, to change at will."""
+    """Returns a copy of the export, which a test may change."""
     return copy.deepcopy(loaded)

@@ -1,4 +1,4 @@
-"""accelerate: layers on the CPU, on the disk, and each module's weights loaded on its own."""
+"""Runs exports under accelerate: layers on the CPU, on the disk, and loaded module by module."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_device_map_that_splits_no_layer(folder, expected):
 
 
 def test_a_hook_on_every_module_sees_its_own_weights(model, expected):
-    """accelerate loads a module's weights around its own forward, and then only."""
+    """The hooks load a module's weights around its own forward only."""
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)):
             hook = accelerate.hooks.AlignDevicesHook(

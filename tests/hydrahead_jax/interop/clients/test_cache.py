@@ -1,4 +1,4 @@
-"""The cache: several turns on one, its operations, and the kinds of cache that are not for it."""
+"""Checks the cache: several turns, its operations, and the kinds of cache that do not suit."""
 
 import copy
 
@@ -27,7 +27,7 @@ def prefill(model, input_ids, **inputs):
 @pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_several_turns_on_one_cache(model, name):
-    """Each turn continues the whole conversation so far, of which the cache holds a part."""
+    """Each turn passes all of the conversation so far, of which the cache holds a part."""
     conversation, alone, cache = tokens(1, 40), tokens(1, 40), None
     for turn in range(3):
         question = tokens(1, 7, seed=turn + 1)
@@ -113,7 +113,7 @@ def test_crop_is_refused(model):
 
 
 class Stream:
-    """Stands in for the stream of an accelerator, to and from which caches are offloaded."""
+    """Replaces the stream of an accelerator, to and from which caches are offloaded."""
 
     def __enter__(self):
         return self

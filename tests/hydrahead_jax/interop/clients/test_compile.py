@@ -1,4 +1,4 @@
-"""torch.export, torch.compile without a graph break, and tracing with fake tensors."""
+"""Checks torch.export, torch.compile without a graph break, and tracing with fake tensors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`generate`: greedy, sampled, padded, in chunks, streamed, and prompts that hold nothing."""
+"""Checks `generate`: greedy, sampled, padded, in chunks, streamed, and empty prompts."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from tests.hydrahead_jax.interop.clients.tiny import (
 
 @pytest.fixture(scope="module")
 def ours(params):
-    """64 greedy tokens of our own generation for each row of the padded batch."""
+    """Returns 64 greedy tokens of our own generation for each row of the padded batch."""
     rows = padded_batch()["input_ids"].tolist()
     prompts = [rows[0], rows[1][PADDING:]]
     return generate(CONFIG, params, prompts, max_new_tokens=64, beyond_trained_length=True)

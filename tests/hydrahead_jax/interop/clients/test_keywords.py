@@ -1,4 +1,4 @@
-"""No keyword of forward is swallowed: each is computed, or refused by name."""
+"""Checks that forward ignores no keyword: each is computed, or refused by name."""
 
 import pytest
 

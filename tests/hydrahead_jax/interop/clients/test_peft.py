@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT on an exported model."""
+"""Checks LoRA adapters of PEFT on an exported model."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def adapted(model, targets, **options):
 
 
 def randomise(model):
-    """Adapters begin at zero; these do something."""
+    """Makes adapters random, so that they have an effect; they begin at zero."""
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:

@@ -1,4 +1,4 @@
-"""Saving, loading, dtypes, copies, and the auto classes."""
+"""Checks saving, loading, dtypes, copies, and the auto classes."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Decoding that looks at several continuations: beams, assistants, prompt lookup, contrast."""
+"""Checks decoding over several continuations: beams, assistants, prompt lookup, contrast."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_sampled_beams_are_those_without_a_cache(model):
 
 
 def right_or_refused(model, match, **options):
-    """Greedy tokens, or one sentence."""
+    """Checks that options give the greedy tokens, or are refused in one sentence."""
     prompt = {"input_ids": tokens(1, 30).repeat(1, 2)}
     expected = new_tokens(model, prompt, 16, use_cache=False)
     try:

@@ -1,4 +1,4 @@
-"""transformers' Trainer: padded batches, padding-free rows, checkpointing, accumulation."""
+"""Trains with transformers' Trainer: padded or padding-free rows, checkpointing, accumulation."""
 
 import copy
 
@@ -35,7 +35,7 @@ def pad_right(texts: list[dict]) -> dict:
 
 
 def train(model, tmp_path, *, collator=pad_right, steps=1, **options):
-    """The loss of each step, by Trainer."""
+    """Trains with Trainer and returns the loss of each step."""
     settings = {
         "output_dir": str(tmp_path),
         "max_steps": steps,
@@ -62,7 +62,7 @@ def train(model, tmp_path, *, collator=pad_right, steps=1, **options):
 
 
 def mean_loss(model, rows: list[dict]) -> torch.Tensor:
-    """Of every predicted token alike, each row by itself."""
+    """Returns the mean loss over all predicted tokens; each row is run by itself."""
     total, count = 0.0, 0
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
@@ -123,7 +123,7 @@ def test_accumulated_gradients_count_each_token_alike(folder, tmp_path):
 
 @pytest.mark.parametrize("flash_args", [False, True])
 def test_padding_free_rows_have_the_loss_of_padded_ones(model, flash_args):
-    """One row of all texts, told apart by position ids, and by lengths as kernels want them."""
+    """All texts share one row; position ids mark their borders, or lengths as kernels want them."""
     rows = texts(4)
     flatten = transformers.DataCollatorWithFlattening(
         return_tensors="pt", return_flash_attn_kwargs=flash_args, return_position_ids=True

@@ -1,4 +1,4 @@
-"""Versions of transformers below the supported range end in one sentence."""
+"""Checks that versions of transformers below the supported range end in one sentence."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def test_an_older_version_is_one_sentence(folder, monkeypatch, version):
 
 
 def test_remote_code_is_complete_without_our_package(folder, tmp_path):
-    """In a process where hydrahead_jax and jax cannot be imported."""
+    """The model runs in a process where hydrahead_jax and jax cannot be imported."""
     script = (
         "import sys; sys.modules['hydrahead_jax'] = sys.modules['jax'] = None\n"
         "import torch, transformers\n"

@@ -1,4 +1,4 @@
-"""What the client tests share: a tiny hybrid with each kind of layer, batches, and refusals."""
+"""Provides for the client tests a tiny hybrid with each kind of layer, batches, and refusals."""
 
 import dataclasses
 
@@ -35,13 +35,13 @@ def load(folder, **options):
 
 
 def tokens(batch: int, length: int, seed: int = 0):
-    """Without token 0: where there is no mask, `generate` takes it for padding."""
+    """Draws tokens other than 0, which `generate` takes for padding where there is no mask."""
     drawn = toy.random_tokens(CONFIG, batch, length, seed)
     return torch.tensor(1 + drawn % (CONFIG.vocab - 1), dtype=torch.long)
 
 
 def padded_batch(length: int = 80) -> dict:
-    """Two rows, longer than a chunk of the delta rule; the second begins with padding."""
+    """Returns two rows, longer than a chunk of the delta rule; the second begins with padding."""
     mask = torch.ones(2, length, dtype=torch.long)
     mask[1, :PADDING] = 0
     return {"input_ids": tokens(2, length), "attention_mask": mask}
@@ -62,7 +62,7 @@ def new_tokens(model, batch: dict, count: int, **options) -> list:
 
 
 def assert_refused(call, match: str):
-    """The call raises a message of one or two sentences that says what is not supported."""
+    """Checks that the call raises one or two sentences that say what is not supported."""
     with pytest.raises(REFUSALS, match=match) as caught:
         call()
     message = str(caught.value)
