@@ -1,1 +1,1 @@
-"""Turn a pretrained Transformer into a long-context hybrid, head by head."""
+"""Turns a pretrained Transformer into a long-context hybrid, head by head."""

@@ -1,4 +1,4 @@
-"""What a model is: sizes and, for each layer, the token mixer.
+"""Says what a model is: sizes and, for each layer, the token mixer.
 
 Dimension letters, used in array and parameter names everywhere:
   B batch   T query time   S key time   D embed   F mlp   V vocab   L layer
@@ -16,12 +16,12 @@ Fusion = Literal["scale", "none", "gated"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FullAttention:
-    """Softmax attention with RoPE on every head: the teacher's mixer."""
+    """Is softmax attention with RoPE on every head: the teacher's mixer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HydraChoices:
-    """The choices of a HydraHead layer; docs/architecture.md says which are the paper's.
+    """Holds the choices of a HydraHead layer; docs/architecture.md says which are the paper's.
 
     Attributes:
       fusion: "scale" normalises each head and multiplies by its gamma; "gated" adds a softmax
@@ -51,7 +51,7 @@ class HydraChoices:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hydra:
-    """Softmax attention on `fa_heads`, the gated delta rule on all other query heads."""
+    """Is softmax attention on `fa_heads`, the gated delta rule on all other query heads."""
 
     fa_heads: tuple[int, ...]
     choices: HydraChoices = HydraChoices()
@@ -64,7 +64,10 @@ _SIZES = ("vocab", "embed", "mlp", "query_heads", "kv_heads", "head_dim", "max_l
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A Qwen3-architecture decoder. `max_length` is the longest sequence it was trained for."""
+    """Is the config of a Qwen3-architecture decoder.
+
+    `max_length` is the longest sequence it was trained for.
+    """
 
     vocab: int
     embed: int
@@ -106,12 +109,12 @@ class ModelConfig:
         return len(self.mixers)
 
     def softmax_heads(self, layer: int) -> tuple[int, ...]:
-        """Query heads of a layer that are softmax attention."""
+        """Returns the query heads of a layer that are softmax attention."""
         mixer = self.mixers[layer]
         return mixer.fa_heads if isinstance(mixer, Hydra) else tuple(range(self.query_heads))
 
     def kv_head(self, query_head: int) -> int:
-        """The KV head that a query head reads in the teacher."""
+        """Returns the KV head that a query head reads in the teacher."""
         return query_head // (self.query_heads // self.kv_heads)
 
 
@@ -127,7 +130,7 @@ QWEN3_SIZES = tuple(_QWEN3)
 
 
 def qwen3(size: str) -> ModelConfig:
-    """The config of a dense Qwen3 model, such as qwen3("1.7b") (arXiv 2505.09388, table 1)."""
+    """Returns the config of a dense Qwen3, such as qwen3("1.7b") (arXiv 2505.09388, table 1)."""
     if size.lower() not in _QWEN3:
         raise ValueError(f"no Qwen3 of size {size!r}; there are {', '.join(_QWEN3)}")
     embed, mlp, query_heads, layers, tied = _QWEN3[size.lower()]

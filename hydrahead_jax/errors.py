@@ -1,5 +1,5 @@
-"""The one exception that means: the user's input is wrong, and this sentence says how."""
+"""Defines the one exception for wrong user input, whose message says what is wrong."""
 
 
 class UserError(ValueError):
-    """Bad input; the command line prints the message alone and exits with 1."""
+    """Says that the input is bad; the command line prints the message alone and exits with 1."""

@@ -1,4 +1,4 @@
-"""Which query heads of which layer stay softmax: the central data type."""
+"""Says which query heads of which layer stay softmax: the central data type."""
 
 import dataclasses
 import itertools
@@ -17,11 +17,13 @@ _DEFAULT_CHOICES = HydraChoices()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadPlan:
-    """Attributes:
-    fa_heads: for each layer, the query heads that keep softmax attention, in ascending order.
-    query_heads: query heads of each layer.
-    kv_heads: KV heads of each layer, before any is dropped.
-    strategy: how the heads were chosen, such as "global-interp".
+    """Says which query heads of which layer stay softmax.
+
+    Attributes:
+      fa_heads: for each layer, the query heads that keep softmax attention, in ascending order.
+      query_heads: query heads of each layer.
+      kv_heads: KV heads of each layer, before any is dropped.
+      strategy: how the heads were chosen, such as "global-interp".
     """
 
     fa_heads: tuple[tuple[int, ...], ...]
@@ -46,17 +48,17 @@ class HeadPlan:
 
     @property
     def count(self) -> int:
-        """Softmax query heads in all layers."""
+        """Counts the softmax query heads in all layers."""
         return sum(len(heads) for heads in self.fa_heads)
 
     @property
     def surviving_kv_heads(self) -> int:
-        """KV heads, in all layers, that some softmax head still reads."""
+        """Counts the KV heads, in all layers, that some softmax head still reads."""
         group = self.query_heads // self.kv_heads
         return sum(len({head // group for head in heads}) for heads in self.fa_heads)
 
     def kv_bytes_per_token(self, config: ModelConfig, dtype: str = "bfloat16") -> int:
-        """Bytes of cached keys and values that one token adds, in all layers of the model."""
+        """Returns the bytes of cached keys and values that one token adds in all layers."""
         return self.surviving_kv_heads * kv_head_bytes(config, dtype)
 
     def check(self, config: ModelConfig, *, tensor_multiple: int = 1) -> None:
@@ -96,7 +98,7 @@ class HeadPlan:
     def student(
         self, teacher: ModelConfig, choices: HydraChoices = _DEFAULT_CHOICES
     ) -> ModelConfig:
-        """The hybrid's config.
+        """Returns the hybrid's config.
 
         Raises:
           UserError: the plan does not suit the model, see `check`.
@@ -106,7 +108,7 @@ class HeadPlan:
         return dataclasses.replace(teacher, mixers=mixers)
 
     def save(self, path: Path) -> None:
-        """Writes JSON, all of the file or nothing."""
+        """Writes JSON; a failure leaves no incomplete file."""
         write_json(local_path(path), dataclasses.asdict(self))
 
     @classmethod
@@ -122,7 +124,7 @@ class HeadPlan:
 
 
 def kv_head_bytes(config: ModelConfig, dtype: str = "bfloat16") -> int:
-    """Bytes of one token's key and value in one KV head.
+    """Returns the bytes of one token's key and value in one KV head.
 
     Raises:
       UserError: there is no such dtype.

@@ -16,11 +16,11 @@ from hydrahead_jax.errors import UserError
 def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     """Opens a file beside `path` that takes its place at the end, or is removed after an error.
 
-    A reader, and whoever comes after a crash, finds the old content or all of the new one. Links
-    and mode bits are those that `open` would leave; a pipe or device is written to directly.
+    A reader sees either the old content or all of the new one, also after a crash. Links and mode
+    bits are those that `open` would leave; a pipe or device is written to directly.
 
     Raises:
-      OSError: as `open`.
+      OSError: `open` would raise it too.
     """
     encoding = None if "b" in mode else "utf-8"
     if path.exists() and not path.is_file():
@@ -62,14 +62,14 @@ def plain(value) -> Any:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes all of the file or nothing; numbers that are not finite become null."""
+    """Writes a JSON file completely or not at all; numbers that are not finite become null."""
     text = dumps(value, indent=2)
     with replacing(path) as file:
         file.write(text + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; NaN and Infinity, which older versions wrote, are read too.
+    """Reads a JSON file; NaN and Infinity, which some files hold, are read too.
 
     Raises:
       UserError: there is no such file, or it is not JSON.

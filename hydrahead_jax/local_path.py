@@ -1,4 +1,4 @@
-"""Paths of this machine, told apart from addresses such as gs://bucket/run."""
+"""Tells paths of this machine from addresses such as gs://bucket/run."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""In which precision parameters are kept and computed with."""
+"""Says in which precision parameters are stored and computed with."""
 
 from typing import Literal
 
@@ -14,7 +14,10 @@ _ALWAYS_FLOAT32 = ("a_log_N", "dt_bias_N", "gamma_N")
 
 
 def training_policy(precision: Precision = "auto") -> jmp.Policy:
-    """Float32 masters; "auto" computes in bfloat16 on TPU and GPU and in float32 on CPU."""
+    """Returns the policy of float32 master parameters.
+
+    "auto" computes in bfloat16 on TPU and GPU and in float32 on CPU.
+    """
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = jnp.dtype(precision)
@@ -22,7 +25,7 @@ def training_policy(precision: Precision = "auto") -> jmp.Policy:
 
 
 def compute_params(policy: jmp.Policy, params: dict) -> dict:
-    """The parameters to compute with."""
+    """Returns the parameters to compute with."""
 
     def cast(path, leaf):
         return leaf if path[-1].key in _ALWAYS_FLOAT32 else policy.cast_to_compute(leaf)

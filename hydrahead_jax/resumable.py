@@ -1,4 +1,4 @@
-"""Folders and files that hold what was computed from certain inputs, and are refused for others."""
+"""Manages folders and files computed from recorded inputs; other inputs are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +27,10 @@ def open_folder(
       inputs: all that determines what the folder will hold, as JSON.
       holds: what such a folder holds, for messages.
       advice: what to do where it is refused.
-      check: raises where the recorded inputs are other ones; `check_same` if None.
+      check: raises where the recorded inputs differ; `check_same` if None.
 
     Returns:
-      Whether the folder was there already.
+      Whether the folder existed already.
 
     Raises:
       UserError: the folder was made for other inputs, holds something else, or cannot be written.
@@ -53,7 +53,7 @@ def open_folder(
 
 
 def check_same(folder: Path, old: dict, new: dict, *, holds: str, advice: str) -> None:
-    """Raises UserError, naming the first differences, where the recorded inputs are other ones."""
+    """Raises UserError, naming the first differences, where the recorded inputs differ."""
     found = differences(old, plain(new))
     if found:
         more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -64,7 +64,7 @@ def check_same(folder: Path, old: dict, new: dict, *, holds: str, advice: str) -
 
 
 def cached(path: Path, inputs: dict, compute: Callable[[], dict]) -> dict:
-    """Returns what `compute` gave for the same inputs, an earlier time or now; JSON."""
+    """Returns the result of `compute` as JSON, from `path` if it has that of the same inputs."""
     inputs = plain(inputs)
     if path.is_file():
         found = read_json(path)

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh of devices: one table from dimension letter to mesh axis."""
+"""Says where arrays lie on a mesh, by one table from dimension letter to mesh axis."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ _PARAMS = {"D": "fsdp", **_HEADS}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis; -1 on one axis takes all that are left.
+    """Says how many devices are along each axis; -1 on one axis takes all that are left.
 
     Attributes:
       data: copies of the parameters, each with its share of the rows.
@@ -52,7 +52,7 @@ class MeshConfig:
         return " x ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """The size of each axis on that many devices.
+        """Returns the size of each axis on that many devices.
 
         Raises:
           UserError: the mesh does not fit them.
@@ -70,7 +70,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and the order of tokens on it; static under jit.
+    """Is a mesh and the order of tokens on it; static under jit.
 
     Parameters and activations are partitioned by XLA, which is told the layout in a few places;
     kernels, attention over a mesh axis and the vocabulary losses run under `jax.shard_map`.
@@ -80,15 +80,15 @@ class Layout:
     order: Order
 
     def size(self, *axes: str) -> int:
-        """Devices along the axes together."""
+        """Counts the devices along the axes together."""
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def spec(self, dims: str) -> PartitionSpec:
-        """Of an activation, such as spec("BTNH")."""
+        """Returns the partition of an activation, such as spec("BTNH")."""
         return PartitionSpec(*[_ACTIVATIONS.get(letter) for letter in dims])
 
     def sharding(self, dims: str) -> NamedSharding:
-        """Of an activation; sharding("") holds it whole on every device."""
+        """Returns the sharding of an activation; sharding("") replicates it on every device."""
         return NamedSharding(self.mesh, self.spec(dims))
 
     def constrain(self, x: jax.Array, dims: str) -> jax.Array:
@@ -96,10 +96,10 @@ class Layout:
         return jax.lax.with_sharding_constraint(x, self.sharding(dims))
 
     def param_spec(self, path: str, shape: Sequence[int], *, gathered: bool = False):
-        """Of a parameter, by the letters that its name ends in.
+        """Returns the partition of a parameter, by the letters that its name ends in.
 
-        Vectors are whole everywhere, and so is a dimension that its axis does not divide.
-        `gathered` is the layout that a layer computes with: whole along the embedding.
+        Vectors are replicated, and so is a dimension that its axis does not divide.
+        `gathered` is the layout that a layer computes with: not sharded along the embedding.
         """
         letters = path.rpartition("/")[2].rpartition("_")[2]
         if len(shape) < 2 or len(letters) != len(shape):
@@ -113,7 +113,10 @@ class Layout:
         )
 
     def shardings(self, tree):
-        """Of parameters, or of anything that is kept by their paths, such as optimizer states."""
+        """Returns the shardings of parameters.
+
+        The tree may be anything with the paths of parameters, such as optimizer states.
+        """
 
         def sharding(path, leaf):
             keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
@@ -123,8 +126,10 @@ class Layout:
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     def gather(self, params):
-        """A layer's parameters, whole along the embedding for the time of the computation; their
-        gradients are summed and shared out again at once."""
+        """Gathers a layer's parameters along the embedding for the time of the computation.
+
+        Their gradients are summed and sharded again at once.
+        """
 
         def whole(path, leaf):
             name = str(path[-1].key)
@@ -137,7 +142,7 @@ class Layout:
         return jax.tree_util.tree_map_with_path(whole, params)
 
     def constrain_stacked(self, params):
-        """Parameters of several layers in one array each, shared out like those of one."""
+        """Shards parameters of several layers, stacked in one array each, like one layer's."""
 
         def shared(path, leaf):
             spec = self.param_spec(str(path[-1].key), leaf.shape[1:])
@@ -147,14 +152,14 @@ class Layout:
         return jax.tree_util.tree_map_with_path(shared, params)
 
     def local_rows(self, batch: int) -> tuple[int, ...]:
-        """Rows of a batch that this process supplies; several processes may supply the same."""
+        """Returns the rows of a batch that this process supplies; several may supply the same."""
         parts = NamedSharding(self.mesh, PartitionSpec(_ROWS)).addressable_devices_indices_map(
             (batch,)
         )
         return tuple(sorted({row for (rows,) in parts.values() for row in range(batch)[rows]}))
 
     def place_batch(self, rows, batch: int):
-        """Arrays [len(local_rows(batch)), T] of each process as global arrays [batch, T]."""
+        """Makes arrays [len(local_rows(batch)), T] of each process global arrays [batch, T]."""
         place = {row: index for index, row in enumerate(self.local_rows(batch))}
 
         def place_array(x: np.ndarray) -> jax.Array:
@@ -169,7 +174,9 @@ class Layout:
 
 
 def make_layout(config: MeshConfig, devices: Sequence | None = None) -> Layout | None:
-    """The mesh on `devices`, by default all of them; None where it is JAX's default device alone.
+    """Makes the mesh on `devices`, by default all of them.
+
+    Returns None where the mesh is JAX's default device alone.
 
     Raises:
       UserError: the mesh does not fit the devices.
@@ -202,7 +209,7 @@ _moved.defvjp(
 
 
 def nearest_divisors(size: int, wanted: int) -> list[int]:
-    """The divisors of `size` just below and just above `wanted`."""
+    """Returns the divisors of `size` just below and just above `wanted`."""
     divisors = [n for n in range(1, size + 1) if size % n == 0]
     below = [n for n in divisors if n <= wanted][-1:]
     return below + [n for n in divisors if n > wanted][:1]

@@ -1,6 +1,6 @@
 """Refuses token ids that a model has no embedding for.
 
-JAX reads another row of the embedding, or NaN, in place of one that is not there, without an error.
+For such an id JAX reads another row of the embedding, or NaN, without an error.
 """
 
 from collections.abc import Mapping

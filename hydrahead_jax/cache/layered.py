@@ -1,4 +1,4 @@
-"""The cache of a whole model: KV for softmax heads, constant-size states for the others."""
+"""Holds a model's cache: KV for softmax heads, constant-size states for the others."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ CONV_TAPS = 4
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the KV heads that some softmax head still reads."""
+    """Holds keys and values of the KV heads that some softmax head still reads."""
 
     k_BSKH: jax.Array
     v_BSKH: jax.Array
@@ -26,7 +26,7 @@ class KVCache:
         return KVCache(write(self.k_BSKH, k_BTKH), write(self.v_BSKH, v_BTKH))
 
     def pick(self, kv_heads: tuple[int, ...]) -> "KVCache":
-        """Of these KV heads only."""
+        """Returns the cache of these KV heads only."""
         return KVCache(
             *(x_BSKH[:, :, jnp.array(kv_heads)] for x_BSKH in (self.k_BSKH, self.v_BSKH))
         )
@@ -35,7 +35,7 @@ class KVCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecurrentCache:
-    """Delta-rule state (float32) and the last inputs of the three convolutions."""
+    """Holds the delta-rule state (float32) and the last inputs of the three convolutions."""
 
     state_BNHP: jax.Array
     conv_q_BWNH: jax.Array
@@ -46,7 +46,7 @@ class RecurrentCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Either part is None where the layer has no head of that kind."""
+    """Holds both caches of a layer; either is None where the layer has no head of that kind."""
 
     kv: KVCache | None
     recurrent: RecurrentCache | None
@@ -55,12 +55,14 @@ class LayerCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Attributes:
-    layers: one LayerCache for each layer.
-    segment_ids_BS: segment of each slot, 0 where it is empty or padding.
-    tail_segment_ids_BW: segments of the last W - 1 tokens, for the convolutions.
-    positions_B: position that the next token of each row takes.
-    length: slots written so far, the same for all rows.
+    """Holds the cache of a model.
+
+    Attributes:
+      layers: one LayerCache for each layer.
+      segment_ids_BS: segment of each slot, 0 where it is empty or padding.
+      tail_segment_ids_BW: segments of the last W - 1 tokens, for the convolutions.
+      positions_B: position that the next token of each row takes.
+      length: slots written so far, the same for all rows.
     """
 
     layers: list[LayerCache]
@@ -75,7 +77,7 @@ class Cache:
 
 
 def init_cache(config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32) -> Cache:
-    """An empty cache for `batch` rows of up to `capacity` tokens."""
+    """Makes an empty cache for `batch` rows of up to `capacity` tokens."""
     return Cache(
         layers=[_init_layer(config, mixer, batch, capacity, dtype) for mixer in config.mixers],
         segment_ids_BS=jnp.zeros((batch, capacity), jnp.int32),
@@ -101,6 +103,6 @@ def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dt
 
 
 def cache_bytes(config: ModelConfig, length: int, dtype=jnp.bfloat16) -> int:
-    """Bytes of keys, values and states that one sequence of `length` tokens holds."""
+    """Returns the bytes of keys, values and states that one sequence of `length` tokens holds."""
     leaves = jax.eval_shape(lambda: jax.tree.leaves(init_cache(config, 1, length, dtype).layers))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -1,4 +1,4 @@
-"""One row of tokens over several devices. Everything here runs inside `jax.shard_map`.
+"""Computes with rows of tokens that lie on several devices, inside `jax.shard_map`.
 
 Rank r of R holds a part of every row. In "contiguous" order it is the r-th of R parts. In "zigzag"
 order the row is cut into 2R chunks and rank r holds chunks r and 2R - 1 - r, called its low and its

@@ -1,9 +1,9 @@
-"""The gated delta rule over rows that lie on several ranks.
+"""Runs the gated delta rule over rows that lie on several ranks.
 
 What a chunk of tokens does to the state is an affine map, S -> M S + A, and its output is
 O_0 + W S for the state S that enters it. The rule acts on columns of values and state one by one,
 so one call gives all four: to the P columns with zero state come H more, with zero values and the
-identity as state. The maps of all chunks before a rank's own are put together in a prefix scan over
+identity as state. The maps of all chunks before a rank's own are composed by a prefix scan over
 the ranks (Hillis and Steele, doi 10.1145/7902.7903).
 """
 
@@ -35,17 +35,17 @@ def context_gated_delta(
     implementation: str | None = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-    """`pallas_kernels.gated_delta` of whole rows. Runs inside `jax.shard_map`; differentiable.
+    """Runs `pallas_kernels.gated_delta` over complete rows, inside `jax.shard_map`; differentiable.
 
     Costs the rule with values of P + H in place of P (on TPU 1.5 times one with P = H = 128, at
-    most twice), the product W S, and log2(R) exchanges of H x (P + H) numbers a head. Sums are
+    most twice), the product W S, and log2(R) exchanges of H x (P + H) numbers per head. Sums are
     float32, or float64 for float64 values. `jax.checkpoint` policies know what ranks receive as
     "gated_delta_states".
 
     Args:
       q_BTKH: this rank's tokens, as are all arrays with a T.
       axis: the mesh axis that the tokens lie over.
-      order: how they do.
+      order: the order in which the tokens lie over it.
       segment_ids_BT: as in `gated_delta`.
       starts_BT: true at the first token of every document but the row's first: a rank cannot see
         whether its first document began before.
@@ -53,7 +53,7 @@ def context_gated_delta(
 
     Returns:
       The output of this rank's tokens, and the state after the row's last token, float32 and the
-      same on all ranks of `axis`. Other arguments and errors as of `gated_delta`.
+      same on all ranks of `axis`. Other arguments and errors are those of `gated_delta`.
     """
     B, _, N, P = v_BTNP.shape
     dtype = jnp.promote_types(v_BTNP.dtype, jnp.float32)
@@ -71,7 +71,7 @@ def context_gated_delta(
 
 
 def _wide_rule(q, k, v_XBTNP, log_decay_XBTN, beta_XBTN, ids_XBT, *, dtype, **how):
-    """[O_0, W] and the map [A, M] of each chunk of a rank."""
+    """Returns [O_0, W] and the map [A, M] of each chunk of a rank."""
     X, B, T, N, P = v_XBTNP.shape
     H = q.shape[-1]
     rows = lambda x: x.reshape(X * B, *x.shape[2:])
@@ -90,7 +90,7 @@ def _wide_rule(q, k, v_XBTNP, log_decay_XBTN, beta_XBTN, ids_XBT, *, dtype, **ho
 
 
 def _pass_states(map_XBNHP, state_BNHP, axis: str):
-    """The states that enter a rank's chunks, and the final one."""
+    """Returns the states that enter a rank's chunks, and the final one."""
     last = jax.lax.axis_size(axis) - 1
     entering = []
     for map_BNHP, way, end in zip(map_XBNHP, (1, -1), (last, 0), strict=False):
@@ -101,7 +101,7 @@ def _pass_states(map_XBNHP, state_BNHP, axis: str):
 
 
 def _all_before(map_BNHP, axis: str, way: int):
-    """The maps of all ranks before put together; those are below (`way` 1) or above (-1)."""
+    """Composes the maps of all ranks before; those are below (`way` 1) or above (-1)."""
     R, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     place = rank if way == 1 else R - 1 - rank
     H, width = map_BNHP.shape[2:]
@@ -116,7 +116,7 @@ def _all_before(map_BNHP, axis: str, way: int):
 
 
 def _apply(map_BNHP, x_BNHP):
-    """M x + A, of a state, or of another map: that is both put together."""
+    """Applies M x + A to a state x, or to another map, which composes the two."""
     H, width = map_BNHP.shape[2:]
     a_BNHP, m_BNHX = jnp.split(map_BNHP, [width - H], axis=3)
     more = x_BNHP.shape[3] - a_BNHP.shape[3]

@@ -1,4 +1,4 @@
-"""The short convolution over rows that lie on several ranks."""
+"""Runs the short convolution over rows that lie on several ranks."""
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,16 @@ def context_short_conv(
     axis: str,
     order: Order,
 ) -> Float[Array, "B T N H"]:
-    """`ops.short_conv` of whole rows. Runs inside `jax.shard_map`; differentiable.
+    """Runs `ops.short_conv` over complete rows, inside `jax.shard_map`; differentiable.
 
     Every chunk gets the W - 1 inputs and segment ids before it from the rank that holds them.
 
     Args:
       x_BTNH: this rank's tokens, as are the segment ids.
       tail_BWNH: inputs before the row's first token, the same on all ranks of `axis`.
-      tail_segment_ids_BW: likewise.
+      tail_segment_ids_BW: their segment ids, also the same on all ranks.
       axis: the mesh axis that the tokens lie over.
-      order: how they do.
+      order: the order in which the tokens lie over it.
 
     Raises:
       ValueError: a rank's chunk is shorter than the W - 1 inputs that the next one needs.
@@ -50,7 +50,7 @@ def context_short_conv(
 
 
 def _before(first_BW, ends_XBW, axis: str):
-    """What stands before each of a rank's chunks, from the ends of all chunks."""
+    """Returns what stands before each of a rank's chunks, from the ends of all chunks."""
     rank, last = jax.lax.axis_index(axis), jax.lax.axis_size(axis) - 1
     low, *high = ends_XBW
     tails = [jnp.where(rank == 0, first_BW, along(low, axis, 1))]

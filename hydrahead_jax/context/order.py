@@ -1,4 +1,4 @@
-"""How the tokens of a row lie over the ranks of a mesh axis."""
+"""Orders the tokens of a row over the ranks of a mesh axis."""
 
 from typing import Literal
 
@@ -8,8 +8,9 @@ Order = Literal["contiguous", "zigzag"]
 
 
 def to_order(x_BT, ranks: int, order: Order, axis: int = 1):
-    """An array in natural order, permuted along `axis` so that its r-th of `ranks` equal parts is
-    what rank r holds.
+    """Permutes an array in natural order so that rank r holds its r-th part.
+
+    The permutation is along `axis`, which is then cut into `ranks` equal parts.
 
     Raises:
       ValueError: the axis does not divide into `ranks` parts (2 * `ranks` in zigzag order).
@@ -23,7 +24,7 @@ def to_order(x_BT, ranks: int, order: Order, axis: int = 1):
 
 
 def from_order(x_BT, ranks: int, order: Order, axis: int = 1):
-    """The opposite of `to_order`."""
+    """Inverts `to_order`."""
     check_length(x_BT.shape[axis], ranks, order)
     if order == "contiguous":
         return x_BT
@@ -43,5 +44,5 @@ def check_length(length: int, ranks: int, order: Order) -> None:
 
 
 def _cut(x, sizes: tuple[int, int], axis: int):
-    """[..., T, ...] -> [..., *sizes, chunk, ...]."""
+    """Cuts [..., T, ...] into [..., *sizes, chunk, ...]."""
     return x.reshape(*x.shape[:axis], *sizes, -1, *x.shape[axis + 1 :])

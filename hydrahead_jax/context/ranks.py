@@ -1,4 +1,4 @@
-"""What the ranks of a mesh axis tell each other."""
+"""Passes arrays between the ranks of a mesh axis."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from pallas_kernels.varying import vary_alike
 
 
 def vary_over(axis: str, *trees) -> tuple:
-    """The trees of arrays, said to vary over `axis` and over all that any of them varies over."""
+    """Marks the trees of arrays as varying over `axis` and over all that any of them does."""
     return vary_alike(*trees, jax.lax.axis_index(axis))[:-1]
 
 
@@ -31,13 +31,13 @@ def along(tree, axis: str, steps: int):
 
 
 def of_rank(tree, axis: str, rank: int):
-    """Of one rank, on all of them; no longer said to vary over `axis`."""
+    """Gives one rank's tree to all ranks; it is no longer marked as varying over `axis`."""
     mine = jax.lax.axis_index(axis) == rank
     return jax.tree.map(lambda x: jax.lax.psum(jnp.where(mine, x, 0), axis), tree)
 
 
 def chunks_of(x_BT, order: Order):
-    """The chunks that a rank holds, [X, B, ...]: one, or low and high."""
+    """Returns the chunks that a rank holds, [X, B, ...]: one, or low and high."""
     X = 1 if order == "contiguous" else 2
     if x_BT.shape[1] % X:
         raise ValueError(
@@ -48,6 +48,6 @@ def chunks_of(x_BT, order: Order):
 
 
 def whole(x_XBC):
-    """The opposite of `chunks_of`."""
+    """Inverts `chunks_of`."""
     x_BXC = jnp.moveaxis(x_XBC, 0, 1)
     return x_BXC.reshape(x_BXC.shape[0], -1, *x_BXC.shape[3:])

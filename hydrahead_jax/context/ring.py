@@ -1,11 +1,11 @@
-"""Softmax attention over rows that lie on several ranks: keys go round in a ring.
+"""Computes softmax attention over rows that lie on several ranks: keys go round in a ring.
 
-Every rank keeps its queries. The keys and values of all ranks pass by, and the parts are put
-together by their log-sum-exps (arXiv 2310.01889). The backward goes round once more, with the
-gradients of keys and values travelling beside them, and needs no part's forward again: output and
-log-sum-exp over all keys say what every weight was.
+Every rank keeps its queries. The keys and values of all ranks pass by, and the parts are merged by
+their log-sum-exps (arXiv 2310.01889). The backward goes round once more, with the gradients of keys
+and values travelling beside them. It does not repeat the forward of any part, because output and
+log-sum-exp over all keys determine every weight.
 
-In zigzag order no step needs a causal mask but the first. All queries see the low chunk of a rank
+In zigzag order only the first step needs a causal mask. All queries see the low chunk of a rank
 before and nothing of its high one; the high chunk's queries see all of a rank after, the low
 chunk's nothing.
 """
@@ -38,19 +38,19 @@ def ring_attention(
     implementation: str | None = None,
     interpret=False,
 ) -> Float[Array, "B T N H"]:
-    """Causal `pallas_kernels.attention` of whole rows. Runs inside `jax.shard_map`.
+    """Computes causal `pallas_kernels.attention` of complete rows, inside `jax.shard_map`.
 
-    Differentiable in q, k and v. Between forward and backward it keeps its arguments, the output
-    and the log-sum-exp, the last two under the names "attention_out" and "attention_lse". Parts
-    come in the dtype of q and are added up in float32, or in float64 for float64.
+    Differentiable in q, k and v. The backward reads the arguments, the output and the log-sum-exp,
+    the last two under the names "attention_out" and "attention_lse". Parts come in the dtype of q
+    and are added up in float32, or in float64 for float64.
 
     Args:
       q_BTNH: this rank's tokens, as are all arrays with a T.
       axis: the mesh axis that the tokens lie over.
-      order: how they do. In contiguous order a rank waits for those after it.
+      order: the order in which they lie. In contiguous order a rank waits for those after it.
 
-    Other arguments and errors as of `attention`; of its implementations "tpu", "gpu", "chunked"
-    and "reference".
+    Other arguments and errors are those of `attention`; of its implementations "tpu", "gpu",
+    "chunked" and "reference".
     """
     if order == "zigzag" and q_BTNH.shape[1] % 2:
         raise ValueError(f"{q_BTNH.shape[1]} tokens a rank; zigzag order has two chunks a rank")
@@ -62,7 +62,7 @@ def ring_attention(
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """What is known while tracing."""
+    """Says what is known while tracing."""
 
     axis: str
     order: Order
@@ -74,7 +74,7 @@ class How:
         return hash((self.axis, self.order, self.kv_head_of_query, self.implementation))
 
     def kernel(self, queries, keys, *, causal: bool) -> dict:
-        """Arguments of both kernels."""
+        """Returns the arguments of both kernels."""
         return dict(
             kv_head_of_query=self.kv_head_of_query,
             causal=causal,
@@ -89,12 +89,12 @@ class How:
         return over_visible(compute, fills, queries, keys, **places)
 
     def distances(self):
-        """To the ranks that the keys come from, after this rank's own."""
+        """Returns the distances to the ranks that the keys come from, after this rank's own."""
         return jnp.arange(1, jax.lax.axis_size(self.axis))
 
 
 class Keys(NamedTuple):
-    """What travels."""
+    """Holds what travels round the ring."""
 
     k_BTKH: jax.Array
     v_BTKH: jax.Array
@@ -102,7 +102,7 @@ class Keys(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What stays; all but the first two only in the backward."""
+    """Holds what stays on its rank; all but the first two only in the backward."""
 
     q_BTNH: jax.Array
     segment_ids_BT: jax.Array | None
@@ -170,7 +170,9 @@ _ring.defvjp(_forward, _backward)
 
 
 def _together(*trees):
-    """The trees of arrays; what uses any waits for all. A compiler then hides what comes from other
-    ranks behind the kernel, where its own estimate may find the few additions after it enough.
+    """Makes whatever uses any of the trees wait for all of them.
+
+    A compiler then hides the exchange with other ranks behind the kernel, where its own estimate
+    may find the few additions after it enough.
     """
     return jax.lax.optimization_barrier(trees)

@@ -1,4 +1,4 @@
-"""Which tokens of one rank see which of another, by the order in which they lie."""
+"""Says which tokens of one rank see which of another, by the order in which they lie."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,19 @@ from hydrahead_jax.context.ranks import vary_over
 
 
 def over_visible(compute, fills, queries, keys, *, axis: str, order: Order, distance):
-    """`compute` on those queries and keys of which every query may see every key.
+    """Runs `compute` on those queries and keys of which every query may see every key.
 
     Args:
       compute: from pytrees of arrays [B, T, ...] of queries and of keys to tuples of such arrays,
         one of queries and one of keys.
       fills: for each result of queries its value where a query sees nothing. Results of keys are 0
         where no query sees a key.
-      queries: of this rank.
-      keys: of the rank `distance` before this one in the ring, at least 1 and traced.
+      queries: those of this rank.
+      keys: those of the rank `distance` before this one in the ring, at least 1 and traced.
       axis: the mesh axis of the ranks.
 
     Returns:
-      As `compute`, of all queries and all keys.
+      The results of `compute`, for all queries and all keys.
     """
     is_before = distance <= jax.lax.axis_index(axis)
 

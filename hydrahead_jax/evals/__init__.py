@@ -1,4 +1,4 @@
-"""What a model can still do."""
+"""Measures what a model can still do."""
 
 from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
 from hydrahead_jax.evals.haystack import Haystack

@@ -1,4 +1,4 @@
-"""One model, all evaluations."""
+"""Runs all evaluations of one model."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -19,16 +19,18 @@ from hydrahead_jax.token_ids import check_tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """Attributes:
-    lengths: of the needle documents; the first is also the length of the text windows.
-    template: the family of the needle documents, "auto" by the tokenizer.
-    documents: needle documents for each length and kind.
-    needles: of niah_multikey, where documents are made of symbols.
-    reply: tokens of a reply to RULER's documents, which count towards their length.
-    text_windows: stretches of text for the loss.
-    batch: documents or windows a pass.
-    prefill_chunk: prompt tokens a pass; bounds memory.
-    seed: of the documents.
+    """Says what to measure.
+
+    Attributes:
+      lengths: lengths of the needle documents; the first is also the length of the text windows.
+      template: the family of the needle documents; "auto" chooses it by the tokenizer.
+      documents: needle documents for each length and kind.
+      needles: needles of a niah_multikey document that is made of symbols.
+      reply: tokens of a reply to RULER's documents, which count towards their length.
+      text_windows: stretches of text for the loss.
+      batch: documents or windows per pass.
+      prefill_chunk: prompt tokens per pass; bounds memory.
+      seed: seed of the documents.
     """
 
     lengths: tuple[int, ...]
@@ -60,7 +62,7 @@ def evaluate(
     stops: Collection[int] = (),
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict:
-    """Needle retrieval at every length, and the loss on text.
+    """Measures needle retrieval at every length, and the loss on text.
 
     Args:
       config: of the model.
@@ -73,9 +75,9 @@ def evaluate(
       progress: called after each part with its name, the parts done and the parts in all.
 
     Returns:
-      As it stands in JSON: "niah_single" and "niah_multikey", each {str(length): accuracy};
+      The results as JSON: "niah_single" and "niah_multikey", each {str(length): accuracy};
       with RULER's documents each of its tasks too, of which these two are means; "text_loss" in
-      nats a token, and "text_loss_by_position", {"first-last": loss}.
+      nats per token, and "text_loss_by_position", {"first-last": loss}.
 
     Raises:
       UserError: some document or text window cannot be made, or the tokenizer is of another model;
@@ -114,7 +116,7 @@ def evaluate(
 
 
 def _kinds(tokenizer: Tokenizer, settings: EvalSettings) -> dict[str, dict]:
-    """Arguments of `needle_questions` for each kind of document."""
+    """Returns the arguments of `needle_questions` for each kind of document."""
     if family(settings.template, tokenizer) == "ruler":
         return {name: {"task": task} for name, task in RULER_TASKS.items()}
     needles = {"niah_single": SINGLE_NEEDLES, "niah_multikey": settings.needles}
@@ -144,7 +146,7 @@ def _questions(
 
 
 def _means(report: dict[str, dict[str, float]], lengths: tuple[int, ...]) -> dict:
-    """Of all kinds that begin with niah_single, and with niah_multikey."""
+    """Returns the mean of all kinds that begin with niah_single, and with niah_multikey."""
     means = {}
     for prefix in ("niah_single", "niah_multikey"):
         of = [accuracies for kind, accuracies in report.items() if kind.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""Real text that needles are put into."""
+"""Holds the real text that needles are put into."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ _MOST_WORDS = 10**6
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Haystack:
-    """Text, and the same as tokens, each made when it is asked for.
+    """Holds text, and the same as tokens, each made when it is asked for.
 
     Attributes:
       documents: empty where only tokens are known.
@@ -27,12 +27,12 @@ class Haystack:
 
     @classmethod
     def of(cls, tokens: "Haystack | np.ndarray") -> "Haystack":
-        """A haystack of which only the tokens are known, or the one that is given."""
+        """Makes a haystack of which only the tokens are known, or returns the one that is given."""
         return tokens if isinstance(tokens, cls) else cls((), lambda: tokens)
 
     @functools.cached_property
     def tokens(self) -> np.ndarray:
-        """int32.
+        """Returns int32 tokens.
 
         Raises:
           UserError: they are not known.
@@ -45,7 +45,7 @@ class Haystack:
 
     @functools.cached_property
     def words(self) -> tuple[str, ...]:
-        """The first million words, split at white space.
+        """Returns the first million words, split at white space.
 
         Raises:
           UserError: there are none.

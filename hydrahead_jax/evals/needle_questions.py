@@ -1,4 +1,4 @@
-"""What a model is asked about needles, and which replies are right."""
+"""Asks a model about needles, and says which replies are right."""
 
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -19,11 +19,13 @@ RULER_REPLY = 128
 
 
 class Questions(NamedTuple):
-    """Attributes:
-    prompts: token ids of each document up to its answer.
-    new_tokens: to generate after each.
-    stops: tokens that end a reply.
-    is_right: for each document, whether the generated tokens answer it.
+    """Holds what a model is asked.
+
+    Attributes:
+      prompts: token ids of each document up to its answer.
+      new_tokens: how many tokens to generate after each.
+      stops: tokens that end a reply.
+      is_right: for each document, whether the generated tokens answer it.
     """
 
     prompts: list[np.ndarray]
@@ -45,7 +47,7 @@ def needle_questions(
     reply: int = RULER_REPLY,
     stops: Collection[int] = (),
 ) -> Questions:
-    """Documents that come, with what is generated after them, to `length` tokens.
+    """Makes documents that come, with what is generated after them, to `length` tokens.
 
     Symbols must be answered exactly; in a reply to RULER's documents the value must occur, in
     upper or lower case, before the first token that ends a text, as RULER scores it.

@@ -1,4 +1,4 @@
-"""Needle-in-a-haystack documents: needles `key value value` in real text, queries at the end.
+"""Makes needle-in-a-haystack documents: needles `key value value` in real text, queries at the end.
 
 Keys and values are symbols of their own in the tokenizer, `<key_00>` and `<val_00>` and so on, so
 an answer has the same token length in every document and a distractor is drawn by swapping ids.
@@ -17,14 +17,14 @@ NEEDLE_LENGTH = 1 + VALUE_LENGTH
 
 
 class NeedleSymbols(NamedTuple):
-    """Token ids that stand for keys and for values."""
+    """Holds the token ids that stand for keys and for values."""
 
     keys: np.ndarray
     values: np.ndarray
 
 
 class NeedleDocument(NamedTuple):
-    """A document that ends with its queries, each the key and then the answer.
+    """Is a document that ends with its queries, each the key and then the answer.
 
     Attributes:
       tokens_T: int32, the answers included.
@@ -40,12 +40,12 @@ class NeedleDocument(NamedTuple):
 
 
 def has_needle_symbols(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer has both key and value symbols."""
+    """Says whether a tokenizer has both key and value symbols."""
     return all(map(len, _symbols(tokenizer)))
 
 
 def needle_symbols(tokenizer: Tokenizer) -> NeedleSymbols:
-    """The key and value symbols of a tokenizer.
+    """Returns the key and value symbols of a tokenizer.
 
     Raises:
       UserError: it has none.
@@ -68,7 +68,7 @@ def needle_document(
     needles: int,
     asked: np.ndarray | None = None,
 ) -> NeedleDocument:
-    """One document of exactly `length` tokens.
+    """Makes one document of exactly `length` tokens.
 
     Args:
       symbols: of the tokenizer.

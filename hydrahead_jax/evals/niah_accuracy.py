@@ -1,4 +1,4 @@
-"""How often a model retrieves a needle."""
+"""Measures how often a model retrieves a needle."""
 
 from collections.abc import Collection
 
@@ -35,7 +35,7 @@ def niah_accuracy(
     prefill_chunk: int | None = 256,
     edits: dict[int, HeadEdit] | None = None,
 ) -> float:
-    """The share of documents that a model answers.
+    """Returns the share of documents that a model answers.
 
     The model reads a document up to its answer and continues greedily.
 
@@ -85,7 +85,7 @@ def share_answered(
     prefill_chunk: int | None = 256,
     edits: dict[int, HeadEdit] | None = None,
 ) -> float:
-    """`niah_accuracy` on questions that are made already."""
+    """Computes `niah_accuracy` on questions that are made already."""
     documents = len(questions.prompts)
     longest = max(len(prompt) for prompt in questions.prompts)
     right = 0

@@ -1,7 +1,8 @@
-"""Needle documents in the words of NVIDIA/RULER (arXiv 2404.06654), of any size.
+"""Makes needle documents in the words of NVIDIA/RULER (arXiv 2404.06654), of any size.
 
-Templates, needle sentences, haystacks and places of the needles are RULER's. Ours: real text is
-the user's, starts at a random word, and its sentences end after . ! or ? or after 64 words.
+Templates, needle sentences, haystacks and places of the needles are RULER's. We differ in the real
+text: it is the user's, starts at a random word, and its sentences end after . ! or ? or after 64
+words.
 """
 
 import dataclasses
@@ -30,10 +31,12 @@ _LONGEST_SENTENCE = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RulerTask:
-    """Attributes:
-    haystack: lines of noise, real text, or lines that are needles themselves.
-    value: what the keys stand for.
-    needles: keys that are put into the haystack; one of them is asked for.
+    """Is one of RULER's needle tasks.
+
+    Attributes:
+      haystack: lines of noise, real text, or lines that are needles themselves.
+      value: what the keys stand for.
+      needles: keys that are put into the haystack; one of them is asked for.
     """
 
     haystack: Literal["noise", "text", "needle"]
@@ -57,9 +60,9 @@ RULER_TASKS = {
 
 
 class RulerDocument:
-    """Needles in a haystack of any number of units, which are words of text, or lines.
+    """Puts needles into a haystack of any number of units, which are words of text, or lines.
 
-    What is drawn is drawn once, so documents of all sizes, and of other facts, are alike.
+    All random choices are made once, so documents of all sizes, and of other facts, are alike.
 
     Attributes:
       facts: in the order of their needles; no two share a key or a value.
@@ -85,12 +88,15 @@ class RulerDocument:
             self._depths = np.sort(rng.random(len(facts)))
 
     def needle(self, fact: Fact) -> str:
-        """The sentence that states a fact."""
+        """Returns the sentence that states a fact."""
         return _NEEDLE.format(kind=self.task.value, **fact._asdict())
 
     def prompt(self, units: int, facts: Sequence[Fact] | None = None) -> str:
-        """Up to the word before the answer; with other facts in the places of its own if given.
-        The key asked for is that of its own."""
+        """Returns the document up to the word before the answer.
+
+        `facts` replace the document's own in their places. The key asked for stays the document's
+        own.
+        """
         needles = [self.needle(fact) for fact in facts or self.facts]
         if self.task.haystack == "text":
             units_of_text = _sentences(self._stretch(units))
@@ -101,7 +107,7 @@ class RulerDocument:
         return _PROMPT.format(kind=self.task.value, context=context, key=key)
 
     def _stretch(self, units: int) -> list[str]:
-        """Words from the start on, from the beginning again where the text ends."""
+        """Returns words from the start on, from the beginning again where the text ends."""
         places = np.arange(self._start, self._start + units) % len(self._words)
         return [self._words[place] for place in places]
 
@@ -124,7 +130,7 @@ def _sentences(words: Sequence[str]) -> list[str]:
 
 
 def _between(sentences: Sequence[str], needles: Sequence[str], depths) -> Iterator[str]:
-    """Stretches of sentences, a needle after each; an empty stretch is a string too."""
+    """Yields stretches of sentences, a needle after each; an empty stretch is a string too."""
     done = 0
     for needle, depth in zip(needles, depths, strict=True):
         place = int(len(sentences) * depth)
@@ -135,7 +141,7 @@ def _between(sentences: Sequence[str], needles: Sequence[str], depths) -> Iterat
 
 
 def _inserted(lines: Sequence[str], needles: Sequence[str], depths) -> list[str]:
-    """Lines with each needle before one of them."""
+    """Returns the lines with each needle before one of them."""
     places = [int(len(lines) * depth) for depth in depths]
     lines = list(lines)
     for place, needle in reversed(list(zip(places, needles, strict=True))):

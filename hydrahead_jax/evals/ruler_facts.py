@@ -1,4 +1,4 @@
-"""Keys and values of RULER's needles: adjective-noun words, numbers of 7 digits, uuids."""
+"""Draws keys and values of RULER's needles: adjective-noun words, numbers of 7 digits, uuids."""
 
 import functools
 import uuid
@@ -30,8 +30,10 @@ class FactSource:
         return Fact(self._new(self._key), self._new(lambda: self._draw_value(self._rng)))
 
     def value_unlike(self, value: str) -> str:
-        """Of the same form, with another character wherever the form leaves a choice: digits for
-        digits and letters for letters, so that most tokenizers cut both alike."""
+        """Draws a value of the same form that differs wherever the form leaves a choice.
+
+        Digits replace digits and letters replace letters, so that most tokenizers cut both alike.
+        """
         return self._new(lambda: "".join(self._others(value)))
 
     def _new(self, draw) -> str:
@@ -51,7 +53,7 @@ class FactSource:
 
 
 def _same_form(value: str, place: int) -> str:
-    """The characters that may stand at a place of a value of this form."""
+    """Returns the characters that may stand at a place of a value of this form."""
     character = value[place]
     if "-" not in value:
         return "0123456789" if place else "123456789"
@@ -72,7 +74,7 @@ def _uuid(rng: np.random.Generator) -> str:
 
 @functools.cache
 def _words() -> tuple[list[str], list[str]]:
-    """Adjectives and nouns, the word lists that RULER takes."""
+    """Returns adjectives and nouns, the word lists that RULER takes."""
     try:
         import wonderwords
     except ImportError as error:

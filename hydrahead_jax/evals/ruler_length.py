@@ -1,4 +1,4 @@
-"""How much haystack a needle document of a given token length takes."""
+"""Finds how much haystack a needle document of a given token length takes."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -20,8 +20,9 @@ def fitting_units(
     length: int,
     after_prompt: Sequence[int],
 ) -> list[int]:
-    """The units of each document with which its prompt fills `length` tokens, as far as whole
-    units do, and leaves `after_prompt` of them.
+    """Returns for each document the number of units that fills `length` tokens.
+
+    It is the number whose prompt comes closest without leaving fewer than `after_prompt` tokens.
 
     Raises:
       UserError: one unit is too many already; says the smallest length that works.
@@ -44,8 +45,10 @@ def fitting_units(
 
 
 def _most_units(size: Callable[[int], int], limit: int) -> int:
-    """A number of units, at most `limit`, whose size is at most `limit` while that of one more
-    unit is larger; the size of 1 is not. Sizes grow by about as much for every unit."""
+    """Finds a number of units that fits `limit` while one more unit does not.
+
+    It is at most `limit`. One unit fits. Sizes grow by about as much for every unit.
+    """
     low, low_size = 1, size(1)
     high = _SAMPLE
     while (high_size := size(high)) <= limit:

@@ -1,4 +1,4 @@
-"""The tokens at which a reply ends."""
+"""Finds the tokens at which a reply ends."""
 
 from pathlib import Path
 
@@ -22,7 +22,8 @@ def stop_tokens(tokenizer: Tokenizer, folder: Path | None = None) -> tuple[int, 
 
     Args:
       tokenizer: its tokens of Qwen3's names count.
-      folder: of the model; what its JSON files call `eos_token_id` or `eos_token` counts too.
+      folder: folder of the model; what its JSON files call `eos_token_id` or `eos_token` counts
+        too.
 
     Raises:
       UserError: one of the files cannot be read.

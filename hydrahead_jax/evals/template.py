@@ -1,4 +1,4 @@
-"""Families of needle documents."""
+"""Names the families of needle documents."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ Template = Literal["auto", "symbols", "ruler"]
 
 
 def family(template: Template, tokenizer: Tokenizer) -> Family:
-    """What "auto" means: symbols where the tokenizer has them, sentences in RULER's words else."""
+    """Says what "auto" means: symbols where the tokenizer has them, else RULER's sentences."""
     if template != "auto":
         return template
     return "symbols" if has_needle_symbols(tokenizer) else "ruler"

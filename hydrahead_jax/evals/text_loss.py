@@ -1,4 +1,4 @@
-"""Next-token loss on text, overall and by position."""
+"""Measures next-token loss on text, overall and by position."""
 
 import functools
 from typing import NamedTuple
@@ -16,9 +16,11 @@ _LOGITS_AT_ONCE = 128
 
 
 class TextLoss(NamedTuple):
-    """Attributes:
-    mean: nats a token.
-    by_position: the same for tokens at positions "first-last", in buckets that double.
+    """Holds the loss on a text.
+
+    Attributes:
+      mean: nats per token.
+      by_position: the same for tokens at positions "first-last", in buckets that double.
     """
 
     mean: float
@@ -35,7 +37,7 @@ def text_loss(
     batch: int = 16,
     first_bucket: int = 32,
 ) -> TextLoss:
-    """Mean loss over `windows` stretches of `length` tokens, spread evenly over the text.
+    """Returns the mean loss over `windows` stretches of `length` tokens, spread evenly over text.
 
     Raises:
       UserError: the text is shorter than one window, a window has no token to predict, or a token
@@ -68,7 +70,10 @@ def check_text(text_tokens: np.ndarray, length: int, vocab: int) -> None:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _token_losses(config: ModelConfig, params: dict, tokens_BT):
-    """[B, T - 1]; the logits of a few positions at a time, because V is large."""
+    """Returns the losses [B, T - 1].
+
+    Because V is large, it computes the logits of a few positions at a time.
+    """
     model = merge(config, params)
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
     targets_BT = tokens_BT[:, 1:]
@@ -89,7 +94,7 @@ def _token_losses(config: ModelConfig, params: dict, tokens_BT):
 
 
 def _by_position(loss_T: np.ndarray, first_bucket: int) -> dict[str, float]:
-    """Position of the token that is read; the first bucket starts at 0."""
+    """Averages losses by the position of the token that is read; the first bucket starts at 0."""
     buckets, start, end = {}, 0, first_bucket
     while start < len(loss_T):
         end = min(end, len(loss_T))

@@ -1,4 +1,4 @@
-"""Prefill, decode and sampling."""
+"""Generates text: prefill, decode and sampling."""
 
 from hydrahead_jax.generate.api import generate
 from hydrahead_jax.generate.decode import decode

@@ -1,4 +1,4 @@
-"""From prompts to continuations."""
+"""Turns prompts into continuations."""
 
 import functools
 import numbers
@@ -106,7 +106,7 @@ def _run(
 
 
 def _row(config: ModelConfig, index: int, prompt) -> np.ndarray:
-    """A prompt's tokens, int32."""
+    """Returns a prompt's tokens, int32."""
     row = _array(prompt)
     if row.ndim != 1:
         raise UserError(f"prompt {index} is no list of token ids; give a list for each prompt")
@@ -125,7 +125,7 @@ def _array(value) -> np.ndarray:
 
 
 def _stops(config: ModelConfig, stop_token) -> tuple[int, ...]:
-    """The stop tokens in ascending order, so that their order compiles nothing anew."""
+    """Returns the stop tokens in ascending order, so that another order compiles nothing anew."""
     if stop_token is None:
         return ()
     is_array = hasattr(stop_token, "ndim")
@@ -153,7 +153,7 @@ def _check_length(config: ModelConfig, longest: int) -> None:
 
 
 def _pad_left(rows: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token and segment ids [B, T], T the longest row rounded up to `multiple`."""
+    """Returns token and segment ids [B, T], T the longest row rounded up to `multiple`."""
     length = -(-max(row.size for row in rows) // multiple) * multiple
     tokens_BT = np.zeros((len(rows), length), np.int32)
     segment_ids_BT = np.zeros((len(rows), length), np.int32)

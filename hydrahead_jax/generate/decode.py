@@ -1,4 +1,4 @@
-"""One token at a time, in one compiled loop."""
+"""Decodes one token at a time, in one compiled loop."""
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,10 @@ def decode(
     stop_tokens: tuple[int, ...] = (),
     edits: dict[int, HeadEdit] | None = None,
 ) -> jax.Array:
-    """Draws `steps` tokens a row, int32 [B, steps].
+    """Draws `steps` tokens per row, int32 [B, steps].
 
-    The loop ends early when every row has drawn one of the `stop_tokens`; the one that a row has
-    drawn fills the rest of it. The cache must have room for `steps` - 1 tokens. `edits` are made at
+    The loop ends early when every row has drawn one of the `stop_tokens`. After that token a row
+    repeats it up to its end. The cache must have room for `steps` - 1 tokens. `edits` are made at
     every token, see `generate`.
     """
     model = merge(config, params)

@@ -1,4 +1,4 @@
-"""Reading a prompt into the cache."""
+"""Reads a prompt into the cache."""
 
 import jax
 import jax.numpy as jnp

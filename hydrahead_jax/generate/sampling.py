@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Draws the next token from logits."""
 
 import dataclasses
 import numbers
@@ -13,7 +13,7 @@ from hydrahead_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn.
+    """Says how the next token is drawn.
 
     Attributes:
       temperature: 0 takes the most likely token.
@@ -43,13 +43,19 @@ def _is_number(value, kind=numbers.Real) -> bool:
 
 
 def _is_scale(temperature: float) -> bool:
-    """Whether float32 logits can be divided by it; smaller numbers count as 0 on the device."""
+    """Says whether float32 logits can be divided by the temperature.
+
+    The device takes smaller numbers for 0.
+    """
     limits = np.finfo(np.float32)
     return temperature == 0 or float(limits.tiny) <= temperature <= float(limits.max)
 
 
 def sample(logits_BV: Float[Array, "B V"], key: jax.Array, sampling: Sampling) -> Int[Array, " B"]:
-    """One token a row. A row's draw depends on the key and its row number, not on other rows."""
+    """Draws one token per row.
+
+    A row's draw depends on the key and its row number, not on other rows.
+    """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1)
     logits_BV = logits_BV.astype(jnp.float32)
@@ -69,7 +75,7 @@ def _keep_top_k(logits_BV, k: int):
 
 
 def _keep_top_p(logits_BV, p: float):
-    """A token stays if the more likely ones sum to less than p; the likeliest always stays."""
+    """Keeps a token if the more likely ones sum to less than p; always keeps the likeliest."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV

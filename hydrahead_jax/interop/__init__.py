@@ -1,4 +1,4 @@
-"""Between Hugging Face folders and our parameters, and from a teacher to a hybrid."""
+"""Converts between Hugging Face folders and our parameters, and from a teacher to a hybrid."""
 
 from hydrahead_jax.interop.config_json import config_from_json, config_to_json
 from hydrahead_jax.interop.hf_export import save_hf_teacher

@@ -1,4 +1,4 @@
-"""What the header of a model card says about the teacher: its license and its name."""
+"""Writes the header of a model card: the teacher's license and name."""
 
 import json
 import re
@@ -9,9 +9,9 @@ _HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
 def card_header(teacher: Path | None) -> str:
-    """Lines of YAML: the license as the teacher's own card has it, and base_model.
+    """Returns lines of YAML: the license as the teacher's own card has it, and base_model.
 
-    The teacher's card names its own base, not itself, so the name is that of the Hub where
+    The teacher's card names its own base, not itself. The name is therefore that of the Hub where
     config.json or a folder of the Hub's cache has it, and the folder's otherwise. What is not known
     is left out.
     """
@@ -23,7 +23,7 @@ def card_header(teacher: Path | None) -> str:
 
 
 def _license(teacher: Path) -> list[str]:
-    """The lines of license, license_name and license_link, as they are."""
+    """Returns the lines of license, license_name and license_link, unchanged."""
     try:
         text = (teacher / "README.md").read_text(encoding="utf-8-sig")
     except (OSError, ValueError):

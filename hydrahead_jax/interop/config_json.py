@@ -1,4 +1,4 @@
-"""A model's config as plain JSON, and back."""
+"""Converts a model's config to plain JSON and back."""
 
 import dataclasses
 import reprlib
@@ -17,7 +17,10 @@ def short(value) -> str:
 
 
 def config_to_json(config: ModelConfig) -> dict:
-    """Lists, dicts, strings and numbers only; `config_from_json` inverts it exactly."""
+    """Converts a config to lists, dicts, strings and numbers.
+
+    `config_from_json` inverts it exactly.
+    """
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return fields | {"mixers": mixers_to_json(config.mixers)}
 
@@ -29,7 +32,7 @@ def config_from_json(fields: dict) -> ModelConfig:
 
 
 def mixers_to_json(mixers: tuple[Mixer, ...]) -> list[dict]:
-    """One object a layer: its kind, and what the kind asks for."""
+    """Returns one object per layer: its kind, and what the kind asks for."""
     kinds = {kind: name for name, kind in _KINDS.items()}
     out = []
     for mixer in mixers:
@@ -89,7 +92,7 @@ def _build(cls: type, fields: dict, where: str):
 
 
 def _misfit(value, hint) -> str | None:
-    """What a value from JSON should have been; None for one that fits, or that was made here."""
+    """Says what a value from JSON should have been; None if it fits, or was made here."""
     if typing.get_origin(hint) is typing.Literal:
         names = typing.get_args(hint)
         return None if value in names else f"one of {', '.join(names)}"

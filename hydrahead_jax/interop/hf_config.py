@@ -1,4 +1,4 @@
-"""config.json as transformers writes it, and our ModelConfig."""
+"""Converts between config.json as transformers writes it and our ModelConfig."""
 
 from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.errors import UserError
@@ -26,7 +26,7 @@ _LIMITS = dict.fromkeys(_SIZES.values(), 2**31 - 1) | {
 
 
 def to_hf_config(config: ModelConfig, dtype: str) -> dict:
-    """config.json of a teacher for transformers' Qwen3, or of a hybrid for the exported code."""
+    """Returns config.json of a teacher for transformers' Qwen3, or of a hybrid for our code."""
     fields = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     fields |= {
         "num_hidden_layers": config.layers,
@@ -100,12 +100,12 @@ def _from_hf_config(fields: dict) -> ModelConfig:
 
 
 def is_teacher(config: ModelConfig) -> bool:
-    """Whether every layer is full attention."""
+    """Says whether every layer is full attention."""
     return all(isinstance(mixer, FullAttention) for mixer in config.mixers)
 
 
 def _refuse_unsupported(fields: dict) -> None:
-    """Settings of Qwen3's config that change the computation, and that we do not compute."""
+    """Refuses settings of Qwen3's config that change the computation and that we do not compute."""
     names = ("attention_bias", "use_sliding_window", "quantization_config", "compression_config")
     unsupported = [name for name in names if fields.get(name)]
     if fields.get("hidden_act", "silu") != "silu":

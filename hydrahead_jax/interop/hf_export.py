@@ -1,4 +1,4 @@
-"""A teacher as a Hugging Face folder that transformers' Qwen3ForCausalLM loads."""
+"""Writes a teacher as a Hugging Face folder that transformers' Qwen3ForCausalLM loads."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""A Hugging Face folder in, ModelConfig and parameters out."""
+"""Reads ModelConfig and parameters from a Hugging Face folder."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _LONGEST = 290
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The config of a Qwen3 folder, or of a hybrid that `export_torch` wrote.
+    """Reads the config of a Qwen3 folder, or of a hybrid that `export_torch` wrote.
 
     Raises:
       UserError: no config.json, another kind of model, or a setting that is not supported.
@@ -132,7 +132,10 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
 
 
 def _named(problems: dict[str, list[str]], used: int) -> str:
-    """The first of each kind, and how many there are; as many kinds as fit into a sentence."""
+    """Names the first problem of each kind, and says how many there are.
+
+    It names as many kinds as fit into a sentence.
+    """
     listed = [
         f"{kind}: {shown(names[0], _LONGEST // 3)}"
         + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -1,4 +1,4 @@
-"""The one table between Hugging Face weight names and our parameters, read by import and export."""
+"""Maps Hugging Face weight names to our parameters, in one table for import and export."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ ParamPath = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One Hugging Face weight.
+    """Is one Hugging Face weight.
 
     Attributes:
       name: of the weight.
@@ -39,10 +39,10 @@ class Row:
 
 
 def key_table(config: ModelConfig) -> list[Row]:
-    """Every weight of a model, in the order of the layers; names as in transformers' Qwen3.
+    """Lists every weight of a model, in the order of the layers; names as in transformers' Qwen3.
 
-    A hybrid layer keeps the names of Qwen3's attention below `self_attn.fa` and `self_attn.gdn`,
-    or below `self_attn` where the branches share one projection. Its `o_proj` is whole.
+    A hybrid layer has the names of Qwen3's attention below `self_attn.fa` and `self_attn.gdn`,
+    or below `self_attn` where the branches share one projection. Its `o_proj` is one matrix.
     """
     rows = [Row("model.embed_tokens.weight", (("w_embed_VD",),), Same())]
     for layer, mixer in enumerate(config.mixers):
@@ -58,7 +58,7 @@ def key_table(config: ModelConfig) -> list[Row]:
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight, by name; nothing is allocated."""
+    """Returns the shape of every weight, by name; allocates nothing."""
     params = abstract_params(config)
     ours = lambda row: tuple(get_param(params, path).shape for path in row.paths)
     return {row.name: _saved_shape(row.layout, ours(row)) for row in key_table(config)}
@@ -71,7 +71,7 @@ def _saved_shape(layout: Layout, shapes: tuple[tuple[int, ...], ...]) -> tuple[i
 
 
 def get_param(params: dict, path: ParamPath):
-    """The parameter at `path`."""
+    """Returns the parameter at `path`."""
     for key in path:
         params = params[key]
     return params

@@ -1,4 +1,4 @@
-"""A forward that holds one layer in float32 at a time."""
+"""Runs a forward that holds one layer in float32 at a time."""
 
 import functools
 
@@ -29,8 +29,8 @@ def rounded_logits(
 
     Args:
       config: of the model.
-      params: of the model, as they are.
-      dtype: of the export; what an export keeps in float32 is not rounded.
+      params: parameters of the model, not rounded.
+      dtype: dtype of the export; what an export stores in float32 is not rounded.
       tokens_BT: int32.
       real_BT: 0 on padding.
       nudge: moves every number of the layers by its last float32 digit, up or down at random.
@@ -48,7 +48,7 @@ def rounded_logits(
 
 
 def _logits(config: ModelConfig, params: dict, dtype, hidden_BTD) -> np.ndarray:
-    """A piece of the vocabulary at a time."""
+    """Computes the logits a piece of the vocabulary at a time."""
     pieces = []
     for first in range(0, config.vocab, _WORDS):
         words = slice(first, first + _WORDS)
@@ -67,7 +67,7 @@ def _layer(config: ModelConfig, params: dict, x_BTD, segment_ids_BT) -> jax.Arra
 
 
 def _rounded(config: ModelConfig, params: dict, dtype, nudge, prefix: ParamPath):
-    """The parameter at `prefix`, or the parameters below it, rounded and widened again."""
+    """Returns the parameters at or below `prefix`, rounded and widened again."""
     out = {}
     for row in key_table(config):
         for path in row.paths:

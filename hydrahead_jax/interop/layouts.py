@@ -1,4 +1,4 @@
-"""How one Hugging Face weight and our parameters hold the same numbers, in both directions.
+"""Converts between one Hugging Face weight and our parameters that hold the same numbers.
 
 Every layout has `load(weight) -> our arrays` and `save(*our arrays) -> weight`, for NumPy and JAX
 arrays alike. Hugging Face stores a projection as (outputs, inputs), heads merged.
@@ -9,7 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Same:
-    """The same array."""
+    """Keeps the array unchanged."""
 
     def load(self, weight):
         return (weight,)
@@ -20,7 +20,7 @@ class Same:
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """(outputs, inputs) <-> (inputs, outputs)."""
+    """Converts (outputs, inputs) <-> (inputs, outputs)."""
 
     def load(self, weight):
         return (weight.T,)
@@ -31,7 +31,7 @@ class Transposed:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """(N * H, D) <-> [D, N, H]."""
+    """Converts (N * H, D) <-> [D, N, H]."""
 
     head_dim: int
 
@@ -44,7 +44,7 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True)
 class OutputHeads:
-    """(D, N * H), heads in the teacher's order <-> one [N, H, D] for each group of heads."""
+    """Converts (D, N * H), heads in the teacher's order <-> one [N, H, D] per group of heads."""
 
     head_dim: int
     groups: tuple[tuple[int, ...], ...]
@@ -63,7 +63,7 @@ class OutputHeads:
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConv:
-    """(N * H, 1, W) <-> [W, N, H]."""
+    """Converts (N * H, 1, W) <-> [W, N, H]."""
 
     head_dim: int
 

@@ -1,4 +1,4 @@
-"""From a teacher to a hybrid that starts as close to it as its mixers allow."""
+"""Makes of a teacher a hybrid that starts as close to it as its mixers allow."""
 
 import dataclasses
 import functools
@@ -24,15 +24,15 @@ def head_rms(
     starts_BT=None,
     layout: Layout | None = None,
 ) -> jax.Array:
-    """RMS of each head's output before W_O, float32 [L, N], over the tokens that are not padding.
+    """Returns the RMS of each head's output before W_O over the real tokens, float32 [L, N].
 
     Args:
       config: of the teacher.
       params: of the teacher.
       tokens_BT: calibration text.
       segment_ids_BT: packed documents, 0 is padding; all one document if None.
-      positions_BT: as `Decoder.__call__`; needed with a layout, like the next.
-      starts_BT: likewise.
+      positions_BT: as for `Decoder.__call__`; needed with a layout.
+      starts_BT: as for `Decoder.__call__`; needed with a layout.
       layout: of the parameters and tokens on a mesh.
     """
     output = merge(config, params)(
@@ -59,18 +59,17 @@ def migrate(
     key: jax.Array,
     head_rms_LN: jax.Array,
 ) -> dict:
-    """Float32 parameters of the hybrid, none of them sharing a buffer with the teacher's.
+    """Returns float32 parameters of the hybrid, none of them sharing a buffer with the teacher's.
 
-    Projections, QK norms and W_O rows are the teacher's, a KV head repeated whole for every
-    delta-rule head that reads it; gamma is the teacher's head RMS, so that normalising a head does
-    not throw its scale away. Gates, convolution, decay and write strength start as the mixer
-    initialises them.
+    Projections, QK norms and W_O rows are the teacher's. Every delta-rule head gets a copy of the
+    KV head that it reads. Gamma is the teacher's head RMS, so that normalising a head does not lose
+    its scale. Gates, convolution, decay and write strength start as the mixer initialises them.
 
     Args:
       teacher_config: full attention in every layer.
       teacher_params: of the teacher, in any dtype.
       student_config: the teacher's but for the mixers, as `HeadPlan.student` makes it.
-      key: of the parameters that the teacher does not have.
+      key: random key of the parameters that the teacher does not have.
       head_rms_LN: from `head_rms`.
 
     Raises:
@@ -82,7 +81,10 @@ def migrate(
 
 @functools.partial(jax.jit, static_argnames="student_config")
 def _migrate(student_config: ModelConfig, teacher_params: dict, key, head_rms_LN) -> dict:
-    """One program: what is drawn and then replaced is never computed."""
+    """Runs the migration as one program.
+
+    The compiler then leaves out parameters that are drawn and replaced.
+    """
     # Only the mixers are drawn; the rest, most of the memory, is copied.
     drawn = init_params(dataclasses.replace(student_config, vocab=1, mlp=1), key)["layers"]
     copies = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), teacher_params)
@@ -97,7 +99,7 @@ def _migrate(student_config: ModelConfig, teacher_params: dict, key, head_rms_LN
 
 
 def _migrate_mixer(teacher: dict, drawn: dict, heads: HydraHeads, head_rms_N) -> dict:
-    """`drawn` with everything replaced that the teacher knows."""
+    """Returns `drawn` with everything replaced that the teacher knows."""
     student = dict(drawn)
     if "qkv" in drawn:
         student["qkv"] = teacher["qkv"]

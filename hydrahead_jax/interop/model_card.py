@@ -1,4 +1,4 @@
-"""README.md of an exported model."""
+"""Writes README.md of an exported model."""
 
 from hydrahead_jax.cache import cache_bytes
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig

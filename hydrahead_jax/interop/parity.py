@@ -1,4 +1,4 @@
-"""Whether an exported folder computes in PyTorch what its parameters compute here."""
+"""Checks whether an exported folder computes in PyTorch what its parameters compute here."""
 
 import functools
 import gc
@@ -21,15 +21,17 @@ _WORDS = 8192
 
 
 class Parity(NamedTuple):
-    """Attributes:
-    max_abs_logit_difference: over all real tokens of a batch, one row of it padded on the left,
-      and over the tokens that PyTorch generated after them with its cache.
-    greedy_tokens_equal: what PyTorch generated is, at every step, our likeliest token too, or
-      nearly tied with it.
-    new_tokens: how many were generated for each row.
-    bound: on the difference; see `bound_on_difference`.
-    near_ties: generated tokens whose logit is not our largest, but within twice the bound of it.
-    generation_problem: what transformers holds against generation_config.json, or nothing.
+    """Says how far PyTorch and JAX agree on an export.
+
+    Attributes:
+      max_abs_logit_difference: over all real tokens of a batch, one row of it padded on the left,
+        and over the tokens that PyTorch generated after them with its cache.
+      greedy_tokens_equal: what PyTorch generated is, at every step, our likeliest token too, or
+        nearly tied with it.
+      new_tokens: how many were generated for each row.
+      bound: upper bound of the difference; see `bound_on_difference`.
+      near_ties: generated tokens whose logit is not our largest, but within twice the bound of it.
+      generation_problem: why transformers refuses generation_config.json; "" if it does not.
     """
 
     max_abs_logit_difference: float
@@ -41,12 +43,12 @@ class Parity(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the two compute the same; numbers that are not finite do not."""
+        """Says whether the two compute the same; numbers that are not finite do not."""
         return self.max_abs_logit_difference <= self.bound and self.greedy_tokens_equal
 
 
 def torch_is_installed() -> bool:
-    """Whether the check can run."""
+    """Says whether the check can run."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
@@ -55,11 +57,11 @@ def bound_on_difference(logits_XV: np.ndarray, moved: float) -> float:
 
     Rounding errors grow with the numbers that are rounded and with what the model makes of them.
     The bound is 1e-5 of the logits' range, the largest one less the smallest at the same token, and
-    1e-4 where the range is below 10; or, where that is more, 8 times what the logits move when each
-    weight does by its last digit, but at most 1e-3 of the range.
+    1e-4 where the range is below 10. Where it is more, the bound is 8 times the change of the
+    logits when each weight moves by its last digit, but at most 1e-3 of the range.
 
     Args:
-      logits_XV: ours.
+      logits_XV: our logits.
       moved: the largest difference that moving the weights by their last digits made to them.
     """
     spread = max(float(np.ptp(logits_XV, axis=-1).max()), ABSOLUTE_BOUND / RELATIVE_BOUND)
@@ -79,18 +81,18 @@ def check_parity(
 ) -> Parity:
     """Loads `folder` as a user of PyTorch would, on CPU, and compares on random tokens in float32.
 
-    PyTorch generates from a prompt; what it generated is then read here in one pass, without a
-    cache, so that a token is compared however many before it were nearly tied. Both sides hold the
-    weights as they are and widen one layer at a time.
+    PyTorch generates from a prompt. What it generated is then read here in one pass without a
+    cache, so that a token is compared even after tokens that were nearly tied. Both sides hold the
+    weights in the dtype of the export and widen one layer at a time.
 
     Args:
       folder: an export.
-      config: what was exported.
-      params: likewise.
-      dtype: of the export, to which the parameters are rounded.
+      config: config that was exported.
+      params: parameters that were exported.
+      dtype: dtype of the export, to which the parameters are rounded.
       length: prompt tokens; above one chunk of the delta rule.
-      new_tokens: to generate.
-      seed: of the prompt.
+      new_tokens: how many to generate.
+      seed: seed of the prompt.
     """
     tokens_BT = np.random.default_rng(seed).integers(config.vocab, size=(2, length), dtype=np.int32)
     real_BT = np.ones_like(tokens_BT)
@@ -119,7 +121,7 @@ def check_parity(
 
 
 def _generation_problem(folder) -> str:
-    """What strict validation says of the generation_config.json that the teacher came with."""
+    """Returns the errors of strict validation in the teacher's generation_config.json."""
     from transformers import GenerationConfig
 
     try:
@@ -130,7 +132,10 @@ def _generation_problem(folder) -> str:
 
 
 def _run_torch(folder, tokens_BT, real_BT, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the prompt and of all new tokens but the last [B, T, V]; new tokens, greedily."""
+    """Returns PyTorch's logits and its new tokens, drawn greedily.
+
+    The logits are those of the prompt and of all new tokens but the last, [B, T, V].
+    """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""The RoPE settings of a config.json, in every place where transformers has written them."""
+"""Reads the RoPE settings of a config.json, in every place where transformers has written them."""
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.config_json import short
@@ -17,7 +17,7 @@ def rope_theta(fields: dict) -> float:
     It stands at the top, or in `rope_parameters`, which may have an entry for each type of layer.
 
     Raises:
-      UserError: it is missing or impossible, or RoPE of another form is asked for.
+      UserError: the base is missing or impossible, or the config asks for another form of RoPE.
     """
     theta = fields.get("rope_theta")
     _check_share(fields, "the config")
@@ -36,7 +36,7 @@ def positive(name: str, value) -> float:
 
 
 def _plain_rope(name: str, rope) -> dict:
-    """The settings of the layers of full attention."""
+    """Returns the settings of the layers of full attention."""
     if rope is None:
         return {}
     if not isinstance(rope, dict):

@@ -1,4 +1,4 @@
-"""Which files of a model's folder belong to its tokenizer and to how it is talked to."""
+"""Finds the files of a model's folder that belong to its tokenizer and chat format."""
 
 import fnmatch
 import json
@@ -32,27 +32,31 @@ _FILES = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Whether a model's folder holds such a file, or folder of templates, for its tokenizer."""
+    """Says whether a file, or folder of templates, of a model's folder belongs to its tokenizer."""
     return name == TEMPLATES or any(fnmatch.fnmatch(name, pattern) for pattern in _FILES)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Those that are there, relative to the folder, in order."""
+    """Returns the tokenizer files of `folder`, relative to it, in order."""
     found = [path for path in folder.iterdir() if is_tokenizer_file(path.name) and path.is_file()]
     found += [path for path in (folder / TEMPLATES).glob("*") if path.is_file()]
     return sorted(path.relative_to(folder) for path in found)
 
 
 def copy_tokenizer_files(source: Path, target: Path) -> None:
-    """Copies them byte for byte into `target`, which is made if it is not there."""
+    """Copies the tokenizer files byte for byte into `target`, which is made if it is missing."""
     for name in tokenizer_files(source):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
 
 def check_tokenizer_files(folder: Path, vocab: int) -> None:
-    """Raises UserError where a file that an export needs is missing or cannot be read, or the
-    tokenizer has ids that a model of `vocab` tokens does not know."""
+    """Checks the tokenizer files that an export needs.
+
+    Raises:
+      UserError: a file is missing or cannot be read, or the tokenizer has ids that a model of
+        `vocab` tokens does not know.
+    """
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}, which the export needs")

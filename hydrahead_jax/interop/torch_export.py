@@ -1,4 +1,4 @@
-"""A hybrid as a Hugging Face folder that PyTorch loads, with its own modelling code."""
+"""Writes a hybrid as a Hugging Face folder that PyTorch loads, with its own modelling code."""
 
 import dataclasses
 import os
@@ -47,11 +47,13 @@ _WRITTEN = ("config.json", "README.md", *_CODE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """Attributes:
-    folder: where the export is.
-    bytes: of its weights.
-    parity: against PyTorch, or None where it was not measured.
-    why_not: the reason, where it was not measured.
+    """Says what an export wrote.
+
+    Attributes:
+      folder: where the export is.
+      bytes: size of its weights.
+      parity: agreement with PyTorch, or None where it was not measured.
+      why_not: the reason, where it was not measured.
     """
 
     folder: Path
@@ -61,11 +63,11 @@ class ExportReport:
 
     @property
     def max_abs_logit_difference(self) -> float | None:
-        """Between PyTorch and JAX in float32; None if it was not measured."""
+        """Returns the difference of PyTorch and JAX in float32; None if it was not measured."""
         return self.parity and self.parity.max_abs_logit_difference
 
     def __str__(self) -> str:
-        """One sentence for the user."""
+        """Returns one sentence for the user."""
         where = f"{self.folder} ({self.bytes / 2**20:.1f} MiB of weights)"
         if self.parity is None:
             return f"exported to {where}; not compared with PyTorch, {self.why_not}"
@@ -183,7 +185,7 @@ def _check(folder: Path, config: ModelConfig, tokenizer_folder: Path) -> None:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    """Whether it is empty, or holds an export and nothing else."""
+    """Says whether it is empty, or holds an export and nothing else."""
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Safetensors written one tensor at a time, in one file or in shards and their index."""
+"""Writes safetensors one tensor at a time, in one file or in shards and their index."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ _ALIGNMENT = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """A weight to be written: `make` is called when it is, and what it gave is let go at once."""
+    """Is a weight to be written: `make` is called when it is, and its result is freed at once."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,10 +48,11 @@ def write_weights(folder: Path, tensors: Iterable[Tensor], shard_bytes: int = SH
 
 
 def _write_file(path: Path, tensors: list[Tensor]) -> None:
-    """The format: the header's length in 8 bytes, the header as JSON, the numbers.
+    """Writes the format: the header's length in 8 bytes, the header as JSON, the numbers.
 
     The library's own writer takes all tensors of a file at once, twice over, and makes a file that
-    its owner alone can read. As there, wider numbers come first, so that each is aligned.
+    its owner alone can read. Like the library, this function writes wider numbers first, so that
+    each is aligned.
     """
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header, end = {"__metadata__": {"format": "pt"}}, 0

@@ -1,4 +1,4 @@
-"""A folder of safetensors, single or sharded, read one tensor at a time."""
+"""Reads a folder of safetensors, single or sharded, one tensor at a time."""
 
 import dataclasses
 import os
@@ -23,15 +23,15 @@ _WITHOUT_PREFIX = ("embed_tokens.", "layers.", "norm.")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a folder holds; only `read` reads numbers.
+    """Says what a folder holds; only `read` reads numbers.
 
     Names are those of Qwen3ForCausalLM; a folder of Qwen3Model has them without "model.".
 
     Attributes:
       files: the file of each weight.
-      shapes: of each weight.
-      dtypes: of each weight, in the letters of safetensors, such as "BF16".
-      missing_files: files that the index names and that are not there, with their weights.
+      shapes: the shape of each weight.
+      dtypes: the dtype of each weight, in the letters of safetensors, such as "BF16".
+      missing_files: files that the index names but that do not exist, with their weights.
       stored: the name of each weight in its file.
     """
 
@@ -48,11 +48,11 @@ class Weights:
 
 
 def open_weights(folder: Path) -> Weights:
-    """Reads the headers.
+    """Reads the headers of all weight files.
 
     Raises:
-      UserError: no safetensors there, an index that is wrong, a weight that is there twice, or a
-        file that cannot be read.
+      UserError: the folder has no safetensors, the index is wrong, two files hold the same weight,
+        or a file cannot be read.
     """
     found = Weights(files={}, shapes={}, dtypes={}, missing_files={}, stored={})
     for path, names in _shards(folder).items():
@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a file; raises UserError for a link that leads nowhere."""
+    """Says whether there is such a file; raises UserError for a link that leads nowhere."""
     try:
         about = os.lstat(path)
     except OSError:
@@ -100,7 +100,7 @@ def _full_name(stored: str) -> str:
 
 
 def _shards(folder: Path) -> dict[Path, list[str]]:
-    """Each weight file that should be there, with the weights that the index puts into it."""
+    """Returns each weight file that should exist, with the weights that the index puts into it."""
     if _exists(folder / SINGLE):
         return {folder / SINGLE: []}
     if not _exists(folder / INDEX):

@@ -1,4 +1,4 @@
-"""Token mixers: one signature, `mixer(x_BTD, stream, cache, edit) -> MixerOutput`."""
+"""Defines token mixers, all with `mixer(x_BTD, stream, cache, edit) -> MixerOutput`."""
 
 from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.mixers.full_attention import FullAttentionMixer
@@ -9,7 +9,7 @@ __all__ = ["HeadEdit", "MixerOutput", "Stream", "make_mixer"]
 
 
 def make_mixer(config: ModelConfig, layer: int, *, rngs):
-    """The module for one layer's mixer."""
+    """Makes the module for one layer's mixer."""
     mixer = config.mixers[layer]
     if isinstance(mixer, FullAttention):
         return FullAttentionMixer(config, rngs=rngs)

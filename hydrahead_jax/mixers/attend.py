@@ -1,4 +1,4 @@
-"""Softmax attention of the tokens of one call over the keys of a layer, cached or not."""
+"""Computes softmax attention of one call's tokens over a layer's keys, cached or not."""
 
 import jax.numpy as jnp
 
@@ -11,7 +11,7 @@ from pallas_kernels import attention, attention_decode
 def attend(
     q_BTNH, k_BTKH, v_BTKH, kv_head_of_query: tuple[int, ...], stream: Stream, cache: KVCache | None
 ):
-    """Heads [B, T, N, H], and the cache with T more tokens."""
+    """Returns heads [B, T, N, H], and the cache with T more tokens."""
     keys = stream.key_segment_ids_BS
     if stream.layout is not None:
         heads = (q_BTNH, k_BTKH, v_BTKH, kv_head_of_query)

@@ -1,4 +1,4 @@
-"""The Gated DeltaNet heads of a HydraHead layer."""
+"""Runs the Gated DeltaNet heads of a HydraHead layer."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,10 @@ from pallas_kernels import gated_delta, gated_delta_step
 
 
 class DeltaBranch(nnx.Module):
-    """conv, SiLU, QK norm, RoPE, L2 norm, then the gated delta rule, all heads with own KV."""
+    """Runs conv, SiLU, QK norm, RoPE, L2 norm, then the gated delta rule.
+
+    Every head has a KV head of its own.
+    """
 
     def __init__(
         self, config: ModelConfig, heads: HydraHeads, choices: HydraChoices, *, rngs: nnx.Rngs
@@ -55,7 +58,7 @@ class DeltaBranch(nnx.Module):
     def __call__(
         self, qkv: QKV, x_BTD, q_BTNH, k_BTNH, v_BTNH, stream: Stream, cache: RecurrentCache | None
     ):
-        """Heads before the gate [B, T, N, H], the cache after the last token, and statistics."""
+        """Returns heads before the gate [B, T, N, H], the cache after T tokens, and statistics."""
         (q_BTNH, k_BTNH, v_BTNH), tails = self._convolve((q_BTNH, k_BTNH, v_BTNH), stream, cache)
         turn = lambda x: rope(x, stream.positions_BT, theta=self.rope_theta)
         q_BTNH = l2_norm(turn(qkv.norm_q(q_BTNH)))
@@ -85,12 +88,12 @@ class DeltaBranch(nnx.Module):
         return out_BTNH, RecurrentCache(state_BNHP, *tails), statistics
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
-        """This branch's share of projections over all heads: whole KV heads, repeated."""
+        """Picks this branch's share of projections over all heads: complete KV heads, repeated."""
         gdn, kv = jnp.array(self.heads.gdn), jnp.array(self.heads.kv_of_gdn)
         return q_BTNH[:, :, gdn], k_BTKH[:, :, kv], v_BTKH[:, :, kv]
 
     def _convolve(self, inputs, stream: Stream, cache: RecurrentCache | None):
-        """The three convolved inputs, and the last W - 1 of each before convolution."""
+        """Returns the three convolved inputs, and the last W - 1 of each before convolution."""
         B, _, N, H = inputs[0].shape
         if cache is None:
             tails = (jnp.zeros((B, CONV_TAPS - 1, N, H), inputs[0].dtype),) * 3
@@ -119,7 +122,7 @@ class DeltaBranch(nnx.Module):
 
 
 def _decode(inputs, segment_ids_B1, state_BNHP):
-    """One token; a padding token leaves the state alone."""
+    """Runs one token; a padding token leaves the state alone."""
     out_BNH, new_BNHP = gated_delta_step(*(x[:, 0] for x in inputs), state_BNHP)
     real_B = segment_ids_B1[:, 0] != 0
     out_BNH = jnp.where(real_B[:, None, None], out_BNH, 0.0).astype(out_BNH.dtype)

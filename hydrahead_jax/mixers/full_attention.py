@@ -1,4 +1,4 @@
-"""The teacher's mixer: Qwen3 attention."""
+"""Runs the teacher's mixer: Qwen3 attention."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +13,7 @@ from hydrahead_jax.ops.rope import rope
 
 
 class FullAttentionMixer(nnx.Module):
-    """Grouped-query attention with per-head QK norm and RoPE (arXiv 2505.09388)."""
+    """Is grouped-query attention with per-head QK norm and RoPE (arXiv 2505.09388)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, N, H = config.embed, config.query_heads, config.head_dim
@@ -40,7 +40,7 @@ class FullAttentionMixer(nnx.Module):
     def some_heads(
         self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
     ):
-        """What `heads_BTNH` holds for these query heads, and no other head computed."""
+        """Returns what `heads_BTNH` holds for these query heads, and computes no other head."""
         kv_heads = tuple(sorted({self.config.kv_head(n) for n in query_heads}))
         kv = cache and cache.kv.pick(kv_heads)
         return self._heads(x_BTD, stream, kv, query_heads, kv_heads)[0]

@@ -1,4 +1,4 @@
-"""The HydraHead mixer: softmax heads and delta-rule heads in one layer (arXiv 2606.20097)."""
+"""Runs the HydraHead mixer: softmax and delta-rule heads in one layer (arXiv 2606.20097)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,9 +19,10 @@ _FUSION_EPS = 1e-6
 
 
 class HydraMixer(nnx.Module):
-    """y = concat_h(gamma_h * gate_h * RMSNorm(O_h)) W_O, W_O split by rows between the branches.
+    """Computes y = concat_h(gamma_h * gate_h * RMSNorm(O_h)) W_O.
 
-    A branch without heads is absent: `fa` or `gdn` is then None.
+    The branches have different rows of W_O. A branch without heads is absent: `fa` or `gdn` is then
+    None.
     """
 
     def __init__(self, config: ModelConfig, mixer: Hydra, *, rngs: nnx.Rngs):
@@ -76,7 +77,7 @@ class HydraMixer(nnx.Module):
     def some_heads(
         self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
     ):
-        """What `heads_BTNH` holds for these softmax heads; no delta-rule head is computed."""
+        """Returns what `heads_BTNH` holds for these softmax heads; computes no delta-rule head."""
         shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
         qkv, inputs = self._project(self.fa, x_BTD, shared)
         out_BTNH, _ = self.fa(qkv, *inputs, stream, cache and cache.kv)
@@ -88,7 +89,7 @@ class HydraMixer(nnx.Module):
         return [branch for branch in (self.fa, self.gdn) if branch is not None]
 
     def _project(self, branch, x_BTD, shared):
-        """The projections a branch reads, its own or its share of the layer's, and its q, k, v."""
+        """Returns a branch's projections, its own or its share of the layer's, and its q, k, v."""
         if shared is None:
             return branch.qkv, branch.qkv(x_BTD)
         return self.qkv, branch.pick(*shared)

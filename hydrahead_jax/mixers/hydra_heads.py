@@ -1,4 +1,4 @@
-"""Which heads of a HydraHead layer do what; all of it static."""
+"""Says which heads of a HydraHead layer do what; all of it static."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from hydrahead_jax.config import Hydra, ModelConfig
 
 
 class HydraHeads(NamedTuple):
-    """Indices are the teacher's.
+    """Says which heads do what; indices are the teacher's.
 
     Attributes:
       fa: softmax heads.

@@ -1,4 +1,4 @@
-"""Initial values of parameters, float32."""
+"""Draws initial values of parameters, float32."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import nnx
 
 
 def fan_in(rngs: nnx.Rngs, shape: tuple[int, ...], fan: int) -> nnx.Param:
-    """Normal with variance 1 / fan."""
+    """Draws from a normal distribution with variance 1 / fan."""
     return nnx.Param(jax.random.normal(rngs.params(), shape) * fan**-0.5)
 
 
@@ -19,17 +19,17 @@ def zeros(shape: tuple[int, ...]) -> nnx.Param:
 
 
 def identity_conv(taps: int, heads: int, head_dim: int) -> nnx.Param:
-    """A delta on the last tap: the convolution starts as the identity."""
+    """Returns a delta on the last tap: the convolution starts as the identity."""
     return nnx.Param(jnp.zeros((taps, heads, head_dim)).at[-1].set(1.0))
 
 
 def decay_rate(rngs: nnx.Rngs, heads: int) -> nnx.Param:
-    """A_log: the log of a rate drawn from U(1, 16), as Mamba2 and Gated DeltaNet start."""
+    """Returns A_log: the log of a rate drawn from U(1, 16), as Mamba2 and Gated DeltaNet start."""
     return nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)))
 
 
 def time_step_bias(rngs: nnx.Rngs, heads: int) -> nnx.Param:
-    """softplus^-1 of a time step drawn log-uniformly from [1e-3, 1e-1]."""
+    """Returns softplus^-1 of a time step drawn log-uniformly from [1e-3, 1e-1]."""
     low, high = jnp.log(1e-3), jnp.log(1e-1)
     step_N = jnp.exp(jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high))
     return nnx.Param(step_N + jnp.log(-jnp.expm1(-step_N)))

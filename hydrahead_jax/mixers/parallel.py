@@ -1,4 +1,4 @@
-"""The mixers' kernels on a mesh: each device computes its own rows, tokens and heads."""
+"""Runs the mixers' kernels on a mesh: each device computes its own rows, tokens and heads."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from pallas_kernels import attention, gated_delta
 
 
 def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segment_ids_BT):
-    """`attention` of whole rows; where tokens are shared out, keys travel round the ring."""
+    """Computes `attention` of complete rows; if tokens are sharded, keys travel round the ring."""
     heads = _local_heads(kv_head_of_query, k_BTKH.shape[2], layout.size("tensor"))
     if heads is None:
         every = jnp.array(kv_head_of_query)
@@ -31,7 +31,7 @@ def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segme
 
 
 def gated_delta_on(layout: Layout, inputs, stream: Stream):
-    """The output of `gated_delta` for (q, k, v, log_decay, beta), states passed between ranks."""
+    """Runs `gated_delta` on (q, k, v, log_decay, beta), and passes states between ranks."""
 
     def local(q, k, v, log_decay_BTN, beta_BTN, segment_ids_BT, starts_BT):
         arrays = (q, k, v, log_decay_BTN, beta_BTN)
@@ -52,7 +52,7 @@ def gated_delta_on(layout: Layout, inputs, stream: Stream):
 
 
 def short_conv_on(layout: Layout, x_BTNH, weight_WNH, stream: Stream):
-    """`short_conv` of whole rows, nothing before their first tokens."""
+    """Computes `short_conv` of complete rows, nothing before their first tokens."""
 
     def local(x_BTNH, weight_WNH, segment_ids_BT):
         B, _, N, H = x_BTNH.shape
@@ -77,7 +77,10 @@ def _mapped(layout: Layout, local, arguments, result: str):
 
 
 def _local_heads(kv_head_of_query, kv_heads: int, ranks: int) -> tuple[int, ...] | None:
-    """The KV head of each query head among those of its rank, if that is the same on all ranks."""
+    """Returns the KV head of each query head among those of its rank.
+
+    Returns None unless that is the same on all ranks.
+    """
     if kv_heads % ranks:
         return None
     queries, keys = len(kv_head_of_query) // ranks, kv_heads // ranks

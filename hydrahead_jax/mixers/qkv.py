@@ -1,4 +1,4 @@
-"""Query, key and value projections with Qwen3's per-head norm on queries and keys."""
+"""Projects queries, keys and values, with Qwen3's per-head norm on queries and keys."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from hydrahead_jax.ops.norms import rms_norm
 
 
 class QKV(nnx.Module):
-    """Projections for `query_heads` query heads and `kv_heads` KV heads."""
+    """Projects for `query_heads` query heads and `kv_heads` KV heads."""
 
     def __init__(self, config: ModelConfig, query_heads: int, kv_heads: int, *, rngs: nnx.Rngs):
         D, H = config.embed, config.head_dim
@@ -21,7 +21,7 @@ class QKV(nnx.Module):
         self.k_norm_H = ones((H,))
 
     def __call__(self, x_BTD, query_heads=None, kv_heads=None):
-        """q, k, v, none of them normalised, of all heads or of those in two tuples."""
+        """Returns q, k, v, none of them normalised, of all heads or of those in two tuples."""
         weights = ((self.w_q_DNH, query_heads), (self.w_k_DKH, kv_heads), (self.w_v_DKH, kv_heads))
         return tuple(
             jnp.einsum("BTD,DNH->BTNH", x_BTD, w[...] if heads is None else w[:, jnp.array(heads)])

@@ -1,4 +1,4 @@
-"""The softmax heads of a HydraHead layer."""
+"""Runs the softmax heads of a HydraHead layer."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +14,10 @@ from hydrahead_jax.ops.gates import log_query_scale
 
 
 class SoftmaxBranch(nnx.Module):
-    """softmax(s_t q k^T / sqrt(H)) v without RoPE, s_t the log scale (section 3.2 of the paper)."""
+    """Computes softmax(s_t q k^T / sqrt(H)) v without RoPE.
+
+    s_t is the log scale (section 3.2 of the paper).
+    """
 
     def __init__(
         self, config: ModelConfig, heads: HydraHeads, choices: HydraChoices, *, rngs: nnx.Rngs
@@ -31,7 +34,7 @@ class SoftmaxBranch(nnx.Module):
         self.w_o_NHD = fan_in(rngs, (N, H, D), config.query_heads * H)
 
     def __call__(self, qkv: QKV, q_BTNH, k_BTKH, v_BTKH, stream: Stream, cache: KVCache | None):
-        """Heads before the gate [B, T, N, H], and the cache with T more tokens."""
+        """Returns heads before the gate [B, T, N, H], and the cache with T more tokens."""
         q_BTNH, k_BTKH = qkv.norm_q(q_BTNH), qkv.norm_k(k_BTKH)
         if self.choices.log_scale_in_training or not stream.training:
             scale_BT = log_query_scale(stream.positions_BT, base=self.choices.log_scale_base)
@@ -39,6 +42,6 @@ class SoftmaxBranch(nnx.Module):
         return attend(q_BTNH, k_BTKH, v_BTKH, self.heads.kv_of_fa, stream, cache)
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
-        """This branch's share of projections over all heads."""
+        """Picks this branch's share of projections over all heads."""
         fa, kv = jnp.array(self.heads.fa), jnp.array(self.heads.kv)
         return q_BTNH[:, :, fa], k_BTKH[:, :, kv], v_BTKH[:, :, kv]

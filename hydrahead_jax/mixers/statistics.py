@@ -1,4 +1,4 @@
-"""What the heads of a layer did, as (sum, count) over the tokens that are not padding."""
+"""Measures the heads of a layer as (sum, count) over the tokens that are not padding."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ Statistic = tuple[jax.Array, jax.Array]
 
 
 def branch_statistics(stream: Stream, name: str, out_BTNH, gate_BTNH) -> dict[str, Statistic]:
-    """Of heads before gate and norm, and of their gate."""
+    """Returns statistics of heads before gate and norm, and of their gate."""
     square_BTNH = out_BTNH.astype(jnp.float32) ** 2
     return {
         f"{name}_mean_square": over_tokens(stream, square_BTNH),
@@ -18,7 +18,7 @@ def branch_statistics(stream: Stream, name: str, out_BTNH, gate_BTNH) -> dict[st
 
 
 def over_tokens(stream: Stream, x: jax.Array) -> Statistic:
-    """Sum and count of [B, T, ...] over real tokens; without gradient, and free if unused."""
+    """Returns sum and count of [B, T, ...] over real tokens; no gradient, free if unused."""
     real_BT = stream.segment_ids_BT != 0
     x_BT = jnp.sum(jax.lax.stop_gradient(x).astype(jnp.float32), axis=tuple(range(2, x.ndim)))
     count = jnp.sum(real_BT, dtype=jnp.float32) * (x.size // real_BT.size)

@@ -1,4 +1,4 @@
-"""What every mixer takes and returns."""
+"""Defines what every mixer takes and returns."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from hydrahead_jax.sharding import Layout
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Where the tokens of one call stand; computed once, read by every layer.
+    """Says where the tokens of one call stand; computed once, read by every layer.
 
     Attributes:
       positions_BT: position in the document, for RoPE and the log scale.
@@ -20,9 +20,9 @@ class Stream:
       key_segment_ids_BS: document of each key; None if all tokens are of one and none is cached.
       tail_segment_ids_BW: segments of the tokens just before token 0.
       start: index of token 0 among the keys.
-      training: the log scale of the query may be for inference only.
+      training: whether this is training; the log scale of the query may be for inference only.
       starts_BT: first tokens of all documents but a row's first; None without a layout.
-      layout: of rows, tokens and heads over devices; None for one device.
+      layout: how rows, tokens and heads lie on devices; None for one device.
     """
 
     positions_BT: jax.Array
@@ -41,7 +41,7 @@ class HeadEdit:
     """Replaces head outputs before the output projection.
 
     mask_BN, in [0, 1], broadcasts over the batch: 0 keeps the model's own output, 1 takes the
-    value. One hook for patching, ablation and knock-out.
+    value. Patching, ablation and knock-out all use it.
     """
 
     mask_BN: jax.Array
@@ -54,8 +54,11 @@ class HeadEdit:
 
 
 class MixerOutput(NamedTuple):
-    """heads_BTNH is the input of the output projection, in the teacher's head order; statistics are
-    (sum, count) pairs by name, for monitoring."""
+    """Holds a mixer's results.
+
+    heads_BTNH is the input of the output projection, in the teacher's head order; statistics are
+    (sum, count) pairs by name, for monitoring.
+    """
 
     out_BTD: jax.Array
     heads_BTNH: jax.Array

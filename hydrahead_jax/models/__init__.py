@@ -1,4 +1,4 @@
-"""The decoder: one for the teacher and for every hybrid."""
+"""Defines the decoder: one for the teacher and for every hybrid."""
 
 from hydrahead_jax.models.decoder import Block, Decoder, Output, Taps
 from hydrahead_jax.models.layers import Remat, run_modules

@@ -1,4 +1,4 @@
-"""A Qwen3 decoder whose layers may each have another mixer."""
+"""Defines a Qwen3 decoder whose layers may each have another mixer."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from hydrahead_jax.sharding import Layout
 
 
 class Taps(NamedTuple):
-    """What one layer saw, said and measured; unused taps cost nothing under jit."""
+    """Holds what one layer read, wrote and measured; unused taps cost nothing under jit."""
 
     residual_BTD: jax.Array
     mixer_in_BTD: jax.Array
@@ -30,7 +30,7 @@ class Taps(NamedTuple):
 
 
 class Output(NamedTuple):
-    """hidden_BTD is normalised: `Decoder.logits` maps it, or a part of it, to the vocabulary."""
+    """Holds results; `Decoder.logits` maps hidden_BTD, which is normalised, to the vocabulary."""
 
     hidden_BTD: jax.Array
     cache: Cache | None
@@ -38,7 +38,7 @@ class Output(NamedTuple):
 
 
 class MLP(nnx.Module):
-    """SwiGLU."""
+    """Is a SwiGLU MLP."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, F = config.embed, config.mlp
@@ -53,7 +53,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Norm, mixer, residual; norm, MLP, residual."""
+    """Applies norm, mixer, residual, then norm, MLP, residual."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         self.eps = config.rms_eps
@@ -84,7 +84,7 @@ def _everything(taps: Taps) -> Taps:
 
 @functools.cache
 def _layer_call(tap: Callable[[Taps], Any]) -> Callable:
-    """One object for each `tap`, so that layers of equal make are traced once."""
+    """Returns one object for each `tap`, so that layers of equal structure are traced once."""
 
     def call(block: Block, x_BTD, inputs, stream: Stream):
         x_BTD, cache, taps = block(x_BTD, stream, *inputs)
@@ -133,9 +133,10 @@ class Decoder(nnx.Module):
           starts_BT: first tokens of all documents but a row's first; needed with a layout.
           layout: devices that share the rows, tokens and heads, in place of a cache. Tokens stand
             in its order, so positions must be given.
-          remat: what the backward finds of each layer's forward; see `run_modules`.
-          scan: layers of equal make that follow one another are compiled once; without a cache.
-          tap: what `Output.taps` keeps of each layer's; all of it, if not said.
+          remat: what is saved for the backward pass; see `run_modules`.
+          scan: layers of equal structure that follow one another are compiled once; without a
+            cache.
+          tap: which part of a layer's taps `Output.taps` has; all of it by default.
         """
         stream = make_stream(
             tokens_BT.shape,
@@ -165,7 +166,7 @@ class Decoder(nnx.Module):
         return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.rms_eps)
 
     def logits(self, hidden_BTD):
-        """Float32 logits over the vocabulary."""
+        """Returns float32 logits over the vocabulary."""
         return jnp.einsum(
             "...D,DV->...V", hidden_BTD, self.unembedding_DV(), preferred_element_type=jnp.float32
         )

@@ -1,4 +1,4 @@
-"""Token embeddings from a table that is shared out over a mesh."""
+"""Looks up token embeddings in a table that is sharded over a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ from hydrahead_jax.sharding import Layout
 
 
 def embed_on(layout: Layout, w_embed_VD, tokens_BT) -> jax.Array:
-    """`w_embed_VD[tokens_BT]` without bringing the table together anywhere.
+    """Returns `w_embed_VD[tokens_BT]` without gathering the table anywhere.
 
     Every rank looks up its part of the vocabulary and of the embedding for the rows of all its
-    fsdp peers; the parts change places afterwards.
+    fsdp peers; afterwards the ranks exchange the parts.
     """
     table = layout.param_spec("w_embed_VD", w_embed_VD.shape)
     vocab_axis, embed_axis = table

@@ -23,7 +23,10 @@ _KEPT_BY_KERNELS = (
 
 
 def _all_but_gathered(primitive, *_, **parameters) -> bool:
-    """Gathered parameters would stay whole for all layers at once."""
+    """Says whether to save a value for the backward: anything but gathered parameters.
+
+    Saved gathered parameters would hold the unsharded parameters of all layers at once.
+    """
     function = parameters.get("call_jaxpr")  # of a custom derivative, as `Layout.gather` has
     names = [eqn.primitive.name for eqn in function.eqns] if function else [primitive.name]
     return names != ["sharding_constraint"]
@@ -47,19 +50,19 @@ def run_modules(
     remat: Remat,
     scan: bool,
 ) -> tuple[Any, list]:
-    """For each module, `carry, result = call(module, carry, input, shared)`.
+    """Runs `carry, result = call(module, carry, input, shared)` for each module.
 
     Args:
-      call: of pytrees of arrays.
-      modules: with parameters only.
-      carry: of the first module.
+      call: a function of pytrees of arrays.
+      modules: modules with parameters only.
+      carry: carry of the first module.
       inputs: one for each module.
       shared: what all modules read.
-      layout: parameters are made whole along the embedding for the time of a call.
-      remat: what the backward finds of a call: "none", everything but gathered parameters;
-        "kernels", what the kernels keep; "full", its arguments alone.
-      scan: modules of equal make that follow one another are a loop, which compiles once; their
-        parameters are stacked for it.
+      layout: where parameters lie; those of a module are gathered along the embedding for its call.
+      remat: what is saved of a call for the backward pass. "none": all but gathered parameters;
+        "kernels": only what kernels save; "full": only its arguments.
+      scan: run modules of equal structure that follow one another as a loop, which compiles once;
+        their parameters are stacked for it.
 
     Returns:
       The last carry, and the result of each module.

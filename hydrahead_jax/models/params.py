@@ -1,4 +1,7 @@
-"""Between modules and the plain nested dict of arrays that every room outside `models` sees."""
+"""Converts between modules and the plain nested dict of arrays that other folders use.
+
+Only `models` sees modules.
+"""
 
 import dataclasses
 import functools
@@ -11,7 +14,7 @@ from hydrahead_jax.models.decoder import Block, Decoder
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
-    """Random float32 parameters."""
+    """Draws random float32 parameters."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key)), nnx.Param))
 
 
@@ -25,17 +28,17 @@ def _abstract(config: ModelConfig):
 
 
 def abstract_params(config: ModelConfig) -> dict:
-    """Shapes and dtypes of the parameters; nothing is allocated."""
+    """Returns shapes and dtypes of the parameters; allocates nothing."""
     return _abstract(config)[1]
 
 
 def merge(config: ModelConfig, params: dict) -> Decoder:
-    """The module that computes with `params`: cheap, made anew inside every traced function."""
+    """Makes the module that computes with `params`: cheap, made anew in every traced function."""
     return nnx.merge(_abstract(config)[0], params)
 
 
 def layer_config(config: ModelConfig, layer: int) -> ModelConfig:
-    """The config of a model that is this layer alone; equal for layers of equal make."""
+    """Returns the config of this layer alone; equal for layers of equal structure."""
     return dataclasses.replace(config, mixers=(config.mixers[layer],))
 
 
@@ -46,5 +49,5 @@ def _block_graphdef(config: ModelConfig):
 
 
 def merge_block(config: ModelConfig, params: dict) -> Block:
-    """One layer by itself: `config` from `layer_config`, `params` that layer's part."""
+    """Makes one layer: `config` from `layer_config`, `params` that layer's part."""
     return nnx.merge(_block_graphdef(config), params)

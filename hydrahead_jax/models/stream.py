@@ -1,4 +1,4 @@
-"""From tokens and cache to the Stream that all layers read, and the cache after them."""
+"""Makes the Stream that all layers read of tokens and cache, and the cache after them."""
 
 import jax.numpy as jnp
 
@@ -18,7 +18,7 @@ def make_stream(
     starts_BT=None,
     layout: Layout | None = None,
 ) -> Stream:
-    """The Stream of `shape` = (B, T) tokens; arguments as `Decoder.__call__`."""
+    """Returns the Stream of `shape` = (B, T) tokens; arguments as for `Decoder.__call__`."""
     B, T = shape
     key_segment_ids_BS = segment_ids_BT
     if segment_ids_BT is None:
@@ -45,7 +45,7 @@ def make_stream(
 
 
 def extend_cache(cache: Cache, layers: list, stream: Stream) -> Cache:
-    """The cache after the tokens of `stream`."""
+    """Returns the cache after the tokens of `stream`."""
     segment_ids_BT = stream.segment_ids_BT
     tail_BW = jnp.concatenate([cache.tail_segment_ids_BW, segment_ids_BT], axis=1)
     last_BT = jnp.where(segment_ids_BT != 0, stream.positions_BT + 1, 0)

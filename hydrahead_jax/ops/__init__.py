@@ -1,1 +1,1 @@
-"""Pure functions: no parameters, no flax."""
+"""Holds pure functions: no parameters, no flax."""

@@ -1,4 +1,4 @@
-"""The gates of Gated DeltaNet and of gated attention, and the log-scaled query."""
+"""Computes the gates of Gated DeltaNet and gated attention, and the scale of the query."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,26 @@ from hydrahead_jax.ops.wide import wide
 def log_decay(
     x_BTN: Float[Array, "B T N"], a_log_N: Float[Array, " N"], dt_bias_N: Float[Array, " N"]
 ) -> Float[Array, "B T N"]:
-    """ln(alpha) = -exp(A_log) softplus(x + dt_bias), float32 (arXiv 2412.06464)."""
+    """Computes ln(alpha) = -exp(A_log) softplus(x + dt_bias), float32 (arXiv 2412.06464)."""
     return -jnp.exp(a_log_N) * jax.nn.softplus(wide(x_BTN) + dt_bias_N)
 
 
 def write_strength(x_BTN: Float[Array, "B T N"], *, neg_eigval: bool) -> Float[Array, "B T N"]:
-    """beta = sigmoid(x), or 2 sigmoid(x): the state transition may then have eigenvalue -1."""
+    """Computes beta = sigmoid(x), or 2 sigmoid(x) with `neg_eigval`.
+
+    The state transition may then have eigenvalue -1.
+    """
     return jax.nn.sigmoid(wide(x_BTN)) * (2.0 if neg_eigval else 1.0)
 
 
 def output_gate(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
-    """2 sigmoid(x): exactly 1 where the gate's weights are zero."""
+    """Computes 2 sigmoid(x): exactly 1 where the gate's weights are zero."""
     return 2.0 * jax.nn.sigmoid(x)
 
 
 def log_query_scale(positions_BT: Int[Array, "B T"], *, base: float) -> Float[Array, "B T"]:
-    """ln(t + a) / ln(a): keeps the attention of NoPE heads sharp at long range (HALO)."""
+    """Computes ln(t + a) / ln(a).
+
+    This scale keeps the attention of NoPE heads sharp at long range (HALO).
+    """
     return jnp.log(positions_BT.astype(jnp.float32) + base) / jnp.log(base)

@@ -1,4 +1,4 @@
-"""What segment ids say of a token."""
+"""Reads from segment ids where a token stands."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,10 @@ from pallas_kernels.gated_delta.segments import state_runs
 
 
 def segment_positions(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Position of each token in its segment, from 0; padding has position 0 and is not counted."""
+    """Returns the position of each token in its segment, from 0.
+
+    Padding has position 0 and is not counted.
+    """
     real_BT = segment_ids_BT != 0
     count_BT = jnp.cumsum(real_BT, axis=1) - 1
     starts_BT = jnp.diff(state_runs(segment_ids_BT), axis=1, prepend=0) != 0

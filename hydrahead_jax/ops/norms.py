@@ -1,4 +1,4 @@
-"""Normalisations over the last axis, computed in float32, or in float64 for float64."""
+"""Normalises over the last axis in float32, or in float64 for float64."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from hydrahead_jax.ops.wide import wide
 def rms_norm(
     x_D: Float[Array, "*B D"], weight_D: Float[Array, " D"], *, eps: float
 ) -> Float[Array, "*B D"]:
-    """x / rms(x) * weight, in the dtype of x."""
+    """Computes x / rms(x) * weight, in the dtype of x."""
     wide_D = wide(x_D)
     inverse_rms_1 = jax.lax.rsqrt(jnp.mean(wide_D**2, axis=-1, keepdims=True) + eps)
     return (wide_D * inverse_rms_1).astype(x_D.dtype) * weight_D.astype(x_D.dtype)
 
 
 def l2_norm(x_H: Float[Array, "*B H"], *, eps: float = 1e-6) -> Float[Array, "*B H"]:
-    """x / |x|, in the dtype of x; a zero vector stays zero."""
+    """Computes x / |x|, in the dtype of x; a zero vector stays zero."""
     wide_H = wide(x_H)
     inverse_1 = jax.lax.rsqrt(jnp.sum(wide_H**2, axis=-1, keepdims=True) + eps)
     return (wide_H * inverse_1).astype(x_H.dtype)

@@ -1,4 +1,4 @@
-"""Rotary position embedding, half-split as in Qwen3."""
+"""Applies rotary position embedding, half-split as in Qwen3."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -1,4 +1,4 @@
-"""Short causal depthwise convolution."""
+"""Computes a short causal depthwise convolution."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -11,7 +11,7 @@ def short_conv(
     segment_ids_BT: Int[Array, "B T"],
     tail_segment_ids_BW: Int[Array, "B Wm1"],
 ) -> Float[Array, "B T N H"]:
-    """out_t = sum over w of weight_w x_{t - (W-1) + w}, over tokens of t's own segment only.
+    """Computes out_t = sum over w of weight_w x_{t - (W-1) + w}, over tokens of t's segment only.
 
     The tail holds the W - 1 inputs before token 0. Tokens with segment id 0 give zero.
     """

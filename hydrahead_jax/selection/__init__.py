@@ -1,4 +1,4 @@
-"""Which heads retrieval cannot do without: probes, scores, head plans and the checks on them.
+"""Finds the heads that retrieval needs: probes, scores, head plans and checks on them.
 
 `heat_map` is imported by name only: it needs matplotlib.
 """

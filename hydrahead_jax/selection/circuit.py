@@ -22,10 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 class Circuit(NamedTuple):
-    """Attributes:
-    sender_BLN: of each sub-probe; nan for heads that were not patched.
-    total_BLN: of each sub-probe, alike; None if it was not asked for.
-    account: JSON-ready.
+    """Holds the effects of all heads, and how they were found.
+
+    Attributes:
+      sender_BLN: sender effects on each sub-probe; nan for heads that were not patched.
+      total_BLN: total effects on each sub-probe, alike; None if they were not asked for.
+      account: how the effects were found, JSON-ready.
     """
 
     sender_BLN: list[np.ndarray]
@@ -34,7 +36,11 @@ class Circuit(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """One round's senders. drawn: of the heads that were ruled out, those patched all the same."""
+    """Holds one round's senders.
+
+    Attributes:
+      drawn: the heads that were ruled out but patched as a sample.
+    """
 
     receivers: Receivers
     sender_BLN: list[np.ndarray]
@@ -50,10 +56,10 @@ def find_circuit(
     settings: SelectionSettings,
     progress: Progress,
 ) -> Circuit:
-    """Sender effects, and total effects if asked for, by the method of the settings.
+    """Measures sender effects, and total effects if asked for, by the method of the settings.
 
-    A head listens once its mean effect on some sub-probe is 0.01, be it direct or through others
-    that listen.
+    A head is a receiver once its mean effect on some sub-probe is 0.01, be it direct or through
+    other receivers.
     """
     config, stage = measure.config, Stage(measure, probes, progress)
     candidates = [(l, n) for l in range(config.layers) for n in config.softmax_heads(l)]
@@ -118,7 +124,7 @@ def _totals(stage: Stage, settings: SelectionSettings, estimates, candidates) ->
 def _agreements(
     stage: Stage, settings: SelectionSettings, last: _Round, estimates, total
 ) -> dict[str, Any]:
-    """Exact effects beside first-order ones, for the heads that have both."""
+    """Compares exact effects with first-order ones, for the heads that have both."""
     direct = [probe.receiver_BLN for probe in stage.probes]
     compare = lambda exact, kind: agreement(
         np.mean([_mean(x) for x in exact], axis=0),
@@ -146,20 +152,20 @@ def by_layer(heads: set[Head], config: ModelConfig) -> Receivers:
 
 
 def _above(effects_PBLN: Sequence[np.ndarray], candidates: Sequence[Head]) -> set[Head]:
-    """Candidates whose mean effect on some sub-probe reaches the threshold."""
+    """Returns candidates whose mean effect on some sub-probe reaches the threshold."""
     largest_LN = np.max([np.nan_to_num(_mean(np.clip(x, 0, 1))) for x in effects_PBLN], axis=0)
     return {head for head in candidates if largest_LN[head] >= THRESHOLD}
 
 
 def _silent_from(layer: int, sender_BLN: list[np.ndarray]) -> list[np.ndarray]:
-    """No receiver comes after: the effect is 0."""
+    """Sets effects from `layer` on to 0, because no receiver comes after."""
     for effect_BLN in sender_BLN:
         effect_BLN[:, layer:] = 0.0
     return sender_BLN
 
 
 def _nobody(probes: Sequence[UsablePairs], settings: SelectionSettings) -> Circuit:
-    """Without receivers there is nothing to send to."""
+    """Returns the circuit without receivers: there is nothing to send to."""
     zeros = [np.zeros_like(probe.receiver_BLN) for probe in probes]
     return Circuit(zeros, None, {"method": settings.senders, "rounds": [], "converged": True})
 

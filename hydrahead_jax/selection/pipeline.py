@@ -33,12 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 class Selection(NamedTuple):
-    """Attributes:
-    probes: the sub-probes.
-    pairs: of each sub-probe, those that were left out included.
-    effects: of each sub-probe, on its usable pairs.
-    scores: what follows from the effects.
-    account: how they came about, JSON-ready.
+    """Holds the scores of a model's heads and what they were made of.
+
+    Attributes:
+      probes: the sub-probes.
+      pairs: pairs of each sub-probe, those that were left out included.
+      effects: effects on the usable pairs of each sub-probe.
+      scores: what follows from the effects.
+      account: how they came about, JSON-ready.
     """
 
     probes: tuple[SubProbe, ...]
@@ -60,7 +62,7 @@ def select(
     mesh: Mesh | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Selection:
-    """Effects and scores of every softmax head of a teacher, or of a model that is a hybrid.
+    """Computes effects and scores of every softmax head of a teacher, or of a hybrid.
 
     Args:
       config: of the model.
@@ -109,13 +111,13 @@ def select(
 
 
 def softmax_heads(config: ModelConfig) -> np.ndarray:
-    """bool [L, N]: heads that are softmax attention in this model."""
+    """Returns bool [L, N]: the heads that are softmax attention in this model."""
     layers, heads = range(config.layers), range(config.query_heads)
     return np.stack([np.isin(heads, config.softmax_heads(layer)) for layer in layers])
 
 
 def _probes(config, tokenizer, haystack, settings: SelectionSettings, length: int, general):
-    """Sub-probes and their pairs, each of them within the model's vocabulary and length."""
+    """Makes sub-probes and their pairs, each of them within the model's vocabulary and length."""
     template = family(settings.template, tokenizer)
     probes = retrieval_probes(template, needles=settings.needles)
     how = {"length": length, "pairs": settings.pairs, "seed": settings.seed}
@@ -140,7 +142,7 @@ def _at_once(config: ModelConfig, settings: SelectionSettings, pairs) -> AtOnce:
 
 
 def _receivers(measure: Measure, probes, pairs, progress: Progress):
-    """The usable pairs of each sub-probe with their direct effects, and how many were not."""
+    """Returns each sub-probe's usable pairs with direct effects, and how many were unusable."""
     total, done = sum(len(x.tokens_BT) for x in pairs), 0
 
     def tick(new: int) -> None:
@@ -164,7 +166,7 @@ def _receivers(measure: Measure, probes, pairs, progress: Progress):
 
 
 def _inputs(config, params, settings, pairs, chosen: AtOnce, mesh) -> dict[str, Any]:
-    """What results depend on, rounding included."""
+    """Returns what results depend on, rounding included."""
     first_rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in jax.tree.leaves(params)]
     return {
         "model": repr(config),

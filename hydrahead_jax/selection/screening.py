@@ -1,4 +1,4 @@
-"""What attribution rules out, how far it may be trusted, and what it missed."""
+"""Says what attribution rules out, how reliable it is, and what it missed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +13,19 @@ _TOP = 0.1
 
 
 def ruled_in(estimates_XLN: np.ndarray, heads: Sequence[Head]) -> list[Head]:
-    """Heads whose estimated effect is somewhere at least a tenth of the threshold."""
+    """Returns heads whose estimated effect is somewhere at least a tenth of the threshold."""
     largest_LN = np.abs(estimates_XLN).max(axis=0)
     return [head for head in heads if largest_LN[head] >= MARGIN * THRESHOLD]
 
 
 def sample(heads: Sequence[Head], count: int, seed: int) -> list[Head]:
-    """A seeded draw of at most `count` heads."""
+    """Draws at most `count` heads by the seed."""
     drawn = np.random.default_rng(seed).permutation(len(heads))[:count]
     return [heads[i] for i in sorted(drawn)]
 
 
 def missed_mass(effects_PLN: np.ndarray, drawn: Sequence[Head], out_of: int) -> dict[str, Any]:
-    """What the heads that were ruled out carry, from the sample of them that was patched.
+    """Estimates what the ruled-out heads carry, from the sample of them that was patched.
 
     Args:
       effects_PLN: clamped mean effects on each sub-probe.
@@ -46,9 +46,12 @@ def missed_mass(effects_PLN: np.ndarray, drawn: Sequence[Head], out_of: int) -> 
 
 
 def agreement(exact: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
-    """How well an estimate orders the same heads: Spearman's rank correlation, and the share of
-    the top tenth that is found. Heads where `exact` is nan are not compared; the numbers are None
-    where fewer than three are, or all are equal."""
+    """Says how well an estimate orders the same heads.
+
+    It computes Spearman's rank correlation, and the share of the top tenth that is found. Heads
+    where `exact` is nan are not compared; the numbers are None where fewer than three are, or all
+    are equal.
+    """
     measured = ~np.isnan(exact)
     exact, estimate = exact[measured], estimate[measured]
     top = max(1, round(_TOP * len(exact)))

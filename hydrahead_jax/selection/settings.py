@@ -1,4 +1,4 @@
-"""What a selection is asked for."""
+"""Says what a selection is asked for."""
 
 import dataclasses
 from typing import Literal
@@ -15,22 +15,22 @@ _LONGEST = 4096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectionSettings:
-    """Direct effects are always exact: they cost about one forward pass.
+    """Says how heads are scored; direct effects are always exact: they cost about one forward pass.
 
     Attributes:
       pairs: counterfactual pairs of each sub-probe.
       length: tokens of a document; None is the longest the model was trained for, at most 4096.
-      template: of the needle documents; "auto" takes symbols if the tokenizer has them.
+      template: family of the needle documents; "auto" takes symbols if the tokenizer has them.
       needles: needles of the largest multi-key documents that are made of symbols.
       seed: determines all pairs and samples.
       senders: "exact" patches every head before the last receiver; "screened" those that
         attribution does not rule out, and a sample of the others; "attribution" only estimates.
-      total: total effects too, by the method of the senders.
+      total: whether to measure total effects too, by the method of the senders.
       compare_attribution: estimate by attribution too where senders are exact; the report then has
         a table of how well the two agree.
-      sender_rounds: rounds of promoting senders to receivers, at most.
-      sample: heads, of those that attribution ruled out, that are patched all the same.
-      memory_gib: for activations, on each device, beside the parameters; see `memory`.
+      sender_rounds: most rounds of promoting senders to receivers.
+      sample: how many of the heads that attribution ruled out are patched as a sample.
+      memory_gib: memory for activations, on each device, beside the parameters; see `memory`.
       batch: pairs at a time on each device; None is as many as memory_gib allows, at most 8.
     """
 
@@ -48,7 +48,7 @@ class SelectionSettings:
     batch: int | None = None
 
     def length_for(self, config: ModelConfig) -> int:
-        """Tokens of a document for this model.
+        """Returns the tokens of a document for this model.
 
         Raises:
           UserError: they are more than the model allows.

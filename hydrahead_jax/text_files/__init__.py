@@ -1,1 +1,1 @@
-"""Files of text: what bytes are text, where records end, and how compressed files are opened."""
+"""Reads text files: what bytes are text, where records end, how compressed files open."""

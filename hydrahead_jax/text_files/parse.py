@@ -27,9 +27,10 @@ def decode(raw: bytes) -> str:
 
 
 def parse_json(raw: bytes):
-    """Parses JSON in UTF-8. Of equal keys the last one counts; NaN and Infinity are numbers.
+    """Parses JSON in UTF-8.
 
-    Integers of more digits than Python converts become floats.
+    Of equal keys the last one counts; NaN and Infinity are numbers. Integers of more digits than
+    Python converts become floats.
 
     Raises:
       NotJson: the text is not JSON.

@@ -19,7 +19,7 @@ _INSIDE_STRINGS = re.compile(rb'["\\]')
 
 
 class JsonRecord(NamedTuple):
-    """A record that is not parsed.
+    """Is a record that is not parsed.
 
     Attributes:
       raw: None where it is longer than LONGEST_RECORD bytes.
@@ -61,7 +61,7 @@ def next_line(file: io.BufferedIOBase) -> bytes | None:
 
 
 def is_blank(raw: bytes) -> bool:
-    """Whether it is white space of JSON, a byte order mark left out."""
+    """Says whether it is white space of JSON, a byte order mark left out."""
     return not raw.removeprefix(codecs.BOM_UTF8).strip(BLANK)
 
 
@@ -111,8 +111,10 @@ def array_items(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _marks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bytes]]:
-    """Yields brackets and commas outside of strings, each after the bytes since the last one; the
-    mark is b"" where a chunk of the file ends."""
+    """Yields brackets and commas outside of strings, each after the bytes since the last one.
+
+    The mark is b"" where a chunk of the file ends.
+    """
     is_string = is_escaped = False
     for chunk in _chunks(file):
         begin, at = 0, int(is_escaped)
@@ -139,7 +141,7 @@ def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 class _Item:
-    """The bytes of an item so far; they are dropped once there are too many."""
+    """Collects the bytes of an item; they are dropped once there are too many."""
 
     def __init__(self):
         self._raw, self._is_too_long = bytearray(), False
@@ -163,7 +165,7 @@ def _check_outside(raw: bytes | None) -> None:
 
 
 def _form(path: Path) -> str:
-    """How the records of a file lie: "lines", "array" or "object"."""
+    """Says how the records of a file lie: "lines", "array" or "object"."""
     name = path.name.lower()
     name = name.removesuffix(compression(name) or "")
     if not name.endswith(".json"):

@@ -66,8 +66,10 @@ def _check_first_bytes(path: Path, file: io.BufferedIOBase) -> None:
 
 
 def _window(head: bytes) -> int:
-    """Bytes of history that the first zstd frame needs (RFC 8878, 3.1.1.1); 0 where none is
-    given."""
+    """Returns the bytes of history that the first zstd frame needs (RFC 8878, 3.1.1.1).
+
+    Returns 0 where none is given.
+    """
     if len(head) < 6 or not head.startswith(_FIRST_BYTES[".zst"]) or head[4] & 0x20:
         return 0
     base = 2 ** (10 + (head[5] >> 3))
@@ -95,8 +97,10 @@ def _zstd(file: io.BufferedIOBase) -> io.BufferedReader:
 
 
 class _Streams(io.RawIOBase):
-    """Reads the streams of a bz2 or xz file; the library's own reader ignores what follows the
-    first one if it is damaged."""
+    """Reads the streams of a bz2 or xz file.
+
+    The library's own reader ignores what follows the first stream if it is damaged.
+    """
 
     def __init__(self, file: io.BufferedIOBase, new: Callable[[], bz2.BZ2Decompressor]):
         self._file, self._new = file, new

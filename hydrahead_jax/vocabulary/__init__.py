@@ -1,4 +1,4 @@
-"""Losses over the vocabulary without an array of [tokens, vocabulary]."""
+"""Computes losses over the vocabulary without an array of [tokens, vocabulary]."""
 
 from hydrahead_jax.vocabulary.kept import Kept, KeptScores, kept_scores
 from hydrahead_jax.vocabulary.pairs import PairScores, pair_scores

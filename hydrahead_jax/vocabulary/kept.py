@@ -1,5 +1,7 @@
-"""A student's distribution against the part of its teacher's that was kept: the k most probable
-tokens, and the mass of all others as one bucket."""
+"""Compares a student's distribution with the stored part of its teacher's.
+
+That part is the k most probable tokens, and the mass of all others as one bucket.
+"""
 
 from typing import NamedTuple
 
@@ -14,10 +16,12 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class Kept(NamedTuple):
-    """Attributes:
-    ids_XK: the K most probable tokens, int32; no token twice.
-    log_p_XK: their log probabilities, in any precision.
-    tail_X: probability of all other tokens.
+    """Holds the stored part of a teacher's distribution.
+
+    Attributes:
+      ids_XK: the K most probable tokens, int32; no token twice.
+      log_p_XK: their log probabilities, in any precision.
+      tail_X: probability of all other tokens.
     """
 
     ids_XK: jax.Array
@@ -25,7 +29,7 @@ class Kept(NamedTuple):
     tail_X: jax.Array
 
     def normalised(self) -> "Kept":
-        """In float32 or better, and shifted so that they and the tail sum to 1."""
+        """Returns it in float32 or better, shifted so that the K tokens and the tail sum to 1."""
         wide = jnp.promote_types(self.log_p_XK.dtype, jnp.float32)
         log_p_XK = self.log_p_XK.astype(wide)
         shift_X = jnp.log1p(-self.tail_X) - jax.nn.logsumexp(log_p_XK, axis=-1)
@@ -33,10 +37,12 @@ class Kept(NamedTuple):
 
 
 class KeptScores(NamedTuple):
-    """Attributes:
-    kl_X: of the K tokens and the bucket; at most the KL over the whole vocabulary.
-    nll_X: -log p(target) of the student.
-    hit_X: the target has the student's largest logit.
+    """Holds the scores of a student at X positions.
+
+    Attributes:
+      kl_X: KL over the K tokens and the bucket; at most the KL over the complete vocabulary.
+      nll_X: -log p(target) of the student.
+      hit_X: the target has the student's largest logit.
     """
 
     kl_X: jax.Array
@@ -45,7 +51,13 @@ class KeptScores(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """all: of the student over the vocabulary; tail: without the kept tokens; kept_XK: logits."""
+    """Holds the student's running values.
+
+    Attributes:
+      all: softmax over the vocabulary.
+      tail: softmax without the stored tokens.
+      kept_XK: logits of the stored tokens.
+    """
 
     all: Running
     tail: Running
@@ -61,9 +73,9 @@ def kept_scores(
     at_once: int,
     layout: Layout | None = None,
 ) -> KeptScores:
-    """Scores at X positions, [B, T] with a layout, in one pass; in float32 or better.
+    """Returns scores at X positions, [B, T] with a layout, in one pass; in float32 or better.
 
-    The KL is sum p log(p / q) over the kept tokens plus p_tail log(p_tail / q_tail). q_tail is
+    The KL is sum p log(p / q) over the stored tokens plus p_tail log(p_tail / q_tail). q_tail is
     the sum over the dropped tokens; computing 1 - sum(kept) would lose precision.
 
     Args:
@@ -130,7 +142,10 @@ def _gradient(tokens, log_sums, d_scores: KeptScores, logits, span):
 
 
 def _positions(ids_XK, span):
-    """Where in the span the kept tokens stand, its width if elsewhere; and whether they do."""
+    """Says where in the span the stored tokens stand, and whether they do.
+
+    A place is the span's width if the token is elsewhere.
+    """
     at_XK = ids_XK - span.ids_C[0]
     inside_XK = (at_XK >= 0) & (at_XK < span.width)
     is_here_XK = inside_XK & span.is_new_C[jnp.where(inside_XK, at_XK, 0)]

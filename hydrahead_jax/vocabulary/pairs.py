@@ -1,4 +1,4 @@
-"""A student's distribution of the next token against its teacher's."""
+"""Compares a student's distribution of the next token with its teacher's."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,13 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class PairScores(NamedTuple):
-    """Attributes:
-    kl_X: KL(teacher || student) in nats.
-    nll_X: -log p(target) of the student.
-    teacher_nll_X: of the teacher; without gradient, as all that follows.
-    hit_X: the target has the student's largest logit.
+    """Holds the scores of a student and its teacher at X positions.
+
+    Attributes:
+      kl_X: KL(teacher || student) in nats.
+      nll_X: -log p(target) of the student.
+      teacher_nll_X: -log p(target) of the teacher; without gradient, as all that follows.
+      hit_X: the target has the student's largest logit.
     """
 
     kl_X: jax.Array
@@ -27,7 +29,11 @@ class PairScores(NamedTuple):
 
 
 class _Both(NamedTuple):
-    """gap_X: sum of exp(teacher's logit - its largest) (teacher's logit - student's)."""
+    """Holds the running values of both models.
+
+    Attributes:
+      gap_X: sum of exp(teacher's logit - its largest) (teacher's logit - student's).
+    """
 
     teacher: Running
     student: Running
@@ -44,16 +50,15 @@ def pair_scores(
     at_once: int,
     layout: Layout | None = None,
 ) -> PairScores:
-    """Scores at X positions, [B, T] with a layout, in one pass; in float32 or better. Gradients go
-    to the student only.
+    """Returns scores at X positions, [B, T] with a layout, in one pass; in float32 or better.
 
-    With z the logits and p the teacher's probabilities, the KL is
+    Gradients go to the student only. With z the logits and p the teacher's probabilities, the KL is
     sum p (z_teacher - z_student) - logsumexp(z_teacher) + logsumexp(z_student).
 
     Args:
       teacher_XD: final hidden states of the teacher.
       teacher: its unembedding.
-      student_XD: final hidden states of the student, whose width may be another.
+      student_XD: final hidden states of the student, whose width may differ.
       student: its unembedding.
       targets_X: int32, the tokens that follow.
       at_once: entries of the vocabulary whose logits exist at one time.

@@ -1,4 +1,4 @@
-"""Scores of the tokens that follow."""
+"""Computes the cross-entropy of the tokens that follow."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,12 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class TokenScores(NamedTuple):
-    """nll_X: -log p(target). hit_X: the target has the largest logit."""
+    """Holds the scores of a model at X positions.
+
+    Attributes:
+      nll_X: -log p(target).
+      hit_X: the target has the largest logit.
+    """
 
     nll_X: jax.Array
     hit_X: jax.Array
@@ -21,7 +26,7 @@ class TokenScores(NamedTuple):
 def token_scores(
     hidden_XD, unembedding: Unembedding, targets_X, *, at_once: int, layout: Layout | None = None
 ) -> TokenScores:
-    """Next-token scores at X positions, [B, T] with a layout; in float32 or better.
+    """Returns next-token scores at X positions, [B, T] with a layout; in float32 or better.
 
     Args:
       hidden_XD: final hidden states.

@@ -1,4 +1,4 @@
-"""Sums of exponentials that run along with the largest logit so far (online softmax)."""
+"""Computes the softmax online: sums of exponentials relative to the largest logit so far."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,13 @@ NONE = -1e30  # below every logit
 
 
 class Running(NamedTuple):
-    """top_X: largest logit; sum_X: of exponentials above it; target_X: logit of the target."""
+    """Holds the running softmax.
+
+    Attributes:
+      top_X: largest logit.
+      sum_X: sum of exp(logit - top_X).
+      target_X: logit of the target.
+    """
 
     top_X: jax.Array
     sum_X: jax.Array
@@ -23,12 +29,12 @@ class Running(NamedTuple):
 
     @property
     def nll_X(self):
-        """-log p(target)."""
+        """Returns -log p(target)."""
         return self.log_sum_X - self.target_X
 
     @property
     def hit_X(self):
-        """The target has the largest logit."""
+        """Says whether the target has the largest logit."""
         return self.target_X >= self.top_X
 
 

@@ -1,9 +1,9 @@
-"""One pass over the logits of all tokens and the whole vocabulary, in tiles that are made, used
-and dropped; for the gradient a second pass makes them again.
+"""Computes the logits of all tokens over the complete vocabulary in tiles, used and dropped.
 
-The vocabulary is the outer loop: the gradient of a chunk of the unembedding is complete when the
-chunk is left, so it is summed in float32 and stored once. On a mesh each rank has its tokens and
-its part of the vocabulary; a chunk is gathered along the embedding when its turn comes.
+For the gradient a second pass computes them again. The vocabulary is the outer loop: the gradient
+of a chunk of the unembedding is complete when the chunk is left, so it is summed in float32 and
+stored once. On a mesh each rank has its tokens and its part of the vocabulary; a chunk is gathered
+along the embedding when its turn comes.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from hydrahead_jax.vocabulary.unembedding import Place, Span, Unembedding, span,
 
 
 class TokenLoss(NamedTuple):
-    """What is computed of the logits; every array of it begins with the tokens.
+    """Says what is computed of the logits; every array of it begins with the tokens.
 
     Attributes:
       start: (tokens, dtype) -> running values before any logit.
       update: (running, tokens, logits of each model, span) -> running.
       merge: (running, mesh axis) -> running, over ranks with other parts of the vocabulary.
       finish: (running, tokens) -> (result, what the gradient needs of it).
-      gradient: (tokens, that, gradient of the result, logits, span) -> of the last model's logits;
-        None for a result without gradient.
+      gradient: (tokens, what the gradient needs, gradient of the result, logits, span) -> gradient
+        of the last model's logits; None for a result without gradient.
     """
 
     start: Callable
@@ -40,7 +40,7 @@ class TokenLoss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """All that is static of a sweep; one place for each model's unembedding."""
+    """Holds all that is static of a sweep; one place for each model's unembedding."""
 
     loss: TokenLoss
     places: tuple[Place, ...]
@@ -48,7 +48,10 @@ class _Plan:
     layout: Layout | None
 
     def mapped(self, function: Callable, arguments: tuple, results: tuple) -> Callable:
-        """`function` on this rank's part; a dimension string stands for each group of arrays."""
+        """Runs `function` on this rank's part.
+
+        A dimension string stands for each group of arrays.
+        """
         if self.layout is None:
             return function
         spec = lambda x: self.layout.spec(x) if isinstance(x, str) else x
@@ -69,7 +72,7 @@ def sweep(
     at_once: int,
     layout: Layout | None = None,
 ):
-    """The result of `loss` for every token, differentiable in the last model.
+    """Returns the result of `loss` for every token, differentiable in the last model.
 
     Args:
       loss: what to compute.
@@ -169,7 +172,7 @@ def _number(gradient):
 
 
 def _products(place: Place, d_logits_XC, hidden_XD, chunk, wide):
-    """Gradients of the hidden states and of the chunk."""
+    """Returns the gradients of the hidden states and of the chunk."""
     chunk_dims, weight_dims = ("CD", "CD") if place.vocabulary_axis == 0 else ("DC", "DC")
     einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
     d_hidden_XD = einsum(f"XC,{chunk_dims}->XD", d_logits_XC, chunk)
@@ -177,8 +180,10 @@ def _products(place: Place, d_logits_XC, hidden_XD, chunk, wide):
 
 
 def _over_rows(place: Place, d_chunk, plan: _Plan):
-    """The gradient of a chunk summed over the ranks that have other tokens; each rank of a shared
-    embedding keeps its part."""
+    """Sums the gradient of a chunk over the ranks that have other tokens.
+
+    Each rank of a sharded embedding keeps its part.
+    """
     if plan.layout is None:
         return d_chunk
     if place.embed is not None:
@@ -191,7 +196,7 @@ def _over_rows(place: Place, d_chunk, plan: _Plan):
 
 
 def _spans(plan: _Plan, weights) -> tuple[int, int, int]:
-    """(number of spans, their width, entries on this rank)."""
+    """Returns (number of spans, their width, entries on this rank)."""
     entries = weights[0].shape[plan.places[0].vocabulary_axis]
     return (*span_width(entries, plan.at_once), entries)
 

@@ -1,4 +1,4 @@
-"""Tokens in tiles of equal size."""
+"""Cuts tokens into tiles of equal size."""
 
 import math
 
@@ -9,7 +9,7 @@ TOKENS_AT_ONCE = 2048
 
 
 def in_tiles(tree, leading: tuple[int, ...]):
-    """Leaves [*leading, ...] as [Z, X, ...], the last tile filled up with zeros."""
+    """Cuts leaves [*leading, ...] into [Z, X, ...], the last tile padded with zeros."""
     tokens = math.prod(leading)
     count = -(-tokens // TOKENS_AT_ONCE)
     width = -(-tokens // count)
@@ -26,7 +26,7 @@ def in_tiles(tree, leading: tuple[int, ...]):
 
 
 def from_tiles(tree, leading: tuple[int, ...]):
-    """The inverse of `in_tiles`."""
+    """Inverts `in_tiles`."""
     tokens = math.prod(leading)
 
     def join(x):

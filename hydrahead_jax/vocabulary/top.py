@@ -1,4 +1,4 @@
-"""The most probable tokens of a model, and the probability of all others."""
+"""Finds the most probable tokens of a model, and the probability of all others."""
 
 import functools
 from typing import NamedTuple
@@ -15,10 +15,13 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class _Top(NamedTuple):
-    """Attributes:
-    all: over the vocabulary so far.
-    tail_X: sum of exponentials of what is not among the K, above the same largest logit.
-    logits_XK: the K largest, falling; ids_XK: their tokens.
+    """Holds the running values.
+
+    Attributes:
+      all: running softmax over the vocabulary so far.
+      tail_X: sum of exponentials of what is not among the K, relative to the same largest logit.
+      logits_XK: the K largest, falling.
+      ids_XK: their tokens.
     """
 
     all: Running
@@ -30,7 +33,7 @@ class _Top(NamedTuple):
 def top_tokens(
     hidden_XD, unembedding: Unembedding, count: int, *, at_once: int, layout: Layout | None = None
 ) -> Kept:
-    """The `count` most probable tokens at X positions, [B, T] with a layout.
+    """Returns the `count` most probable tokens at X positions, [B, T] with a layout.
 
     The tail is a sum over the other tokens, so it is right however small it is.
 
@@ -73,8 +76,11 @@ def _merge(top: _Top, axis: str) -> _Top:
 
 
 def _largest(running: Running, tail_X, top: _Top, logits_XC, ids_XC) -> _Top:
-    """The K largest of those kept and more; what is dropped goes to the tail. Of equal logits at
-    the limit only some are kept, so the dropped ones are counted."""
+    """Returns the K largest of the stored logits and the new ones.
+
+    What is dropped goes to the tail. Of equal logits at the limit only some are stored, so the
+    dropped ones are counted.
+    """
     logits_XM = jnp.concatenate([top.logits_XK, logits_XC], axis=1)
     ids_XM = jnp.concatenate([top.ids_XK, ids_XC], axis=1)
     kept_XK, at_XK = jax.lax.top_k(logits_XM, top.logits_XK.shape[1])

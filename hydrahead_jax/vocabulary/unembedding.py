@@ -1,4 +1,4 @@
-"""The matrix from the embedding to the vocabulary, a part of it at a time."""
+"""Reads the matrix from the embedding to the vocabulary, a part of it at a time."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,8 +16,11 @@ _NAMES = ("w_embed_VD", "w_unembed_DV")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Unembedding:
-    """`weight` [V, D] where `vocabulary_axis` is 0, [D, V] where it is 1: as the model keeps it,
-    so that no transposed copy is made."""
+    """Holds the unembedding in the orientation in which the model stores it.
+
+    `weight` is [V, D] where `vocabulary_axis` is 0, and [D, V] where it is 1. So no transposed copy
+    is made.
+    """
 
     weight: jax.Array
     vocabulary_axis: int = dataclasses.field(metadata={"static": True})
@@ -31,12 +34,12 @@ class Unembedding:
 
 
 class Place(NamedTuple):
-    """Where the parts of an unembedding are.
+    """Says where the parts of an unembedding are.
 
     Attributes:
-      vocabulary_axis: of the array.
-      vocabulary: mesh axis that shares out the vocabulary; None where it is whole.
-      embed: mesh axis that shares out the embedding.
+      vocabulary_axis: axis of the array that is the vocabulary.
+      vocabulary: mesh axis that shards the vocabulary; None where it is not sharded.
+      embed: mesh axis that shards the embedding.
     """
 
     vocabulary_axis: int
@@ -49,7 +52,7 @@ class Place(NamedTuple):
         return jax.sharding.PartitionSpec(*(axes if self.vocabulary_axis == 0 else axes[::-1]))
 
     def logits(self, hidden_XD, chunk, is_new_C):
-        """[X, C] in float32 or better, far below all others where an entry is not new."""
+        """Returns [X, C] in float32 or better, far below all others where an entry is not new."""
         dims = "XD,CD->XC" if self.vocabulary_axis == 0 else "XD,DC->XC"
         wide = jnp.promote_types(hidden_XD.dtype, jnp.float32)
         logits_XC = jnp.einsum(dims, hidden_XD, chunk, preferred_element_type=wide)
@@ -57,13 +60,14 @@ class Place(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Entries start .. start + width of this rank's vocabulary. All spans are as wide, so the last
-    one begins with entries of the one before, which are not new.
+    """Is entries start .. start + width of this rank's vocabulary.
+
+    All spans are as wide, so the last one begins with entries of the one before, which are not new.
 
     Attributes:
       start: first entry.
-      width: of all spans.
-      ids_C: of the entries in the whole vocabulary.
+      width: width of all spans.
+      ids_C: ids of the entries in the complete vocabulary.
       is_new_C: whether this span counts them.
     """
 
@@ -73,7 +77,7 @@ class Span(NamedTuple):
     is_new_C: jax.Array
 
     def of(self, weight, place: Place):
-        """Those entries of an unembedding, whole along the embedding."""
+        """Returns those entries of an unembedding, gathered along the embedding."""
         axis = place.vocabulary_axis
         chunk = jax.lax.dynamic_slice_in_dim(weight, self.start, self.width, axis)
         if place.embed is not None:
@@ -81,7 +85,7 @@ class Span(NamedTuple):
         return chunk
 
     def add(self, total, part, place: Place):
-        """`total` with `part` added to those entries."""
+        """Returns `total` with `part` added to those entries."""
         axis = place.vocabulary_axis
         old = jax.lax.dynamic_slice_in_dim(total, self.start, self.width, axis)
         new = old + part.astype(total.dtype)
@@ -89,7 +93,7 @@ class Span(NamedTuple):
 
 
 def span_width(entries: int, at_once: int) -> tuple[int, int]:
-    """(number, width) of spans of at most `at_once` entries; full lanes where they are wide."""
+    """Returns (number, width) of spans of at most `at_once` entries; wide ones have full lanes."""
     count = -(-entries // at_once)
     width = -(-entries // count)
     if at_once % _LANES == 0 and count > 1:
@@ -98,7 +102,7 @@ def span_width(entries: int, at_once: int) -> tuple[int, int]:
 
 
 def span(index, entries: int, width: int, place: Place) -> Span:
-    """The span of that number among a rank's `entries`."""
+    """Returns the span of that number among a rank's `entries`."""
     start = jnp.minimum(index * width, entries - width)
     own_C = start + jnp.arange(width)
     first = 0 if place.vocabulary is None else jax.lax.axis_index(place.vocabulary) * entries

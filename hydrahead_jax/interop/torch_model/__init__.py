@@ -1,1 +1,1 @@
-"""The PyTorch code that travels with an exported model; it imports torch and transformers only."""
+"""Holds the PyTorch code of an exported model; it imports torch and transformers only."""

@@ -1,4 +1,4 @@
-"""Softmax attention of query heads that share key/value heads, with any map between them."""
+"""Computes softmax attention of query heads that share key/value heads, with any map."""
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -10,12 +10,12 @@ MASK_ELEMENTS = 2**22  # of one block of queries at most
 
 
 def take(x, indices: list[int], dim: int):
-    """x.index_select by a list, without an index on the device; a view where it can be."""
+    """Selects indices by a list, without an index on the device; returns a view where it can."""
     return merge([x], indices, dim)
 
 
 def merge(parts: list, indices: list[int], dim: int):
-    """`take` from the concatenated parts, with one copy."""
+    """Takes indices from the concatenated parts, with one copy."""
     sources = [(part, i) for part, x in enumerate(parts) for i in range(x.shape[dim])]
     runs = []
     for part, i in (sources[index] for index in indices):
@@ -28,7 +28,7 @@ def merge(parts: list, indices: list[int], dim: int):
 
 
 def eager_attention(module, query, key, value, mask, scaling, dropout=0.0, **kwargs):
-    """Softmax attention step by step; `mask` is True where a query sees a key."""
+    """Computes softmax attention step by step; `mask` is True where a query sees a key."""
     key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
     if mask is not None:
@@ -38,7 +38,7 @@ def eager_attention(module, query, key, value, mask, scaling, dropout=0.0, **kwa
 
 
 class _Group:
-    """What the library's attention functions read of a module."""
+    """Holds what the library's attention functions read of a module."""
 
     is_causal = True
     training = False
@@ -48,7 +48,7 @@ class _Group:
 
 
 class GroupedAttention:
-    """softmax(q k^T / sqrt(H)) v, where head n of the queries reads head kv_of[n].
+    """Computes softmax(q k^T / sqrt(H)) v, where head n of the queries reads head kv_of[n].
 
     Each key/value head has the same number of query slots; where fewer heads read it, one of them
     fills several slots. So keys and values are never copied to query heads when decoding.
@@ -66,7 +66,7 @@ class GroupedAttention:
         self.single = _Group(config, layer_idx, 1)
 
     def __call__(self, q_BNTH, k_BKSH, v_BKSH, tokens: Tokens):
-        """Output [B, T, N, H]."""
+        """Returns the output [B, T, N, H]."""
         name = self.config._attn_implementation
         function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         scaling = q_BNTH.shape[-1] ** -0.5
@@ -93,7 +93,7 @@ class GroupedAttention:
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def _one_token(self, function, q_BN1H, k_BKSH, v_BKSH, tokens: Tokens, options: dict):
-        """The query heads of one key/value head stand in for query tokens."""
+        """Passes the query heads of one key/value head as query tokens."""
         B, _, _, H = q_BN1H.shape
         q_BKGH = take(q_BN1H, self.slots, 1).reshape(B, -1, self.group, H)
         mask = None
@@ -107,7 +107,7 @@ class GroupedAttention:
 
 
 def _blocks(q_BNTH, S: int, tokens: Tokens):
-    """(first query, end, mask [B or 1, 1, queries, keys up to the last query]) in turn.
+    """Yields (first query, end, mask [B or 1, 1, queries, keys up to the last query]) in turn.
 
     A padding token sees itself, so that its numbers stay finite; no other token reads them.
     """

@@ -1,4 +1,4 @@
-"""What a HydraHead model remembers between calls, as layers of transformers' `DynamicCache`."""
+"""Holds what a HydraHead model remembers between calls, as layers of `DynamicCache`."""
 
 import torch
 from transformers.cache_utils import DynamicCache, LinearAttentionAndFullAttentionLayer
@@ -11,13 +11,14 @@ GROWTH = 256  # tokens of room added at once where keys and values are kept
 
 
 class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
-    """Keys and values [B, K, S, H], three convolutions' last inputs, and the recurrent state.
+    """Holds keys and values, three convolutions' last inputs, and the recurrent state.
 
-    A layer with softmax heads only, or with delta-rule heads only, leaves the others None.
+    Keys and values are [B, K, S, H]. A layer with softmax heads only, or with delta-rule heads
+    only, leaves the others None.
 
     Attributes:
       tokens_seen: S, padding included.
-      real_BS: False on padding; None where there was none. Kept by the first layer for all.
+      real_BS: False on padding; None where there was none. The first layer stores it for all.
     """
 
     is_compileable = False
@@ -41,7 +42,7 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
         return self.keys, self.values
 
     def _append(self, old, new):
-        """Writes behind what is there, where nobody needs the gradient and there is room."""
+        """Writes behind the stored tokens, where nobody needs the gradient and there is room."""
         needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*old, *new))
         if needed or is_tracing(new[0]):
             return [torch.cat(pair, dim=2) for pair in zip(old, new, strict=True)]
@@ -58,7 +59,7 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
         return [room[:, :, : S + T] for room in self.rooms]
 
     def _has_room(self, old, length: int) -> bool:
-        """Whether `old` are the first tokens of rooms that this call may write to."""
+        """Says whether `old` are the first tokens of rooms that this call may write to."""
         if self.rooms is None or length > self.rooms[0].shape[2]:
             return False
         if self.rooms[0].is_inference() and not torch.is_inference_mode_enabled():
@@ -69,22 +70,22 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
         )
 
     def update_conv_state(self, conv_states, state_idx=0, **kwargs):
-        """Keeps [B, M, taps - 1]."""
+        """Stores [B, M, taps - 1]."""
         self.conv_states[state_idx] = conv_states
         return conv_states
 
     def update_recurrent_state(self, recurrent_states, state_idx=0, **kwargs):
-        """Keeps [B, N, H, P]."""
+        """Stores [B, N, H, P]."""
         self.recurrent_states[state_idx] = recurrent_states
         return recurrent_states
 
     def conv_state(self, state_idx: int, device):
-        """As it was kept, on `device`; None before the first token."""
+        """Returns the stored inputs on `device`; None before the first token."""
         state = self.conv_states[state_idx]
         return None if state is None else state.to(device)
 
     def recurrent_state(self, device):
-        """As it was kept, on `device`; None before the first token."""
+        """Returns the stored state on `device`; None before the first token."""
         state = self.recurrent_states[0]
         return None if state is None else state.to(device)
 
@@ -147,7 +148,7 @@ def check_cache_implementation(keywords: dict, config) -> None:
 
 
 def one_cache(past_key_values, cache):
-    """The cache that was given under either name, if it is one that this model can use."""
+    """Returns the cache given under either name, if it is one that this model can use."""
     if past_key_values is not None and cache is not None and past_key_values is not cache:
         raise ValueError("past_key_values and cache are two names of one argument; give only one")
     given = cache if cache is not None else past_key_values

@@ -1,4 +1,4 @@
-"""The config of a HydraHead model, for Hugging Face transformers."""
+"""Defines the config of a HydraHead model, for Hugging Face transformers."""
 
 import transformers
 from transformers import PretrainedConfig
@@ -20,7 +20,9 @@ if _VERSION > NEWEST:
 
 
 class HydraHeadConfig(PretrainedConfig):
-    """A Qwen3-architecture decoder whose layers split their heads between two token mixers.
+    """Is the config of a Qwen3-architecture decoder with layers of two token mixers.
+
+    Each layer splits its heads between softmax attention and the gated delta rule.
 
     Args:
       mixers: one object for each layer: {"kind": "full_attention"}, or {"kind": "hydra",
@@ -77,5 +79,5 @@ class HydraHeadConfig(PretrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What transformers reads to make a cache: each layer may have both kinds of heads."""
+        """Tells transformers which cache to make: each layer may have both kinds of heads."""
         return ["hybrid"] * self.num_hidden_layers

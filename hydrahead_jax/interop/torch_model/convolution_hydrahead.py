@@ -1,4 +1,4 @@
-"""The short causal convolution of delta-rule heads, on real tokens only."""
+"""Computes the short causal convolution of delta-rule heads, on real tokens only."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ TAPS = 4
 
 
 def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
-    """sum_w weight[w] x[t + w - (taps - 1)], each channel by itself.
+    """Computes sum_w weight[w] x[t + w - (taps - 1)], each channel by itself.
 
     Args:
       x_BTM: inputs.
@@ -40,14 +40,14 @@ def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
 
 
 class ShortConvolution(nn.Conv1d):
-    """Causal and depthwise over the real tokens of each row, as if there were no padding."""
+    """Convolves causally and depthwise over the real tokens of each row, ignoring padding."""
 
     def __init__(self, channels: int, silu: bool):
         super().__init__(channels, channels, TAPS, groups=channels, bias=False)
         self.silu = silu
 
     def forward(self, x_BTM, tail_BMW, real_BT=None, documents_BT=None):
-        """Output [B, T, M], and the last inputs [B, M, taps - 1]."""
+        """Returns the output [B, T, M], and the last inputs [B, M, taps - 1]."""
         B, T, M = x_BTM.shape
         weight_MW = self.weight[:, 0]
         if real_BT is None:

@@ -1,4 +1,4 @@
-"""The gated delta rule, float32: token by token, and by chunks for whole prompts."""
+"""Runs the gated delta rule in float32: token by token, and by chunks for prompts."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ RESET = -1e4  # a log decay after which nothing is left in float32
 
 
 def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, documents_BT=None):
-    """Runs the gated delta rule, by the fastest way there is.
+    """Runs the gated delta rule by the fastest available method.
 
     Args:
       q_BTNH, k_BTNH, v_BTNP: any float dtype; queries not yet scaled by H**-0.5.
@@ -42,7 +42,7 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, docu
 
 
 def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):
-    """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q."""
+    """Computes S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q."""
     state_BNHP = state_BNHP * log_decay_BN.exp()[..., None, None]
     error_BNP = v_BNP - torch.einsum("bnhp,bnh->bnp", state_BNHP, k_BNH)
     write_BNP = beta_BN[..., None] * error_BNP
@@ -53,7 +53,7 @@ def delta_rule_step(q_BNH, k_BNH, v_BNP, log_decay_BN, beta_BN, state_BNHP):
 def delta_rule_chunked(
     q_BTNH, k_BTNH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, scale: float = 1.0
 ):
-    """The same over many tokens, some chunks at a time, so that memory does not grow with T."""
+    """Runs the rule over many tokens, some chunks at a time: memory does not grow with T."""
     B, T, N, _ = q_BTNH.shape
     inputs = (q_BTNH, k_BTNH, v_BTNP, log_decay_BTN[..., None], beta_BTN[..., None])
     rows = 1 if is_tracing(q_BTNH) else B  # a graph serves any number of rows
@@ -69,7 +69,10 @@ def delta_rule_chunked(
 
 
 def _run_chunks(q, k, v, log_decay, beta, state_XHP, scale: float):
-    """[X, Z, C, H] each, X = B * N: within a chunk the recurrence is one triangular system."""
+    """Runs chunks [X, Z, C, H], X = B * N.
+
+    Within a chunk the recurrence is one triangular system.
+    """
     lower_CC = torch.ones(CHUNK, CHUNK, device=q.device).tril()
     # [i, j] = sum of log_decay over j < m <= i, as a sum and not as a difference of two.
     decay = (lower_CC @ (log_decay * lower_CC.tril(-1))).exp() * lower_CC
@@ -93,7 +96,10 @@ def _run_chunks(q, k, v, log_decay, beta, state_XHP, scale: float):
 
 
 def _chunks(x_BTNH):
-    """[B, T, N, H] -> [X, Z, C, H]; what is added at the end neither decays nor writes."""
+    """Cuts [B, T, N, H] into [X, Z, C, H].
+
+    The padding that is added at the end neither decays nor writes.
+    """
     x_BNTH = x_BTNH.transpose(1, 2)
     x_BNTH = F.pad(x_BNTH, (0, 0, 0, -x_BNTH.shape[2] % CHUNK))
     return x_BNTH.flatten(0, 1).unflatten(1, (-1, CHUNK))

@@ -1,11 +1,11 @@
-"""Rows that hold several documents, as padding-free trainers make them."""
+"""Handles rows that hold several documents, as padding-free trainers make them."""
 
 import torch
 from transformers.utils.import_utils import is_tracing
 
 
 def find_documents(position_ids, cu_seq_lens, seq_idx, attention_mask, past: int, B: int, T: int):
-    """A number for each document [B, T], rising along a row; None where rows are documents.
+    """Numbers the documents [B, T], rising along a row; None where rows are documents.
 
     A document begins where `cu_seq_lens` or `seq_idx` says, and without a mask or earlier tokens
     wherever `position_ids` do not go on by one: transformers' rule.
@@ -52,7 +52,7 @@ def _by_positions(positions_BT, attention_mask, past: int):
 
 
 def positions_in_documents(documents_BT):
-    """Counted from the first token of each document."""
+    """Counts positions from the first token of each document."""
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     begins_BT = documents_BT.diff(dim=1, prepend=documents_BT[:, :1] - 1) != 0
     return index_T - (index_T * begins_BT).cummax(dim=1).values

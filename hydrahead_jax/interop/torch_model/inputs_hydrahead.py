@@ -1,4 +1,4 @@
-"""From the arguments of `forward` to what every layer knows of its tokens."""
+"""Turns the arguments of `forward` into what every layer knows of its tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from .tokens_hydrahead import Tokens, default_positions, real_tokens, rotary_ang
 
 
 def read_tokens(config, x_BTD, attention_mask, position_ids, past, kwargs: dict) -> Tokens:
-    """Positions, padding and documents of the tokens of one call.
+    """Returns positions, padding and documents of the tokens of one call.
 
     Args:
       config: of the model.
@@ -60,7 +60,7 @@ def read_tokens(config, x_BTD, attention_mask, position_ids, past, kwargs: dict)
 
 
 def _library_mask(config, x_BTD, real_BS, position_ids, documents_BT, past):
-    """The mask of attention implementations that make their own, such as flex_attention."""
+    """Makes the mask in the form of attention implementations such as flex_attention."""
     name = config._attn_implementation
     if name in ("sdpa", "eager"):
         return None
@@ -79,7 +79,7 @@ def _library_mask(config, x_BTD, real_BS, position_ids, documents_BT, past):
 
 
 def _flash_keywords(config, documents_BT) -> dict | None:
-    """Where documents begin, for attention implementations that read no mask."""
+    """Says where documents begin, for attention implementations that read no mask."""
     name = config._attn_implementation
     if documents_BT is None or name in ("sdpa", "eager", "flex_attention"):
         return None

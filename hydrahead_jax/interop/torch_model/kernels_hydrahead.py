@@ -1,7 +1,7 @@
-"""The fast kernels of two other packages, used where they are installed and tensors are on a GPU.
+"""Calls the fast kernels of two other packages where they are installed and tensors are on a GPU.
 
 flash-linear-attention (`fla`) computes the gated delta rule, causal-conv1d the convolution. Each
-function of this module returns None where PyTorch's own operations have to do: on a CPU, in
+function of this module returns None where PyTorch's own operations are needed: on a CPU, in
 float32, while a graph is traced, and without a package whose functions are the expected ones.
 """
 
@@ -114,7 +114,7 @@ def causal_conv(x_BTM, tail_BMW, weight_MW, silu: bool, documents_BT=None):
 
 
 def _can_run(*tensors) -> bool:
-    """Whether all of them are on a GPU, of one dtype, and no graph is being traced."""
+    """Says whether all of them are on a GPU, of one dtype, and no graph is being traced."""
     first = tensors[0]
     return (
         first.device.type == "cuda"
@@ -124,7 +124,11 @@ def _can_run(*tensors) -> bool:
 
 
 def _boundaries(documents_BT):
-    """Starts of all documents of all rows in one row and its end; the last document of each row."""
+    """Returns where documents start, with all rows joined to one.
+
+    Returns:
+      The starts of all documents and the end, and the last document of each row.
+    """
     B, T = documents_BT.shape
     begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
     begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
@@ -134,7 +138,7 @@ def _boundaries(documents_BT):
 
 @functools.cache
 def _functions(package: str):
-    """The functions of a package, or None; says once which way was chosen."""
+    """Returns the functions of a package, or None; says once which way was chosen."""
     details = _PACKAGES[package]
     try:
         module = importlib.import_module(details["module"])
@@ -156,7 +160,7 @@ def _functions(package: str):
 def _check_signature(function, names):
     """Raises where arguments are unknown, others are required, or a changed layout is default.
 
-    A wrong number is worse than a slow one.
+    An error is better than a wrong number.
     """
     parameters = dict(inspect.signature(function).parameters)
     missing = [name for name in names if name not in parameters]

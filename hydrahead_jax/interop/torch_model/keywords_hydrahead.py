@@ -1,4 +1,4 @@
-"""No keyword of `forward` is swallowed: it is computed, or it is refused."""
+"""Checks every keyword of `forward`: it is computed, or it is refused."""
 
 LOSS_KEYWORDS = ("num_items_in_batch", "ignore_index", "shift_labels", "weight")
 PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")

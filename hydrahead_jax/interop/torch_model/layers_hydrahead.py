@@ -1,4 +1,4 @@
-"""One layer of the decoder."""
+"""Defines one layer of the decoder."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -10,7 +10,7 @@ from .tokens_hydrahead import Tokens
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """Is a SwiGLU MLP."""
 
     def __init__(self, config: HydraHeadConfig):
         super().__init__()
@@ -23,7 +23,7 @@ class MLP(nn.Module):
 
 
 class HydraHeadLayer(GradientCheckpointingLayer):
-    """Norm, mixer, residual; norm, MLP, residual."""
+    """Applies norm, mixer, residual, then norm, MLP, residual."""
 
     def __init__(self, config: HydraHeadConfig, mixer: dict, layer_idx: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The token mixers of HydraHead; tokens_hydrahead.py explains the letters at the end of names."""
+"""Defines the token mixers; tokens_hydrahead.py explains the letters at the end of names."""
 
 import math
 
@@ -17,7 +17,7 @@ FUSION_EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32."""
+    """Computes x / rms(x) * weight in float32."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -36,7 +36,7 @@ def l2_norm(x_H, eps: float = 1e-6):
 
 
 def rotate(x_BTNH, tokens: Tokens):
-    """Rotary position embedding, half-split as in Qwen3."""
+    """Applies rotary position embedding, half-split as in Qwen3."""
     left, right = x_BTNH.float().chunk(2, dim=-1)
     cos, sin = tokens.cos_B1TH.transpose(1, 2), tokens.sin_B1TH.transpose(1, 2)
     halves = ((left * cos).addcmul_(right, sin, value=-1), (right * cos).addcmul_(left, sin))
@@ -44,7 +44,7 @@ def rotate(x_BTNH, tokens: Tokens):
 
 
 class Projections(nn.Module):
-    """Query, key and value projections with Qwen3's norm on each query and key head."""
+    """Projects queries, keys and values, with Qwen3's norm on each query and key head."""
 
     def __init__(self, config: HydraHeadConfig, query_heads: int, kv_heads: int, own: bool = True):
         super().__init__()
@@ -60,13 +60,13 @@ class Projections(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def project(self, x_BTD):
-        """q, k, v, none of them normalised."""
+        """Returns q, k, v, none of them normalised."""
         split = lambda x: x.unflatten(-1, (-1, self.head_dim))
         return split(self.q_proj(x_BTD)), split(self.k_proj(x_BTD)), split(self.v_proj(x_BTD))
 
 
 class Branch(Projections):
-    """What both kinds of heads share: own projections or picked ones, gate, norm and gamma."""
+    """Holds what both kinds of heads share: own or picked projections, gate, norm and gamma."""
 
     def __init__(self, config: HydraHeadConfig, choices: dict, heads: list[int], kv: list[int]):
         super().__init__(config, len(heads), len(kv), own=choices["query_decomposition"])
@@ -77,15 +77,15 @@ class Branch(Projections):
             self.gamma = nn.Parameter(torch.ones(len(heads)))
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
-        """This branch's share of projections over all heads of the layer."""
+        """Picks this branch's share of projections over all heads of the layer."""
         return take(q_BTNH, self.heads, 2), take(k_BTKH, self.kv, 2), take(v_BTKH, self.kv, 2)
 
     def convolve(self, qkv, tokens: Tokens, cache: HydraHeadCacheLayer | None):
-        """What stands between projections and norms: nothing."""
+        """Returns the projections unchanged; a subclass may convolve them before the norms."""
         return qkv
 
     def _fuse(self, heads_BTNH, x_BTD):
-        """gamma * gate * RMSNorm(heads); the gate is 1 where its weights are zero."""
+        """Computes gamma * gate * RMSNorm(heads); the gate is 1 where its weights are zero."""
         gate_BTNH = self.g_proj(x_BTD).sigmoid().unflatten(-1, (-1, self.head_dim))
         if self.choices["fusion"] == "none":
             return heads_BTNH * gate_BTNH * 2
@@ -94,7 +94,10 @@ class Branch(Projections):
 
 
 class SoftmaxHeads(Branch):
-    """Softmax attention without rotary embedding, its query scaled by ln(t + a) / ln(a)."""
+    """Computes softmax attention without rotary embedding.
+
+    The query is scaled by ln(t + a) / ln(a).
+    """
 
     def __init__(self, config, choices: dict, heads: list[int], kv_of: list[int], layer_idx: int):
         super().__init__(config, choices, heads, sorted(set(kv_of)))
@@ -114,7 +117,10 @@ class SoftmaxHeads(Branch):
 
 
 class DeltaHeads(Branch):
-    """Convolution, QK norm, rotary embedding, L2 norm, then the gated delta rule in float32."""
+    """Runs convolution, QK norm, rotary embedding and L2 norm, then the gated delta rule.
+
+    The delta rule runs in float32.
+    """
 
     def __init__(self, config, choices: dict, heads: list[int], kv_of: list[int]):
         super().__init__(config, choices, heads, kv_of)
@@ -128,7 +134,7 @@ class DeltaHeads(Branch):
         self.dt_bias = nn.Parameter(torch.zeros(N))
 
     def convolve(self, qkv, tokens: Tokens, cache: HydraHeadCacheLayer | None):
-        """Each of q, k and v by its own convolution."""
+        """Convolves each of q, k and v by its own convolution."""
         if not self.choices["short_conv"]:
             return qkv
         out = []
@@ -161,7 +167,10 @@ class DeltaHeads(Branch):
 
 
 class HydraHeadAttention(Projections):
-    """Both branches of a layer, their heads put back in order before the output projection."""
+    """Runs both branches of a layer.
+
+    Their heads return to their own order before the output projection.
+    """
 
     def __init__(self, config: HydraHeadConfig, mixer: dict, layer_idx: int):
         choices, N = mixer["choices"], config.num_attention_heads
@@ -200,7 +209,7 @@ class HydraHeadAttention(Projections):
 
 
 class FullAttention(Projections):
-    """Qwen3's attention: softmax with rotary embedding on every head."""
+    """Is Qwen3's attention: softmax with rotary embedding on every head."""
 
     def __init__(self, config: HydraHeadConfig, layer_idx: int):
         N, K = config.num_attention_heads, config.num_key_value_heads

@@ -1,4 +1,4 @@
-"""HydraHead in PyTorch: softmax heads and gated-delta-rule heads in the same layer.
+"""Runs HydraHead in PyTorch: softmax heads and gated-delta-rule heads in the same layer.
 
 Paper: "HydraHead" (arXiv 2606.20097); the delta rule: "Gated Delta Networks" (arXiv 2412.06464).
 Needs PyTorch and transformers only. tokens_hydrahead.py explains the letters at the end of names.
@@ -45,7 +45,7 @@ class HydraHeadPreTrainedModel(PreTrainedModel):
     _is_stateful = True
 
     def _init_weights(self, module):
-        """Gates start at one, the convolution as the identity, decay as in Gated DeltaNet."""
+        """Starts gates at one, the convolution as the identity, decay as in Gated DeltaNet."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, RMSNorm):
@@ -149,7 +149,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
     def _cache(self, past, use_cache):
-        """(the cache to fill, whether to return it): "asked" if the caller said so."""
+        """Returns (the cache to fill, whether to return it): "asked" if the caller said so."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             if past is not None:
                 raise ValueError(
@@ -184,7 +184,7 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
-        """As in transformers, after the cache was found to be one that this model can use."""
+        """Calls transformers' method after checking that this model can use the cache."""
         one_cache(kwargs.get("past_key_values"), kwargs.get("cache"))
         kwargs["inputs_embeds"] = inputs_embeds
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
@@ -220,9 +220,10 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         cache=None,
         **kwargs,
     ):
-        """As `HydraHeadModel.forward`; `labels`, -100 where nothing is asked, give the loss.
+        """Runs `HydraHeadModel.forward` and computes logits; `labels` give the loss.
 
-        `logits_to_keep` is how many logits at the end to return, all if 0, or their indices.
+        Labels are -100 where nothing is asked. `logits_to_keep` is how many logits at the end to
+        return, all if 0, or their indices.
         """
         loss_keywords = {name: kwargs.pop(name) for name in LOSS_KEYWORDS if name in kwargs}
         outputs = self.model(

@@ -1,4 +1,4 @@
-"""What every layer knows of the tokens of one call: where they are, and whom they see.
+"""Holds what every layer knows of the tokens of one call: where they are, and what they see.
 
 Dimension letters at the end of names, in all files of this model:
   B batch   T query time   S key time   D embed   N query heads   K key/value heads
@@ -12,13 +12,13 @@ from transformers.utils.import_utils import is_tracing
 
 
 class Tokens(NamedTuple):
-    """Tensors of one call, made once for all layers.
+    """Holds tensors of one call, made once for all layers.
 
     Attributes:
       positions_BT: counted from the first real token of the document; B may be 1.
       cos_B1TH, sin_B1TH: rotary angles; H is half a head.
       real_BT: False on padding; None without padding.
-      real_BS: likewise for earlier tokens and these.
+      real_BS: the same for earlier tokens and these.
       documents_BT: a number for each document of a packed row; None where rows are documents.
       packed: keywords of flash attention for documents.
       mask: for attention implementations of the library that make their own; None otherwise.
@@ -35,7 +35,7 @@ class Tokens(NamedTuple):
 
 
 def real_tokens(attention_mask, past_real_BS, past: int, B: int, T: int, device):
-    """(real_BT, real_BS), both None without padding.
+    """Returns (real_BT, real_BS), both None without padding.
 
     Raises:
       ValueError: the mask has a wrong shape, or hides other tokens of the past than earlier calls.
@@ -65,14 +65,14 @@ def real_tokens(attention_mask, past_real_BS, past: int, B: int, T: int, device)
 
 
 def default_positions(real_BS, past: int, T: int, device):
-    """Counted over real tokens; [1, T] without padding."""
+    """Counts positions over real tokens; [1, T] without padding."""
     if real_BS is None:
         return torch.arange(past, past + T, device=device)[None]
     return (real_BS.cumsum(1) - 1)[:, -T:].clamp(min=0)
 
 
 def rotary_angles(positions_BT, theta: float, head_dim: int):
-    """cos and sin [B, 1, T, H / 2], float32."""
+    """Returns cos and sin [B, 1, T, H / 2], float32."""
     exponent = torch.arange(0, head_dim, 2, device=positions_BT.device).float()
     frequency_H = theta ** (-exponent / head_dim)
     angle_B1TH = positions_BT[:, None, :, None].float() * frequency_H

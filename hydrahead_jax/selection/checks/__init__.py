@@ -1,1 +1,1 @@
-"""Whether the chosen heads are the right ones."""
+"""Checks whether the chosen heads are the right ones."""

@@ -1,4 +1,4 @@
-"""Removing heads: what a head puts out on average stands in for what it says."""
+"""Removes heads: a head's mean output replaces its output."""
 
 import functools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def mean_heads(
     *,
     batch: int = 4,
 ) -> np.ndarray:
-    """Mean output of each head, float32 [L, N, H], over all tokens of calibration documents.
+    """Returns the mean output of each head over calibration documents, float32 [L, N, H].
 
     Args:
       config: of any model.
@@ -44,7 +44,7 @@ def mean_heads(
 def knock_out_edits(
     removed: Sequence[Head], mean_LNH: Float[np.ndarray, "L N H"]
 ) -> dict[int, HeadEdit]:
-    """Edits of all layers, so that every set of heads runs as one compiled function."""
+    """Makes edits of all layers, so that every set of heads runs as one compiled function."""
     mask_LN = np.zeros(mean_LNH.shape[:2], np.float32)
     for head in removed:
         mask_LN[head] = 1.0

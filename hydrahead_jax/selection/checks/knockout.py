@@ -1,4 +1,4 @@
-"""Do the scores name the heads that matter? Take heads away and watch retrieval."""
+"""Checks that the scores name the heads that matter: removes heads and measures retrieval."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,17 +21,19 @@ Curves = dict[str, list[float]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnockOutSettings:
-    """Attributes:
-    counts: how many heads are removed, each a point of every curve; None is none, 1 %, 2 %, 5 %,
-      10 %, 20 %, 35 %, 50 %, 75 % and all of them.
-    draws: random orders beside the order of the scores and its reverse.
-    documents: held-out needle documents a point.
-    needles: in each of them.
-    length: tokens of a document and its reply; None is the length of the probes.
-    reply: tokens of a reply to documents in RULER's words.
-    batch: documents a pass.
-    prefill_chunk: prompt tokens a pass; bounds memory.
-    seed: of the documents and of the random orders.
+    """Says which heads are removed, and how retrieval is measured without them.
+
+    Attributes:
+      counts: how many heads are removed, each a point of every curve; None is none, 1 %, 2 %, 5 %,
+        10 %, 20 %, 35 %, 50 %, 75 % and all of them.
+      draws: random orders beside the order of the scores and its reverse.
+      documents: held-out needle documents a point.
+      needles: in each of them.
+      length: tokens of a document and its reply; None is the length of the probes.
+      reply: tokens of a reply to documents in RULER's words.
+      batch: documents a pass.
+      prefill_chunk: prompt tokens a pass; bounds memory.
+      seed: of the documents and of the random orders.
     """
 
     counts: tuple[int, ...] | None = None
@@ -59,7 +61,7 @@ class KnockOutSettings:
             )
 
     def counts_for(self, heads: int) -> tuple[int, ...]:
-        """The counts, for a model with so many softmax heads.
+        """Returns the counts for a model with so many softmax heads.
 
         Raises:
           UserError: more are to be removed than there are.
@@ -76,7 +78,7 @@ class KnockOutSettings:
 def knock_out_orders(
     scores: HeadScores, *, kv_heads: int, draws: int, seed: int = 0
 ) -> dict[str, list[Head]]:
-    """The softmax heads by score, best first; the reverse of that; and `draws` random orders."""
+    """Returns the softmax heads by score, best first; the reverse; and `draws` random orders."""
     ranked = ranking(scores, kv_heads=kv_heads, seed=seed)
     orders = {SCORE_ORDER: ranked, REVERSE_ORDER: ranked[::-1]}
     for draw in range(1, draws + 1):
@@ -94,7 +96,7 @@ def knock_out_curves(
     known: Curves | None = None,
     on_point: Callable[[Curves, int, int], None] | None = None,
 ) -> Curves:
-    """Accuracy with the first `count` heads of each order mean-ablated.
+    """Returns the accuracy with the first `count` heads of each order mean-ablated.
 
     Curves that begin alike share their points: no set of heads is measured twice.
 

@@ -1,4 +1,4 @@
-"""Would other pairs, or other lengths, have named the same heads?"""
+"""Checks whether other pairs, or other lengths, would have named the same heads."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,11 +16,13 @@ from hydrahead_jax.selection.scores.statistics import MIN_RANKED, rank_correlati
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StabilitySettings:
-    """Attributes:
-    pairs: how many pairs a sub-probe is scored with; more than are usable are left out.
-    draws: of that many pairs, and of halves.
-    lengths: of documents, in tokens, at which the heads are scored once more.
-    seed: of the draws.
+    """Says how often and at what lengths heads are scored again.
+
+    Attributes:
+      pairs: how many pairs a sub-probe is scored with; more than are usable are left out.
+      draws: how many draws of that many pairs, and of halves.
+      lengths: document lengths, in tokens, at which the heads are scored once more.
+      seed: seed of the draws.
     """
 
     pairs: tuple[int, ...] = (1, 2, 3, 6, 12, 24)
@@ -37,12 +39,13 @@ class StabilitySettings:
 
 
 class Agreement(NamedTuple):
-    """How alike two fused scores of the same heads are; None where there is nothing to compare.
+    """Says how alike two fused scores of the same heads are; None where nothing can be compared.
 
     Attributes:
       spearman_critical: rank correlation over the heads that are critical with all pairs.
-      spearman_all: over all softmax heads.
-      jaccard: of the best heads by either score, as many as are critical with all pairs.
+      spearman_all: rank correlation over all softmax heads.
+      jaccard: Jaccard index of the best heads by either score, as many as are critical with all
+        pairs.
     """
 
     spearman_critical: float | None
@@ -53,7 +56,10 @@ class Agreement(NamedTuple):
 def agreement(
     one: HeadScores, other: HeadScores, critical_LN: Bool[np.ndarray, "L N"], seed: int = 0
 ) -> Agreement:
-    """Compares the fused scores; which of equal heads counts among the best is drawn."""
+    """Compares the fused scores.
+
+    Ties among the best heads are broken by a random draw.
+    """
     softmax_LN, count = one.softmax_LN, int(critical_LN.sum())
     best, others_best = (
         _best(scores.score_LN[softmax_LN], count, [seed, i])
@@ -73,17 +79,17 @@ def stability(
     settings: StabilitySettings = StabilitySettings(),
     at_lengths: dict[int, HeadScores] | None = None,
 ) -> dict[str, Any]:
-    """How much the fused score depends on which pairs, how many, and how long.
+    """Measures how much the fused score depends on which pairs, how many, and how long.
 
     Args:
-      probes: of a selection.
-      effects: of each sub-probe.
+      probes: sub-probes of a selection.
+      effects: effects on each sub-probe.
       softmax_LN: heads that are scored.
-      settings: see there.
+      settings: see `StabilitySettings`.
       at_lengths: scores of the same heads from documents of other lengths.
 
     Returns:
-      As it stands in JSON: "usable_pairs" of the sub-probe that has fewest, "critical_heads" with
+      The results as JSON: "usable_pairs" of the sub-probe that has fewest, "critical_heads" with
       all pairs, "draws", "reasons" why numbers are None, and three lists of rows. Each row has the
       numbers of `Agreement` as {"mean", "low", "high"} over the draws. "over_pairs": a draw of
       "pairs" from each sub-probe against all pairs. "split_half": a random half, of "pairs",
@@ -95,7 +101,7 @@ def stability(
     usable = min(len(e.clean_B) for e in effects)
 
     def drawn(*sizes: int) -> list[HeadScores]:
-        """Scores from so many pairs of each sub-probe, no pair in two of them."""
+        """Returns scores from so many pairs of each sub-probe, no pair in two of them."""
         orders = [rng.permutation(len(e.clean_B)) for e in effects]
         return [
             head_scores(

@@ -1,1 +1,1 @@
-"""Effects of heads on the answers, measured by patching."""
+"""Measures effects of heads on the answers by patching."""

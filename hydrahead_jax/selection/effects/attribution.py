@@ -1,4 +1,4 @@
-"""Attribution patching: all effects at once, to first order, by one backward pass."""
+"""Runs attribution patching: all effects at once, to first order, by one backward pass."""
 
 from typing import Literal
 
@@ -20,7 +20,7 @@ Live = Receivers | Literal["all"]
 def drops(
     config: ModelConfig, params: dict, trace: Trace, live: Live, *, fraction: float = 0.0, mesh=None
 ) -> Float[Array, "B L N"]:
-    """How much m(x) would fall if each head went to its output in x', by the slope.
+    """Returns how much m(x) would fall if each head went to its output in x', by the slope.
 
     With no head live it approximates the direct effect, with receivers live the direct effect and
     that through them, with "all" the total effect (times the denominator of Eq 10).
@@ -30,8 +30,8 @@ def drops(
       params: of the model.
       trace: of the pairs.
       live: for each layer the heads that are not frozen to x, or "all".
-      fraction: of the way from x to x' that all frozen heads have gone where the slope is taken;
-        a saturated softmax hides an effect at both ends and not between. "all" takes it at x.
+      fraction: how far all frozen heads have gone from x to x' where the slope is taken. A
+        saturated softmax hides an effect at both ends and not between. "all" takes the slope at x.
       mesh: see `pairwise`.
     """
     layers = range(config.layers)
@@ -80,7 +80,10 @@ def _step_back(
     config: ModelConfig,
     live,
 ):
-    """The layer's output; with a slope behind the layer, the slope before it and the drops."""
+    """Returns the layer's output.
+
+    With a slope behind the layer, it also returns the slope before it and the drops.
+    """
     block = merge_block(config, params)
 
     def layer(x_BTD, moved_BTNH):
@@ -104,7 +107,7 @@ def _step_back(
 
 
 def _read_back(params, x_BTD, answer_BJ, distractor_BJ, *, config: ModelConfig):
-    """The slope of the readout behind the last layer."""
+    """Returns the slope of the readout behind the last layer."""
     J = answer_BJ.shape[1]
 
     def total(x_BTD):

@@ -1,4 +1,4 @@
-"""Batches of one size, so that a jitted function compiles once."""
+"""Cuts batches of one size, so that a jitted function compiles once."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ import numpy as np
 def padded_batches(
     arrays: tuple[np.ndarray, ...], size: int, *, fill: int | None = None
 ) -> Iterator[tuple[tuple[np.ndarray, ...], int]]:
-    """Rows in batches of `size`, the last filled up by repeating its last row.
+    """Yields rows in batches of `size`, the last padded by repeating its last row.
 
     With fewer rows than `size` the batch is no larger than the rows, rounded up to a multiple of
-    `fill` if that is given. Yields the arrays and the number of rows that are not filling.
+    `fill` if that is given. Yields the arrays and the number of rows that are not padding.
     """
     total = len(arrays[0])
     size = min(size, -(-total // (fill or 1)) * (fill or 1))

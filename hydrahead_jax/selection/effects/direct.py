@@ -1,4 +1,4 @@
-"""Receiver scores: the direct effect of each head on the answer, by activation patching."""
+"""Measures receiver scores: each head's direct effect on the answer, by activation patching."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ _LAYERS_A_SHAPE = 4
 def patched_readouts(
     config: ModelConfig, params: dict, trace: Trace, mesh=None
 ) -> Float[Array, "B L N"]:
-    """m(x) with each head of each layer in turn taken from x', all mixers downstream frozen
-    (Eq 10, arXiv 2606.20097).
+    """Returns m(x) with each head of each layer in turn taken from x', later mixers frozen.
 
-    With frozen mixers nothing crosses positions, so the J readout positions are enough: one walk
-    through the layers starts N patched streams at each and takes all of them through norm and MLP.
-    Equal to `reference.receiver_readouts` up to rounding. It holds L N B J (D + 3 F) numbers.
+    This is Eq 10 (arXiv 2606.20097). With frozen mixers nothing crosses positions, so the J readout
+    positions are enough: one walk through the layers starts N patched streams at each and takes all
+    of them through norm and MLP. Equal to `reference.receiver_readouts` up to rounding. It holds L
+    N B J (D + 3 F) numbers.
     """
     N, at = config.query_heads, trace.at
     x_BSJD = trace.residual_BTD[0][:, None, at]
@@ -42,7 +42,10 @@ def patched_readouts(
 
 
 def _layer(params, x_BSJD, mixer_out_BJD, change_BJNH, first, *, config: ModelConfig):
-    """Adds what the mixer added in x, starts the layer's streams at index `first`, and the MLP."""
+    """Runs one layer.
+
+    It adds the mixer's output in x, starts the layer's streams at index `first`, and adds the MLP.
+    """
     block = merge_block(config, params)
     x_BSJD += mixer_out_BJD[:, None]
     weight_NHD = block.mixer.output_weight_NHD().astype(jnp.float32)

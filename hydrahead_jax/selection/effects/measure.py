@@ -1,4 +1,4 @@
-"""Effects of heads on the pairs of a sub-probe, batch by batch."""
+"""Measures effects of heads on the pairs of a sub-probe, batch by batch."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ FRACTIONS = (0.0, 0.5, 1.0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measure:
-    """A model ready to be scored.
+    """Is a model ready to be scored.
 
     Attributes:
       config: of the model.
       params: of the model, on the mesh if there is one.
-      mesh: of `data_mesh`, or None for one device.
+      mesh: from `data_mesh`, or None for one device.
       at_once: pairs and heads on each device.
-      store: of finished batches.
+      store: store of finished batches.
     """
 
     config: ModelConfig
@@ -40,7 +40,7 @@ class Measure:
     store: Store
 
     def receivers(self, name: str, pairs: ProbePairs, tick: Tick) -> dict[str, np.ndarray]:
-        """clean_B, corrupted_B and patched_BLN, the direct effects' readouts."""
+        """Returns clean_B, corrupted_B and patched_BLN, the direct effects' readouts."""
 
         def compute(trace: Trace):
             patched = direct.patched_readouts(self.config, self.params, trace, self.mesh)
@@ -60,14 +60,14 @@ class Measure:
         heads: Sequence[Head],
         tick: Tick,
     ) -> np.ndarray:
-        """Readouts [B, L, N] of the senders in `heads`, nan for all others."""
+        """Returns readouts [B, L, N] of the senders in `heads`, nan for all others."""
         run = lambda trace, layer, some: sender.patched_readouts(
             self.config, self.params, trace, layer, some, receivers, self.mesh
         )
         return self._by_head(name, pairs, heads, run, tick)
 
     def totals(self, name: str, pairs: ProbePairs, heads: Sequence[Head], tick: Tick) -> np.ndarray:
-        """Readouts [B, L, N] of `heads` patched with nothing frozen, nan for all others."""
+        """Returns readouts [B, L, N] of `heads` patched with nothing frozen, nan for all others."""
         run = lambda trace, layer, some: total.patched_readouts(
             self.config, self.params, trace, layer, some, self.mesh
         )
@@ -76,8 +76,11 @@ class Measure:
     def slopes(
         self, name: str, pairs: ProbePairs, receivers: Receivers, tick: Tick
     ) -> dict[str, np.ndarray]:
-        """First-order drops of the readout: direct_BLN, total_BLN, and sender_FBLN at each of
-        FRACTIONS of the way from x to x'."""
+        """Returns first-order drops of the readout.
+
+        Returns:
+          direct_BLN, total_BLN, and sender_FBLN at each of FRACTIONS of the way from x to x'.
+        """
         nobody = ((),) * self.config.layers
 
         def compute(trace: Trace):
@@ -111,7 +114,7 @@ class Measure:
         return self._batches(name, pairs, compute, tick)["patched_BLN"]
 
     def _batches(self, name: str, pairs: ProbePairs, compute, tick: Tick) -> dict[str, np.ndarray]:
-        """Pairs of like beginnings run together; results in the order of the pairs."""
+        """Runs pairs of similar beginnings together; returns results in the order of the pairs."""
         order = np.argsort(_first_differences(pairs), kind="stable")
         pairs = ProbePairs(*(x[order] for x in pairs))
         devices = 1 if self.mesh is None else self.mesh.size
@@ -135,7 +138,7 @@ def _first_differences(pairs: ProbePairs) -> np.ndarray:
 
 
 def _groups(heads: Sequence[Head], size: int) -> Iterator[tuple[int, list[int]]]:
-    """Heads of one layer, at most `size` at a time."""
+    """Groups heads of one layer, at most `size` at a time."""
     for layer in sorted({layer for layer, _ in heads}):
         some = sorted(n for l, n in heads if l == layer)
         for start in range(0, len(some), size):

@@ -1,4 +1,4 @@
-"""The usable pairs of all sub-probes, and what is measured or estimated on them in one go."""
+"""Measures or estimates effects on the usable pairs of all sub-probes in one go."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class UsablePairs(NamedTuple):
-    """One sub-probe's usable pairs, their readouts and direct effects."""
+    """Holds one sub-probe's usable pairs, their readouts and direct effects."""
 
     name: str
     pairs: ProbePairs
@@ -28,17 +28,17 @@ class UsablePairs(NamedTuple):
         return effects(self.clean_B, self.corrupted_B, patched_BLN)
 
     def of_drop(self, drop_BLN: np.ndarray) -> np.ndarray:
-        """Effects from first-order drops of the readout."""
+        """Returns effects from first-order drops of the readout."""
         return drop_BLN / (self.clean_B - self.corrupted_B)[:, None, None]
 
     def first(self) -> "UsablePairs":
-        """The first pair alone."""
+        """Returns the first pair alone."""
         pairs = ProbePairs(*(x[:1] for x in self.pairs))
         return UsablePairs(self.name, pairs, *(x[:1] for x in self[2:]))
 
 
 class Estimates(NamedTuple):
-    """First-order effects on one sub-probe; those of senders at F points between x and x'."""
+    """Holds first-order effects on one sub-probe; those of senders at F points between x and x'."""
 
     direct_BLN: np.ndarray
     total_BLN: np.ndarray
@@ -60,7 +60,7 @@ class Stage:
         return self.measure.config
 
     def senders(self, name: str, receivers: Receivers, heads: Sequence[Head]) -> list[np.ndarray]:
-        """Effects [B, L, N] on each sub-probe; nan for heads that are not asked for."""
+        """Returns effects [B, L, N] on each sub-probe; nan for heads that are not asked for."""
         return self._run(
             name,
             lambda where, probe, tick: probe.effects(
@@ -69,7 +69,7 @@ class Stage:
         )
 
     def totals(self, name: str, heads: Sequence[Head]) -> list[np.ndarray]:
-        """As `senders`, with nothing frozen."""
+        """Measures like `senders`, with nothing frozen."""
         return self._run(
             name,
             lambda where, probe, tick: probe.effects(

@@ -1,4 +1,4 @@
-"""Functions of parameters and pairs, compiled once, on one device or with the pairs on a mesh."""
+"""Compiles functions of parameters and pairs once, on one device or with pairs on a mesh."""
 
 import functools
 from collections.abc import Callable
@@ -12,11 +12,11 @@ AXIS = "data"
 
 
 def over_pairs(function: Callable, mesh: Mesh | None = None, **static) -> Callable:
-    """`function(params, *pairs, **static)`, compiled.
+    """Compiles `function(params, *pairs, **static)`.
 
     Every array in `pairs` and in the result leads with the pair; scalars belong to all. On a mesh
-    each device takes its share of the pairs, and `params`, one layer's, are brought together on
-    every device for the time of the call.
+    each device takes its share of the pairs, and `params`, one layer's, are gathered on every
+    device for the time of the call.
     """
     return _compiled(function, mesh, tuple(sorted(static.items())))
 
@@ -38,7 +38,7 @@ def _compiled(function: Callable, mesh: Mesh | None, static: tuple) -> Callable:
 
 
 def place_pairs(tree, mesh: Mesh | None):
-    """Arrays that lead with the pair, on the devices of the mesh."""
+    """Places arrays that lead with the pair on the devices of the mesh."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
     place = lambda x: jax.device_put(x, NamedSharding(mesh, _pair_spec(x)))
@@ -46,7 +46,10 @@ def place_pairs(tree, mesh: Mesh | None):
 
 
 def place_params(params: dict, mesh: Mesh | None) -> dict:
-    """Parameters, each split over the mesh along its longest axis that divides; whole elsewhere."""
+    """Splits each parameter over the mesh along its longest axis that divides.
+
+    A parameter without such an axis is replicated.
+    """
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
     place = lambda x: jax.device_put(x, NamedSharding(mesh, _param_spec(x.shape, mesh.size)))
@@ -54,7 +57,7 @@ def place_params(params: dict, mesh: Mesh | None) -> dict:
 
 
 def data_mesh(devices: int) -> Mesh:
-    """A mesh of the first `devices` devices for `select`."""
+    """Makes a mesh of the first `devices` devices for `select`."""
     return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
 
 

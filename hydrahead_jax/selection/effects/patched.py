@@ -1,4 +1,4 @@
-"""Streams of x in which one head is taken from x', and how they pass a layer."""
+"""Runs streams of x in which one head is taken from x', and passes them through a layer."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,10 @@ from hydrahead_jax.selection.effects.trace import Trace, add_mlp, mixer_input
 def patched_streams(
     config: ModelConfig, params: dict, trace: Trace, layer: int, heads: Sequence[int], mesh=None
 ):
-    """The residual stream [B, 1 + S, T, D] behind `layer`: x itself, and x with each of S heads
-    of this layer as in x'."""
+    """Returns the residual stream behind `layer`, [B, 1 + S, T, D].
+
+    It is x itself, and x with each of S heads of this layer taken from x'.
+    """
     run = over_pairs(_patch, mesh, config=layer_config(config, layer))
     chosen_BS = jnp.tile(jnp.asarray(heads, jnp.int32), (len(trace.clean_B), 1))
     after_BTD = trace.after_mixer_BTD(layer)
@@ -24,7 +26,7 @@ def patched_streams(
 
 
 def live_change(block: Block, x_BSTD, stream: Stream, cache, listening: tuple[int, ...]):
-    """Change of the mixer's output relative to stream 0 that these heads cause."""
+    """Returns the change of the mixer's output relative to stream 0 that these heads cause."""
     compute = lambda x_BTD: block.mixer.some_heads(
         mixer_input(block, x_BTD), stream, cache, listening
     )

@@ -1,4 +1,4 @@
-"""How much a model prefers the answer over the distractor."""
+"""Measures how much a model prefers the answer over the distractor."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -10,7 +10,10 @@ DECAY = 0.9
 
 
 def readout_positions(length: int, answer_length: int) -> slice:
-    """The positions that predict the answer, whose J places end a document of `length` tokens."""
+    """Returns the positions that predict the answer.
+
+    The answer's J places end a document of `length` tokens.
+    """
     return slice(length - answer_length - 1, length - 1)
 
 
@@ -19,8 +22,10 @@ def readout(
     distractor_logits_BJ: Float[Array, "*B J"],
     answer_BJ: Int[Array, "*B J"],
 ) -> Float[Array, "*B"]:
-    """Mean over answer tokens j of z_j[a+] - z_j[a-], weighted by 0.9^j (Eq 9,
-    arXiv 2606.20097). Places where answer_BJ is negative are behind the answer and do not count.
+    """Returns the mean over answer tokens j of z_j[a+] - z_j[a-], weighted by 0.9^j.
+
+    This is Eq 9 (arXiv 2606.20097). Places where answer_BJ is negative are behind the answer and do
+    not count.
     """
     weights_BJ = jnp.where(answer_BJ >= 0, DECAY ** jnp.arange(answer_BJ.shape[-1]), 0.0)
     difference_BJ = answer_logits_BJ - distractor_logits_BJ
@@ -34,10 +39,10 @@ def readout_of_residual(
     answer_BJ: Int[Array, "B J"],
     distractor_BJ: Int[Array, "B J"],
 ) -> Float[Array, "B S"]:
-    """Readouts of S residual streams a pair after the last layer, in float32.
+    """Returns readouts of S residual streams per pair after the last layer, in float32.
 
-    `params` needs the embedding, the final norm and the unembedding if there is one. No logits but
-    the two per position are made.
+    `params` needs the embedding, the final norm and the unembedding if there is one. Only two
+    logits per position are computed.
     """
     hidden_BSJD = rms_norm(x_BSJD.astype(jnp.float32), params["final_norm_D"], eps=config.rms_eps)
 

@@ -1,4 +1,4 @@
-"""The definitions of all effects, one or two full forwards a head: what tests compare with."""
+"""Defines all effects by one or two complete forwards per head; tests compare with them."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from hydrahead_jax.selection.scores.ranking import Head
 
 
 def clean_readouts(config: ModelConfig, params: dict, pairs: ProbePairs):
-    """m(x) and m(x')."""
+    """Returns m(x) and m(x')."""
     return tuple(
         _run(config, params, pairs, tokens_BT, {})[0]
         for tokens_BT in (pairs.tokens_BT, pairs.corrupt_BT)
@@ -27,8 +27,10 @@ def clean_readouts(config: ModelConfig, params: dict, pairs: ProbePairs):
 def receiver_readouts(
     config: ModelConfig, params: dict, pairs: ProbePairs, heads: Sequence[Head]
 ) -> np.ndarray:
-    """m(x) [B, len(heads)] with each head taken from x' at every position and all heads of later
-    layers, hence their mixers, frozen to their outputs in x."""
+    """Returns m(x) [B, len(heads)] with each head taken from x' at every position.
+
+    All heads of later layers, hence their mixers, are frozen to their outputs in x.
+    """
     clean, corrupted = _both(config, params, pairs)
     readouts_XB = []
     for layer, head in heads:
@@ -46,10 +48,11 @@ def sender_readouts(
     heads: Sequence[Head],
     receivers: Receivers,
 ) -> np.ndarray:
-    """m(x) [B, len(heads)] where each head reaches the answer through receivers only.
+    """Returns m(x) [B, len(heads)] where each head reaches the answer through receivers only.
 
-    First a pass with the head taken from x', the receivers of later layers live, all other heads
-    frozen to x; then x again with these receivers as they were in that pass, all others frozen.
+    The first pass takes the head from x'; the receivers of later layers are live, all other heads
+    are frozen to x. The second pass runs x with these receivers as they were in that pass, all
+    others frozen.
     """
     clean, corrupted = _both(config, params, pairs)
     readouts_XB = []
@@ -68,7 +71,7 @@ def sender_readouts(
 def total_readouts(
     config: ModelConfig, params: dict, pairs: ProbePairs, heads: Sequence[Head]
 ) -> np.ndarray:
-    """m(x) [B, len(heads)] with each head taken from x' at every position and nothing frozen."""
+    """Returns m(x) [B, len(heads)] with each head taken from x' everywhere and nothing frozen."""
     clean, corrupted = _both(config, params, pairs)
     free = np.zeros((config.layers, config.query_heads))
     readouts_XB = [
@@ -79,7 +82,7 @@ def total_readouts(
 
 
 def _both(config, params, pairs):
-    """The heads of every layer, in x and in x'."""
+    """Returns the heads of every layer, in x and in x'."""
     return tuple(
         _run(config, params, pairs, tokens_BT, {})[1]
         for tokens_BT in (pairs.tokens_BT, pairs.corrupt_BT)
@@ -87,7 +90,10 @@ def _both(config, params, pairs):
 
 
 def _edits(frozen_LN: np.ndarray, clean: list, others: dict[Head, list]) -> dict[int, HeadEdit]:
-    """Heads of `others` take their value there; of the rest, the frozen ones that in `clean`."""
+    """Makes edits that freeze heads.
+
+    Heads of `others` take their value there; of the rest, the frozen ones take that in `clean`.
+    """
     mask_LN, values = frozen_LN.copy(), list(clean)
     for (layer, head), source in others.items():
         mask_LN[layer, head] = 1

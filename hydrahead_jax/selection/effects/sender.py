@@ -1,4 +1,4 @@
-"""Sender scores: what a head does to the answer by way of the receivers, by path patching."""
+"""Measures sender scores by path patching: a head's effect on the answer by way of receivers."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def patched_readouts(
     receivers: Receivers,
     mesh=None,
 ) -> Float[Array, "B S"]:
-    """m(x) where only the receivers feel that a head of `layer` has its output from x'.
+    """Returns m(x) where only the receivers feel that a head of `layer` has its output from x'.
 
     For each head two streams run. In the first the head is patched, the receivers of later layers
     are live and every other head is frozen to x: it costs MLPs, and the receivers, at all tokens
@@ -36,10 +36,10 @@ def patched_readouts(
     Args:
       config: of the model.
       params: of the model.
-      trace: of the pairs.
-      layer: of the senders.
+      trace: trace of the pairs.
+      layer: layer of the senders.
       heads: the senders, as many at a time as memory allows.
-      receivers: for each layer, the softmax heads that listen.
+      receivers: for each layer, the softmax heads that are receivers.
       mesh: see `pairwise`.
     """
     last = max((k for k, listening in enumerate(receivers) if listening), default=-1)

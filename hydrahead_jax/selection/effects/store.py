@@ -1,4 +1,4 @@
-"""Results of finished batches on disk, so that scoring goes on where it stopped."""
+"""Stores results of finished batches on disk, so that scoring resumes where it stopped."""
 
 import zipfile
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _INPUTS = "inputs.json"
 
 
 class Store:
-    """One .npz file for each stage and batch; without a folder it only computes.
+    """Holds one .npz file for each stage and batch; without a folder it only computes.
 
     Raises:
       UserError: the folder holds results of other inputs, or cannot be written.
@@ -31,7 +31,7 @@ class Store:
     def result(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """What `compute` gave for this name, an earlier time or now."""
+        """Returns what `compute` gave for this name, an earlier time or now."""
         if self._folder is None:
             return compute()
         path = self._folder / f"{name}.npz"
@@ -52,7 +52,7 @@ class Store:
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """None if there is no such file, or it is damaged."""
+    """Reads a file; returns None if there is no such file, or it is damaged."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)

@@ -1,4 +1,4 @@
-"""Total effects: one head taken from x', and nothing frozen."""
+"""Measures total effects: one head taken from x', and nothing frozen."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from hydrahead_jax.selection.effects.trace import Trace, add_mlp, mixer_input, r
 def patched_readouts(
     config: ModelConfig, params: dict, trace: Trace, layer: int, heads: Sequence[int], mesh=None
 ) -> Float[Array, "B S"]:
-    """m(x) with each head of `layer` in turn taken from x', all later layers live.
+    """Returns m(x) with each head of `layer` in turn taken from x', all later layers live.
 
     It costs whole layers at all tokens from the first difference on. Equal to
     `reference.total_readouts` up to rounding.

@@ -1,4 +1,4 @@
-"""What a model computes on x and on x', layer by layer, from where the two differ on."""
+"""Computes a model on x and on x', layer by layer, from where the two differ on."""
 
 from typing import NamedTuple
 
@@ -21,8 +21,10 @@ _STARTS, _SHORTEST_STEP = 8, 256
 
 
 class Trace(NamedTuple):
-    """Lists have one entry a layer. T counts tokens from the first that differs in some pair,
-    rounded down so that few lengths are compiled; everything before is the same in x and x'.
+    """Holds what the model computes on x and on x'; lists have one entry per layer.
+
+    T counts tokens from the first that differs in some pair, rounded down so that few lengths are
+    compiled; everything before is the same in x and x'.
 
     Attributes:
       stream: where the T tokens stand.
@@ -94,19 +96,19 @@ def trace_pairs(config: ModelConfig, params: dict, pairs: ProbePairs, mesh=None)
 
 
 def mixer_input(block: Block, x_BTD):
-    """The normalised residual stream, in the dtype that the layer computes in."""
+    """Returns the normalised residual stream, in the dtype that the layer computes in."""
     return block.mixer_input(x_BTD).astype(block.mlp.w_up_DF.dtype)
 
 
 def add_mlp(block: Block, x_XD):
-    """The MLP on float32 streams of any leading axes, computed in the layer's dtype."""
+    """Adds the MLP to float32 streams of any leading axes; computes it in the layer's dtype."""
     normed_XD = rms_norm(x_XD, block.mlp_norm_D[...], eps=block.eps)
     flat_1XD = normed_XD.astype(block.mlp.w_up_DF.dtype).reshape(1, -1, x_XD.shape[-1])
     return x_XD + block.mlp(flat_1XD).reshape(x_XD.shape)
 
 
 def top_params(params: dict) -> dict:
-    """All that belongs to no layer."""
+    """Returns all parameters that belong to no layer."""
     return {name: value for name, value in params.items() if name != "layers"}
 
 
@@ -115,7 +117,11 @@ def read_out(params, x_BSJD, answer_BJ, distractor_BJ, *, config: ModelConfig):
 
 
 def _first_difference(pairs: ProbePairs) -> int:
-    """In steps of an eighth of the length, at least 256 tokens; before any readout position."""
+    """Returns a position at or before the first token that differs.
+
+    It comes before any readout position, and moves in steps of an eighth of the length, at least
+    256 tokens.
+    """
     length = pairs.tokens_BT.shape[1]
     first = int(np.argmax((pairs.tokens_BT != pairs.corrupt_BT).any(axis=0)))
     first = min(first, readout_positions(length, pairs.answer_BJ.shape[1]).start)
@@ -124,7 +130,7 @@ def _first_difference(pairs: ProbePairs) -> int:
 
 
 def _prefix(config: ModelConfig, params, tokens_BT, segment_ids_BT, start: int, mesh):
-    """The Stream of the tokens from `start` on, and each layer's cache of those before."""
+    """Returns the Stream of the tokens from `start` on, and each layer's cache of those before."""
     ends_BT = segment_ids_BT[:, start:]
     if start == 0:
         return make_stream(ends_BT.shape, ends_BT, None, None, False), [None] * config.layers

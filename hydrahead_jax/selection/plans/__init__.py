@@ -1,1 +1,1 @@
-"""Which heads keep softmax attention."""
+"""Chooses which heads keep softmax attention."""

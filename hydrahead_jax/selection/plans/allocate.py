@@ -1,4 +1,4 @@
-"""From head scores and a budget to a head plan."""
+"""Makes a head plan from head scores and a budget."""
 
 import logging
 
@@ -99,7 +99,7 @@ def trade_off(
     fa_heads: int | None,
     tensor_multiple: int = 1,
 ) -> TradeOff:
-    """The most score mass that plans of each number of KV heads can keep.
+    """Returns the most score mass that plans of each number of KV heads can keep.
 
     Args:
       scores: of the model.
@@ -124,7 +124,7 @@ def trade_off(
 
 
 def receivers_kept(scores: HeadScores, plan: HeadPlan) -> int:
-    """How many receivers stay softmax in a plan."""
+    """Counts the receivers that stay softmax in a plan."""
     return sum(
         int(scores.receivers_LN[layer, head])
         for layer, heads in enumerate(plan.fa_heads)

@@ -1,4 +1,4 @@
-"""Plans by score mass and by the KV heads they read: what a plan costs in cache."""
+"""Chooses plans by score mass and by the KV heads they read, which is their cost in cache."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,11 +14,13 @@ from hydrahead_jax.selection.scores.scores import HeadScores
 
 
 class PlanCost(NamedTuple):
-    """Attributes:
-    fa_heads: softmax heads of all layers.
-    kv_heads: KV heads of all layers that they read.
-    kv_bytes_per_token: what a token adds to the cache.
-    score_mass: share of the scores of all heads that stays softmax; 0 where all are 0.
+    """Says what a plan costs and keeps.
+
+    Attributes:
+      fa_heads: softmax heads of all layers.
+      kv_heads: KV heads of all layers that they read.
+      kv_bytes_per_token: what a token adds to the cache.
+      score_mass: share of the scores of all heads that stays softmax; 0 where all are 0.
     """
 
     fa_heads: int
@@ -28,9 +30,11 @@ class PlanCost(NamedTuple):
 
 
 class TradeOff(NamedTuple):
-    """Attributes:
-    kv_heads_X: read by a plan, ascending.
-    score_mass_X: the most that a plan with so many KV heads keeps, as a share of all.
+    """Says how much score mass plans keep for each number of KV heads.
+
+    Attributes:
+      kv_heads_X: KV heads that a plan reads, ascending.
+      score_mass_X: the most that a plan with so many KV heads keeps, as a share of all.
     """
 
     kv_heads_X: Int[np.ndarray, " X"]
@@ -40,7 +44,7 @@ class TradeOff(NamedTuple):
 def plan_cost(
     scores: HeadScores, config: ModelConfig, plan: HeadPlan, dtype: str = "bfloat16"
 ) -> PlanCost:
-    """What a plan keeps and costs; `dtype` is that of the cache."""
+    """Returns what a plan keeps and costs; `dtype` is that of the cache."""
     kept = sum(
         scores.score_LN[layer, list(heads)].sum() for layer, heads in enumerate(plan.fa_heads)
     )
@@ -54,7 +58,7 @@ def plan_cost(
 
 
 class KvAware:
-    """The plans of most score mass for each number of KV heads.
+    """Finds the plans of most score mass for each number of KV heads.
 
     Scores count to 1e-5. Among plans of equal mass the heads with the better places in `ranking`
     win, and then a seeded draw.
@@ -63,9 +67,9 @@ class KvAware:
       scores: of the model.
       config: of the model.
       counts: softmax heads that a layer may keep.
-      fa_heads: of all layers; None leaves them open, and then a KV head that is read keeps all its
-        heads that `counts` allows.
-      seed: of the draws.
+      fa_heads: softmax heads of all layers; None leaves them open, and then a KV head that is read
+        keeps all its heads that `counts` allows.
+      seed: seed of the draws.
 
     Attributes:
       most: KV heads of the model.
@@ -94,21 +98,21 @@ class KvAware:
 
     @property
     def fewest(self) -> int | None:
-        """KV heads of the smallest plan that keeps a head; None if there is no plan at all."""
+        """Returns the fewest KV heads of a plan that keeps a head; None if there is no plan."""
         possible = np.flatnonzero(self._search.best_X > 0)
         return int(possible[0]) if len(possible) else None
 
     def most_mass(self, kv_heads: int) -> list[Head]:
-        """The heads of most score mass on at most so many KV heads, at least `fewest`."""
+        """Returns the heads of most score mass on at most so many KV heads, at least `fewest`."""
         return self._search.heads(min(kv_heads, self.most), np.random.default_rng(self._seed))
 
     def least_kv(self, slack: float) -> list[Head]:
-        """The heads on the fewest KV heads that keep 1 - slack of the mass of the best plan."""
+        """Returns the heads on the fewest KV heads that keep 1 - slack of the best plan's mass."""
         enough_X = (self._search.best_X > 0) & (self._mass_X >= (1 - slack) * self._mass_X[-1])
         return self.most_mass(int(np.flatnonzero(enough_X)[0]))
 
     def trade_off(self) -> TradeOff:
-        """From the smallest plan to the first that keeps the most."""
+        """Returns all plans from the smallest to the first that keeps the most."""
         last = int(np.argmax(self._mass_X == self._mass_X[-1]))
         kv_heads_X = np.arange(self.fewest, max(last, self.fewest) + 1)
         return TradeOff(kv_heads_X, self._mass_X[kv_heads_X] / max(self._total, 1))
@@ -117,7 +121,7 @@ class KvAware:
 def _values(
     scores: HeadScores, config: ModelConfig, ranked: list[Head], base: int
 ) -> list[list[dict[int, int]]]:
-    """Score mass first, then places in the ranking, as one whole number for each head."""
+    """Returns one integer per head: score mass first, then places in the ranking."""
     mass_LN = levels(scores)[0]
     values = [[{} for _ in range(config.kv_heads)] for _ in range(config.layers)]
     for place, (layer, head) in enumerate(ranked):

@@ -1,4 +1,4 @@
-"""What plans of a model keep, and what they cost in cache: naive, and aware of KV heads."""
+"""Compares what plans keep and cost in cache: naive, and aware of KV heads."""
 
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ _STRATEGY = "global-interp"
 
 
 class Budget(NamedTuple):
-    """Two plans of as many heads.
+    """Holds two plans of as many heads.
 
     Attributes:
       ratio: delta-rule heads to softmax heads.
-      naive: the best heads.
-      aware: on the fewest KV heads that keep all but 2 % of that score mass.
+      naive: plan of the best heads.
+      aware: plan on the fewest KV heads that keep all but 2 % of that score mass.
     """
 
     ratio: str
@@ -31,12 +31,14 @@ class Budget(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """Attributes:
-    naive: the best head, the best two, and so on.
-    aware: the most score mass for each number of KV heads, however many query heads that takes.
-    kv_head_bytes: that one KV head adds to the cache with every token.
-    budgets: for some ratios.
-    chosen: the plan.
+    """Says what plans of a model keep and cost.
+
+    Attributes:
+      naive: the best head, the best two, and so on.
+      aware: the most score mass for each number of KV heads, however many query heads that takes.
+      kv_head_bytes: bytes that one KV head adds to the cache with every token.
+      budgets: two plans for each of some ratios.
+      chosen: the plan.
     """
 
     naive: list[PlanCost]
@@ -49,8 +51,10 @@ class Quality(NamedTuple):
 def plan_quality(
     scores: HeadScores, config: ModelConfig, plan: HeadPlan, *, dtype: str = "bfloat16"
 ) -> Quality:
-    """Score mass and KV bytes per token of plans without a least number of heads a layer; `dtype`
-    is that of the cache."""
+    """Returns score mass and KV bytes per token of plans without a least number of heads per layer.
+
+    `dtype` is that of the cache.
+    """
     bytes_each = kv_head_bytes(config, dtype)
     return Quality(
         naive=_naive(scores, config, bytes_each),
@@ -72,7 +76,7 @@ def _naive(scores: HeadScores, config: ModelConfig, bytes_each: int) -> list[Pla
 
 
 def _budget(scores: HeadScores, config: ModelConfig, ratio: str, dtype: str) -> Budget | None:
-    """None where the model has no such plan."""
+    """Returns both plans of a ratio; None where the model has no such plan."""
     try:
         count = budget(config, ratio)
         plans = [

@@ -1,4 +1,4 @@
-"""What is asked of a plan, checked against the model before anything is computed."""
+"""Checks what is asked of a plan against the model before anything is computed."""
 
 import dataclasses
 import re
@@ -13,9 +13,9 @@ from hydrahead_jax.selection.scores.scores import HeadScores
 
 
 def budget(config: ModelConfig, ratio: str) -> int:
-    """Softmax heads of a plan with, for "3:1", three delta-rule heads for each softmax head.
+    """Returns the number of softmax heads of a plan with such a ratio.
 
-    Rounded to the nearest number of heads.
+    "3:1" means three delta-rule heads for each softmax head. The number is rounded to the nearest.
 
     Raises:
       UserError: the ratio is not of this form, or leaves no softmax head.
@@ -33,7 +33,7 @@ def budget(config: ModelConfig, ratio: str) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """Arguments of `allocate`, see there."""
+    """Holds the arguments of `allocate`, see there."""
 
     strategy: str
     fa_heads: int | None = None
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def by_search(self) -> bool:
-        """Whether the plan is more than a beginning of the ranking."""
+        """Says whether the plan is more than a beginning of the ranking."""
         by_cost = self.kv_bytes is not None or self.kv_slack is not None
         return self.strategy in INTERP and (by_cost or self.tensor_multiple > 1)
 
@@ -58,7 +58,7 @@ class Request:
         _check_multiple(self, config)
 
     def counts(self, config: ModelConfig, kv_heads: int | None) -> range:
-        """Softmax heads that one layer may keep; `kv_heads` are paid for."""
+        """Returns the softmax heads that one layer may keep; `kv_heads` are paid for."""
         every = range(self.tensor_multiple, config.query_heads + 1, self.tensor_multiple)
         if self.strategy == "global-interp":
             return range(0, every.stop, every.step)
@@ -73,8 +73,10 @@ class Request:
 
 
 def _least_kv_heads(config: ModelConfig, count: int) -> int:
-    """KV heads that `count` softmax heads in every layer read at least; more than the model has
-    where a layer has not so many heads."""
+    """Returns how many KV heads `count` softmax heads in every layer read at least.
+
+    It is more than the model has where a layer has not so many heads.
+    """
     total = 0
     for layer in range(config.layers):
         shared = Counter(map(config.kv_head, config.softmax_heads(layer)))

@@ -1,4 +1,4 @@
-"""The best sets of heads for every number of KV heads, exactly, by dynamic programming."""
+"""Finds the best sets of heads for every number of KV heads, by exact dynamic programming."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,10 @@ _ROWS = 32
 
 
 class _Option(NamedTuple):
-    """What a layer may do: keep `heads` heads on `kv_heads` KV heads, worth `value` at best;
-    `counted` of them, in units of the search, go against the number of heads."""
+    """Says what a layer may do: keep `heads` heads on `kv_heads` KV heads, worth `value` at best.
+
+    `counted` is how much they use of the plan's number of heads, in units of the search.
+    """
 
     kv_heads: int
     heads: int
@@ -24,11 +26,11 @@ class _Option(NamedTuple):
 
 
 class PlanSearch:
-    """Sets of heads of the most value, with exactly `heads` heads, for each number of KV heads.
+    """Finds the sets of `heads` heads of the most value for each number of KV heads.
 
     Within a KV head the best query heads come first, so a table of (KV heads, heads) of a layer
-    grows KV head by KV head, and the table of the model layer by layer. Values are whole numbers,
-    so the search is exact. It keeps L tables of at most max_kv x heads numbers of 8 bytes.
+    grows KV head by KV head, and the table of the model layer by layer. Values are integers, so the
+    search is exact. It stores L tables of at most max_kv x heads numbers of 8 bytes.
 
     Attributes:
       best_X: most value of a set that reads at most X KV heads, X from 0 to max_kv; below 0
@@ -42,12 +44,13 @@ class PlanSearch:
         heads: int | None,
         max_kv: int,
     ):
-        """
+        """Fills the tables.
+
         Args:
-          values: for each layer and each of its KV heads, the value of every query head that may
-            be chosen: whole numbers >= 0, in all below 2^61.
+          values: for each layer and each of its KV heads, the value of every query head that may be
+            chosen: integers >= 0, in all below 2^61.
           counts: how many heads a layer may keep.
-          heads: chosen in all layers together; None leaves the number open.
+          heads: how many are chosen in all layers together; None leaves the number open.
           max_kv: KV heads that may be read.
         """
         self._values = values
@@ -70,7 +73,7 @@ class PlanSearch:
         self.best_X = np.maximum.accumulate(best_X)
 
     def heads(self, kv_heads: int, rng: np.random.Generator) -> list[Head]:
-        """A set worth best_X[kv_heads]; `rng` draws among several of that value.
+        """Returns a set worth best_X[kv_heads]; `rng` draws among several of that value.
 
         Raises:
           ValueError: there is none.
@@ -95,7 +98,10 @@ class PlanSearch:
 
 
 def _layer_tables(groups: Sequence[dict[int, int]]) -> list[Int[np.ndarray, "k n"]]:
-    """Most value of exactly n heads on exactly k of the first g KV heads, for g = 0, 1, ..."""
+    """Returns the most value of exactly n heads on exactly k of the first g KV heads.
+
+    There is one table for each g = 0, 1, ...
+    """
     heads = sum(len(group) for group in groups)
     table = np.full((len(groups) + 1, heads + 1), _NONE, np.int64)
     table[0, 0] = 0
@@ -110,12 +116,12 @@ def _layer_tables(groups: Sequence[dict[int, int]]) -> list[Int[np.ndarray, "k n
 
 
 def _prefix_values(group: dict[int, int]) -> list[int]:
-    """Value of the best head, of the best two, ..."""
+    """Returns the value of the best head, of the best two, and so on."""
     return np.cumsum(sorted(group.values(), reverse=True), dtype=np.int64).tolist()
 
 
 def _options(table: np.ndarray, counts: Sequence[int], unit: int | None) -> Iterator[_Option]:
-    """Those worth more than all with as many heads on fewer KV heads."""
+    """Yields the options worth more than all with as many heads on fewer KV heads."""
     best: dict[int, int] = {}
     for kv_heads, row in enumerate(table):
         found: dict[int, _Option] = {}
@@ -131,8 +137,10 @@ def _options(table: np.ndarray, counts: Sequence[int], unit: int | None) -> Iter
 def _add_layer(
     before: np.ndarray, options: list[_Option], max_kv: int, goal: int
 ) -> Int[np.ndarray, "k n"]:
-    """The table of the layers so far, from that without the last layer. Row blocks stay in the
-    processor's cache, and columns that no set reaches are left out."""
+    """Returns the table of the layers so far, from that without the last layer.
+
+    Row blocks fit the processor's cache, and columns that no set reaches are left out.
+    """
     rows = len(before) + max((o.kv_heads for o in options), default=0)
     columns = before.shape[1] + max((o.counted for o in options), default=0)
     table = np.full((min(rows, max_kv + 1), min(columns, goal + 1)), _NONE, np.int64)
@@ -153,7 +161,7 @@ def _add_layer(
 def _traced(
     groups: Sequence[dict[int, int]], option: _Option, rng: np.random.Generator
 ) -> Iterator[int]:
-    """The heads of a layer behind an option."""
+    """Returns the heads of a layer behind an option."""
     tables = _layer_tables(groups)
     kv, heads, target = option.kv_heads, option.heads, option.value
     for group, before in zip(reversed(groups), reversed(tables[:-1]), strict=True):

@@ -1,4 +1,4 @@
-"""Strategies that take heads in an order: each plan is a beginning of it."""
+"""Takes heads in an order: each plan is a beginning of it."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -26,7 +26,10 @@ def steps(
     seed: int,
     tensor_multiple: int = 1,
 ) -> Steps:
-    """What to keep softmax first, second and so on; heads of one step are kept together."""
+    """Returns what to keep softmax first, second and so on.
+
+    Heads of one step are kept together.
+    """
     order = _order(strategy, scores, config, seed)
     if strategy == "global-interp-C":
         return _one_per_layer(order)
@@ -39,7 +42,7 @@ def steps(
 
 
 def first_heads(steps: Steps, fa_heads: int, strategy: str) -> list[Head]:
-    """As many steps as make `fa_heads` heads."""
+    """Returns the first steps, as many as make `fa_heads` heads."""
     chosen: list[Head] = []
     for step in steps:
         if len(chosen) >= fa_heads:
@@ -53,7 +56,7 @@ def first_heads(steps: Steps, fa_heads: int, strategy: str) -> list[Head]:
 
 
 def first_kv_heads(steps: Steps, kv_heads: int, config: ModelConfig, strategy: str) -> list[Head]:
-    """As many steps as read at most `kv_heads` KV heads."""
+    """Returns the first steps, as many as read at most `kv_heads` KV heads."""
     chosen: list[Head] = []
     for step in steps:
         if kv_heads_read([*chosen, *step], config) > kv_heads:

@@ -1,1 +1,1 @@
-"""Questions whose answers show what a head does."""
+"""Makes questions whose answers show what a head does."""

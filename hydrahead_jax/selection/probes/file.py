@@ -1,4 +1,4 @@
-"""The pairs of a selection as JSON lines, one a pair, for people and to be read back."""
+"""Stores the pairs of a selection as JSON lines, one per pair, to be read and loaded again."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def save_probes(
 
 
 def load_probes(path: Path) -> tuple[tuple[SubProbe, ProbePairs], ...]:
-    """The sub-probes of a file, without what their pairs were made of, and their pairs.
+    """Returns the sub-probes of a file, without their documents, and their pairs.
 
     Raises:
       UserError: the file cannot be read or is no file of probes; says which line.
@@ -79,7 +79,7 @@ def _line(probe: SubProbe, length: int, row: PairRow, tokenizer: Tokenizer) -> d
 
 
 def _stretches(places: Sequence[int]) -> list[np.ndarray]:
-    """Places next to each other, together."""
+    """Joins places next to each other."""
     return np.split(np.array(places), np.flatnonzero(np.diff(places) > 1) + 1)
 
 

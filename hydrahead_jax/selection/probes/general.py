@@ -1,4 +1,4 @@
-"""Counterfactual pairs of general ability, from lines that a user wrote."""
+"""Makes counterfactual pairs of general ability, from lines that a user wrote."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,10 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Cloze(NamedTuple):
-    """One record: answer and distractor follow the prompt as they stand, leading space included."""
+    """Is one record.
+
+    Answer and distractor follow the prompt unchanged, leading space included.
+    """
 
     place: str
     prompt: str
@@ -39,12 +42,12 @@ class Cloze(NamedTuple):
 def general_probes(
     paths: Sequence[Path], tokenizer: Tokenizer
 ) -> tuple[tuple[SubProbe, ProbePairs], ...]:
-    """A sub-probe of capability "general" for each JSON-lines file, named as the file, and its
-    pairs, one a line.
+    """Returns a sub-probe of capability "general" and its pairs for each JSON-lines file.
 
-    A line has "prompt", "answer", "distractor", and may have "corrupt_prompt", which is x'.
-    Without it x' is the prompt with answer and distractor swapped, where it names the answer; else
-    the prompt of another line that has another answer and as many tokens.
+    The sub-probe is named as the file; each line makes a pair. A line has "prompt", "answer",
+    "distractor", and may have "corrupt_prompt", which is x'. Without it x' is the prompt with
+    answer and distractor swapped, where it names the answer; else the prompt of another line that
+    has another answer and as many tokens.
 
     Raises:
       UserError: a file cannot be read, two have one name, or a line makes no pair; says which
@@ -65,7 +68,7 @@ def general_probes(
 
 
 def cloze_pairs(path: Path, tokenizer: Tokenizer) -> ProbePairs:
-    """The pairs of one file; raises as `general_probes`."""
+    """Returns the pairs of one file; raises like `general_probes`."""
     clozes = read_clozes(path)
     prompts = [token_ids(tokenizer, cloze.prompt) for cloze in clozes]
     rows, faults = [], []
@@ -154,6 +157,6 @@ def _corrupt_prompts(cloze: Cloze, others: Sequence[Cloze]) -> Iterator[str]:
 
 
 def _any_of(names) -> str:
-    """A pattern of whole words."""
+    """Makes a pattern of complete words."""
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
     return rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)"

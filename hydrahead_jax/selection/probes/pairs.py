@@ -1,4 +1,4 @@
-"""Counterfactual pairs as arrays: what the effects of heads are measured on."""
+"""Holds counterfactual pairs as arrays: what the effects of heads are measured on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ NO_TOKEN = -1
 
 
 class ProbePairs(NamedTuple):
-    """B pairs x, x' of one sub-probe, int32, row by row of equal token count.
+    """Holds B pairs x, x' of one sub-probe, int32, row by row of equal token count.
 
     Both end with the answer of x, so that one position of x and of x' predicts the same answer
     token. J is the longest answer; a shorter one is followed by padding.
@@ -21,7 +21,7 @@ class ProbePairs(NamedTuple):
       segment_ids_BT: 1 on tokens, 0 on padding.
       answer_BJ: answer token j stands at T - J + j and is predicted at T - J - 1 + j; -1 after
         the last one.
-      distractor_BJ: what x' answers, as many tokens as the answer, the first one another.
+      distractor_BJ: what x' answers, as many tokens as the answer; the first token differs.
     """
 
     tokens_BT: Int[np.ndarray, "B T"]
@@ -32,8 +32,11 @@ class ProbePairs(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """Token ids of one pair. Prompt and corrupt prompt are equally long, answer and distractor
-    too, and these differ in their first token."""
+    """Holds the token ids of one pair.
+
+    Prompt and corrupt prompt are equally long, answer and distractor too, and these differ in their
+    first token.
+    """
 
     prompt: Sequence[int]
     corrupt: Sequence[int]
@@ -42,7 +45,7 @@ class PairRow(NamedTuple):
 
 
 def stack_pairs(rows: Sequence[PairRow], length: int | None = None) -> ProbePairs:
-    """Rows as arrays with T = `length`, or as short as the rows allow if None."""
+    """Stacks rows to arrays with T = `length`, or as short as the rows allow if None."""
     J = max(len(row.answer) for row in rows)
     length = length or J + max(len(row.prompt) for row in rows)
     tokens_BT, corrupt_BT, segment_ids_BT = np.zeros((3, len(rows), length), np.int32)
@@ -58,7 +61,7 @@ def stack_pairs(rows: Sequence[PairRow], length: int | None = None) -> ProbePair
 
 
 def pair_rows(pairs: ProbePairs) -> list[PairRow]:
-    """The inverse of `stack_pairs`."""
+    """Inverts `stack_pairs`."""
     rows = []
     for tokens_T, corrupt_T, segment_ids_T, answer_J, distractor_J in zip(*pairs, strict=True):
         answer_J, distractor_J = (x[x != NO_TOKEN] for x in (answer_J, distractor_J))

@@ -1,4 +1,4 @@
-"""Sub-probes: which counterfactual pairs heads are scored on."""
+"""Makes sub-probes: they say which counterfactual pairs heads are scored on."""
 
 import dataclasses
 from typing import Literal
@@ -17,12 +17,14 @@ from hydrahead_jax.selection.probes.symbols import SymbolNeedles, symbol_pairs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubProbe:
-    """Attributes:
-    name: unique within a selection.
-    capability: sub-probes of one capability are averaged.
-    counterfactual: what x' has otherwise: the value of the asked needle, the keys of two needles,
-      or the prompt as a whole.
-    documents: what the pairs are made of; None for pairs that were read from a file.
+    """Says which counterfactual pairs heads are scored on.
+
+    Attributes:
+      name: unique within a selection.
+      capability: sub-probes of one capability are averaged.
+      counterfactual: what differs in x': the value of the asked needle, the keys of two needles, or
+        the complete prompt.
+      documents: what the pairs are made of; None for pairs that were read from a file.
     """
 
     name: str
@@ -32,7 +34,7 @@ class SubProbe:
 
 
 def retrieval_probes(template: Family, *, needles: int = 8) -> tuple[SubProbe, ...]:
-    """Three sub-probes of one needle, two of several, and these two with keys swapped.
+    """Returns three sub-probes of one needle, two of several, and these two with keys swapped.
 
     Args:
       template: the family of needle documents.
@@ -57,7 +59,7 @@ def probe_pairs(
     pairs: int,
     seed: int,
 ) -> ProbePairs:
-    """The pairs of a sub-probe; its name and the seed determine them.
+    """Makes the pairs of a sub-probe; its name and the seed determine them.
 
     Args:
       probe: one of `retrieval_probes`.
@@ -85,7 +87,7 @@ def probe_pairs(
 
 
 def _symbol_documents(needles: int) -> dict[str, SymbolNeedles]:
-    """A single needle in each third of the haystack, half the needles, and all."""
+    """Returns a single needle in each third of the haystack, half the needles, and all."""
     return {
         "niah_single_1": SymbolNeedles(needles=1, depth=(0.0, 1 / 3)),
         "niah_single_2": SymbolNeedles(needles=1, depth=(1 / 3, 2 / 3)),

@@ -1,4 +1,4 @@
-"""Counterfactual pairs of needle documents in the words of RULER."""
+"""Makes counterfactual pairs of needle documents in the words of RULER."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ _TRIES = 300
 
 
 class _Draft(NamedTuple):
-    """A document, the facts of its counterfactual, and the pair in the smallest haystack."""
+    """Is a document, the facts of its counterfactual, and the pair in the smallest haystack."""
 
     document: RulerDocument
     other_facts: tuple[Fact, ...]
@@ -36,7 +36,7 @@ def ruler_pairs(
     length: int,
     pairs: int,
 ) -> ProbePairs:
-    """Pairs whose values differ in every character that their form leaves free.
+    """Makes pairs whose values differ in every character that their form leaves free.
 
     By "value" the distractor is the value of no needle; by "keys" it is that of the needle whose
     key changes places with the asked one. Facts are drawn until x and x' have the same number of
@@ -85,7 +85,7 @@ def _draft(
 
 
 def _other_value(source: FactSource, needles: int, asked: int, rng) -> tuple:
-    """Facts, the same with another value in the one asked for, and that value."""
+    """Returns facts, the same with another value in the one asked for, and that value."""
     facts = [source.fact() for _ in range(needles)]
     distractor = source.value_unlike(facts[asked].value)
     changed = {asked: facts[asked]._replace(value=distractor)}
@@ -93,8 +93,10 @@ def _other_value(source: FactSource, needles: int, asked: int, rng) -> tuple:
 
 
 def _swapped_keys(source: FactSource, needles: int, asked: int, rng) -> tuple:
-    """Facts, the same with the key asked for and that of another fact swapped, and the value that
-    the key asked for has then."""
+    """Returns facts, and the same with the asked key and that of another fact swapped.
+
+    The third result is the value that the asked key has then.
+    """
     facts = [source.fact() for _ in range(needles)]
     other = int(rng.choice([i for i in range(needles) if i != asked]))
     distractor = source.value_unlike(facts[asked].value)
@@ -111,12 +113,12 @@ def _replaced(facts: list[Fact], changed: dict[int, Fact]) -> tuple[Fact, ...]:
 
 
 def _moved(tokenizer: Tokenizer, draft: _Draft) -> int:
-    """How many of the answer's tokens stand in the prompt."""
+    """Counts how many of the answer's tokens stand in the prompt."""
     return len(draft.smallest.prompt) - len(token_ids(tokenizer, draft.document.prompt(1)))
 
 
 def _grown(tokenizer: Tokenizer, draft: _Draft, units: int) -> PairRow:
-    """The draft's pair in the largest haystack, up to `units`, that leaves its answer as it is."""
+    """Returns the draft's pair in the largest haystack, up to `units`, with the same answer."""
     for size in range(units, max(units - _TRIES, 0), -1):
         try:
             row = _row(tokenizer, draft.document, draft.other_facts, draft.distractor, size)
@@ -136,8 +138,12 @@ def _row(
     distractor: str,
     units: int,
 ) -> PairRow:
-    """The pair's tokens; raises UnequalTokens also where they differ in another place than the
-    keys or values that were changed."""
+    """Returns the pair's tokens.
+
+    Raises:
+      UnequalTokens: the texts make no pair, or they differ in another place than the keys or values
+        that were changed.
+    """
     prompt, corrupt = document.prompt(units), document.prompt(units, other_facts)
     answer = document.facts[document.asked].value
     row = token_row(tokenizer, prompt, corrupt, f" {answer}", f" {distractor}")
@@ -152,7 +158,7 @@ def _row(
 def _changed_spans(
     document: RulerDocument, other_facts: tuple[Fact, ...], prompt: str
 ) -> Iterator[tuple[int, int]]:
-    """Where in the prompt the changed keys and values stand."""
+    """Says where in the prompt the changed keys and values stand."""
     for fact, other in zip(document.facts, other_facts, strict=True):
         if fact != other:
             changed = fact.key if fact.key != other.key else fact.value

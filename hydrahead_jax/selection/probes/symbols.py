@@ -1,4 +1,4 @@
-"""Counterfactual pairs of needle documents made of symbols."""
+"""Makes counterfactual pairs of needle documents made of symbols."""
 
 import dataclasses
 from typing import Literal
@@ -23,9 +23,11 @@ _TRIES = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SymbolNeedles:
-    """Attributes:
-    needles: in the haystack; never more than the tokenizer has keys.
-    depth: the part of the haystack, in [0, 1), where the asked needle stands.
+    """Says which needles a document has.
+
+    Attributes:
+      needles: how many needles the haystack has; never more than the tokenizer has keys.
+      depth: the part of the haystack, in [0, 1), where the asked needle stands.
     """
 
     needles: int
@@ -42,7 +44,7 @@ def symbol_pairs(
     length: int,
     pairs: int,
 ) -> ProbePairs:
-    """Pairs whose distractor differs from the answer in each token.
+    """Makes pairs whose distractor differs from the answer in each token.
 
     By "value" it is the value of no needle; by "keys" it is that of the needle whose key changes
     places with the asked one.
@@ -85,7 +87,7 @@ def _document_at_depth(
 
 
 def _other_value(document: NeedleDocument, symbols: NeedleSymbols, rng) -> PairRow | None:
-    """Another value in the asked needle; None if the one drawn will not do."""
+    """Puts another value into the asked needle; None if the drawn one is another's."""
     values_NJ, answer_J = _values(document)
     if len(symbols.values) < 2:
         return None
@@ -101,7 +103,7 @@ def _other_value(document: NeedleDocument, symbols: NeedleSymbols, rng) -> PairR
 
 
 def _swapped_keys(document: NeedleDocument, symbols: NeedleSymbols, rng) -> PairRow | None:
-    """The key of the asked needle and of another one swapped; None if no other will do."""
+    """Swaps the key of the asked needle with that of another one; None if no other is suitable."""
     values_NJ, answer_J = _values(document)
     others = np.flatnonzero((values_NJ != answer_J).all(axis=1))
     if not len(others):
@@ -114,7 +116,7 @@ def _swapped_keys(document: NeedleDocument, symbols: NeedleSymbols, rng) -> Pair
 
 
 def _values(document: NeedleDocument) -> tuple[np.ndarray, np.ndarray]:
-    """Of all needles, and of the asked one."""
+    """Returns the values of all needles, and that of the asked one."""
     places_NJ = document.needle_starts[:, None] + np.arange(1, NEEDLE_LENGTH)
     values_NJ = document.tokens_T[places_NJ]
     return values_NJ, values_NJ[document.asked[0]]

@@ -1,4 +1,4 @@
-"""From the texts of a counterfactual pair to its tokens."""
+"""Converts the texts of a counterfactual pair to tokens."""
 
 from reprlib import repr as short
 
@@ -8,18 +8,18 @@ from hydrahead_jax.selection.probes.pairs import PairRow
 
 
 class UnequalTokens(ValueError):
-    """The texts have token counts that make no pair; the message says which."""
+    """Says that the texts have token counts that make no pair; the message says which."""
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of a text, none added at its ends."""
+    """Returns the tokens of a text, none added at its ends."""
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def token_row(
     tokenizer: Tokenizer, prompt: str, corrupt: str, answer: str, distractor: str
 ) -> PairRow:
-    """A pair whose answer is what the answer's text adds to the prompt's tokens.
+    """Makes a pair whose answer is what the answer's text adds to the prompt's tokens.
 
     Tokens that answer and distractor begin with alike move into both prompts.
 
@@ -47,7 +47,7 @@ def token_row(
 def answer_tokens(
     tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], answer: str, distractor: str
 ) -> tuple[list[int], list[int]]:
-    """What answer and distractor add to the prompt's tokens, `prompt_ids`.
+    """Returns what answer and distractor add to the prompt's tokens, `prompt_ids`.
 
     Raises:
       UnequalTokens: they add different numbers of tokens, or the same tokens, or change the

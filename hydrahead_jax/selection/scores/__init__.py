@@ -1,1 +1,1 @@
-"""Scores of heads, made from the effects of many pairs."""
+"""Makes scores of heads from the effects of many pairs."""

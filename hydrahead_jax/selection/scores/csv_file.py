@@ -1,4 +1,4 @@
-"""A table of head scores as a CSV file, for people, for pandas, and back."""
+"""Writes a table of head scores as a CSV file, for people and pandas, and reads it."""
 
 import csv
 from pathlib import Path
@@ -16,14 +16,16 @@ _BASELINE = ["-1", "-1"]
 
 
 class Table(NamedTuple):
-    """Attributes:
-    probes: names of the sub-probes P.
-    capabilities: one for each sub-probe, without a colon.
-    softmax_LN: False for delta-rule heads.
-    heads: what follows from the effects, [L, N] for each column; not read back.
-    effects_XPLN: in the order of EFFECTS; nan, an empty cell, where not measured, and for
-      delta-rule heads.
-    readouts_YP: in the order of READOUTS.
+    """Is the table of head scores.
+
+    Attributes:
+      probes: names of the sub-probes P.
+      capabilities: one for each sub-probe, without a colon.
+      softmax_LN: False for delta-rule heads.
+      heads: what follows from the effects, [L, N] for each column; not read back.
+      effects_XPLN: in the order of EFFECTS; nan, an empty cell, where not measured, and for
+        delta-rule heads.
+      readouts_YP: in the order of READOUTS.
     """
 
     probes: tuple[str, ...]
@@ -35,7 +37,10 @@ class Table(NamedTuple):
 
 
 def save(table: Table, path: Path) -> None:
-    """A baseline row, layer -1 and head -1, which alone holds the readouts, and a row per head."""
+    """Writes a baseline row, which alone holds the readouts, and a row per head.
+
+    The baseline row has layer -1 and head -1.
+    """
     readouts = table.readouts_YP.ravel().tolist()
     header = _header(table.capabilities, table.probes, tuple(table.heads))
     blank = [""] * (len(header) - len(_BASELINE) - len(readouts))
@@ -106,7 +111,7 @@ def _parse(lines: list[list[str]]) -> Table:
 
 
 def _shape(baseline: list[str], rows: list[list[str]]) -> tuple[int, int]:
-    """Layers and heads of a layer."""
+    """Returns the number of layers, and of heads per layer."""
     if baseline[:2] != _BASELINE:
         raise ValueError("its first row is not the baseline row, layer -1 and head -1")
     L, N = int(rows[-1][0]) + 1, int(rows[-1][1]) + 1

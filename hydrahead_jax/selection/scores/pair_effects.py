@@ -1,4 +1,4 @@
-"""From patched readouts to effects: how much of the answer a head carries."""
+"""Computes effects from patched readouts: how much of the answer a head carries."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ MIN_PAIRS = 6
 
 
 class PairEffects(NamedTuple):
-    """Effects of all heads on the usable pairs of one sub-probe, as they are, not clamped.
+    """Holds effects of all heads on the usable pairs of one sub-probe, not clamped.
 
     Attributes:
       receiver_BLN: direct effect (Eq 10, arXiv 2606.20097).
@@ -36,7 +36,7 @@ def effects(
     corrupted_B: Float[np.ndarray, " B"],
     patched_BX: Float[np.ndarray, "B ..."],
 ) -> Float[np.ndarray, "B ..."]:
-    """(m(x) - m(x; patch)) / (m(x) - m(x'))."""
+    """Computes (m(x) - m(x; patch)) / (m(x) - m(x'))."""
     ones = (1,) * (patched_BX.ndim - 1)
     clean_B1, corrupted_B1 = (m_B.reshape(-1, *ones) for m_B in (clean_B, corrupted_B))
     return (clean_B1 - patched_BX) / (clean_B1 - corrupted_B1)
@@ -45,7 +45,7 @@ def effects(
 def usable_pairs(
     clean_B: Float[np.ndarray, " B"], corrupted_B: Float[np.ndarray, " B"], *, name: str
 ) -> np.ndarray:
-    """Indices of the pairs whose readouts differ by at least 0.5.
+    """Returns indices of the pairs whose readouts differ by at least 0.5.
 
     Raises:
       UserError: fewer than 6 pairs of the sub-probe `name` are usable.

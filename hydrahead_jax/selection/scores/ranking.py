@@ -1,4 +1,4 @@
-"""All softmax heads from the most to the least needed, ties broken on purpose."""
+"""Ranks all softmax heads from the most to the least needed, with defined tie breaks."""
 
 import itertools
 
@@ -11,11 +11,11 @@ Head = tuple[int, int]
 
 
 def ranking(scores: HeadScores, *, kv_heads: int, seed: int = 0) -> list[Head]:
-    """(layer, head) of the softmax heads, best first.
+    """Returns (layer, head) of the softmax heads, best first.
 
-    Order: by score; by mean |effect|; by mean |total effect|; by the score of the capability
-    "general"; all to 1e-5, below which they are rounding; then heads that share a KV head with one
-    ranked already, because they cost no cache; then a seeded draw, never the index.
+    They are ordered by score; by mean |effect|; by mean |total effect|; by the score of the
+    capability "general"; all to 1e-5, below which they are rounding; then heads that share a KV
+    head with one ranked already, because they cost no cache; then a seeded draw, never the index.
     """
     group = scores.query_heads // kv_heads
     levels_XLN = levels(scores)
@@ -36,7 +36,10 @@ def ranking(scores: HeadScores, *, kv_heads: int, seed: int = 0) -> list[Head]:
 
 
 def levels(scores: HeadScores) -> np.ndarray:
-    """What orders heads [X, L, N], the most important first, as whole multiples of 1e-5."""
+    """Returns what orders heads [X, L, N], the most important first.
+
+    The values are integer multiples of 1e-5.
+    """
     views = [scores.score_LN, scores.mean_abs_LN, scores.total_LN]
     if GENERAL in scores.capability_names:
         views.append(scores.normalised_LN(GENERAL))
@@ -44,6 +47,6 @@ def levels(scores: HeadScores) -> np.ndarray:
 
 
 def random_order(layers: int, query_heads: int, seed: int) -> list[Head]:
-    """All heads in a seeded random order."""
+    """Returns all heads in a seeded random order."""
     drawn = np.random.default_rng(seed).permutation(layers * query_heads)
     return [(int(i) // query_heads, int(i) % query_heads) for i in drawn]

@@ -1,5 +1,4 @@
-"""Head scores: from the effects of each head to one number per head (Eq 11 and 12, arXiv
-2606.20097)."""
+"""Computes one score per head from its effects (Eq 11 and 12, arXiv 2606.20097)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,11 +18,11 @@ RETRIEVAL, GENERAL = "retrieval", "general"
 
 
 class MeanEffects(NamedTuple):
-    """One kind of effect on every sub-probe P, as means over its pairs.
+    """Holds one kind of effect on every sub-probe P, as means over its pairs.
 
     Attributes:
-      clamped_PLN: of the effect clamped to [0, 1] in each pair.
-      raw_PLN: of the effect as it is.
+      clamped_PLN: mean of the effect clamped to [0, 1] in each pair.
+      raw_PLN: mean of the effect without clamping.
     """
 
     clamped_PLN: Float[np.ndarray, "P L N"]
@@ -32,7 +31,7 @@ class MeanEffects(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class HeadScores:
-    """Effects of every head on every sub-probe P, and the scores that follow from them.
+    """Holds effects of every head on every sub-probe P, and the scores that follow from them.
 
     Delta-rule heads, of a model that is a hybrid already, have effect and score 0.
 
@@ -75,81 +74,92 @@ class HeadScores:
 
     @property
     def capability_names(self) -> tuple[str, ...]:
-        """Each capability once, in the order of the sub-probes."""
+        """Returns each capability once, in the order of the sub-probes."""
         return tuple(dict.fromkeys(self.capabilities))
 
     @property
     def effect_PLN(self) -> np.ndarray:
-        """The larger of the clamped direct effect and the clamped effect through receivers."""
+        """Returns the larger clamped effect, of the direct one and that through receivers."""
         if self.sender is None:
             return self.receiver.clamped_PLN
         return np.fmax(self.receiver.clamped_PLN, self.sender.clamped_PLN)
 
     @property
     def raw_PLN(self) -> np.ndarray:
-        """Of the effects before the clamp, direct and through receivers, the one farther from 0."""
+        """Returns the unclamped effect that is farther from 0.
+
+        The choice is between the direct effect and the effect through receivers.
+        """
         raw_PLN = self.receiver.raw_PLN
         if self.sender is None:
             return raw_PLN
         return np.where(np.abs(self.sender.raw_PLN) > np.abs(raw_PLN), self.sender.raw_PLN, raw_PLN)
 
     def effect_LN(self, capability: str) -> np.ndarray:
-        """Mean effect over the sub-probes of a capability."""
+        """Returns the mean effect over the sub-probes of a capability."""
         return self.effect_PLN[self._of(capability)].mean(axis=0)
 
     def kappa_LN(self, capability: str) -> np.ndarray:
-        """Fraction of the capability's sub-probes in which |effect| is at least 0.01."""
+        """Returns the share of the capability's sub-probes in which |effect| is at least 0.01."""
         return consistency(self.raw_PLN[self._of(capability)])
 
     def capability_LN(self, capability: str) -> np.ndarray:
-        """Effect times kappa (Eq 11)."""
+        """Returns effect times kappa (Eq 11)."""
         return self.effect_LN(capability) * self.kappa_LN(capability)
 
     def normalised_LN(self, capability: str) -> np.ndarray:
-        """Effect times kappa, brought to [0, 1] over the softmax heads; with "retrieval", the
-        scores that the other capabilities have no part in."""
+        """Returns effect times kappa, brought to [0, 1] over the softmax heads.
+
+        With "retrieval", these are the scores without the other capabilities.
+        """
         return min_max(self.capability_LN(capability), self.softmax_LN)
 
     @property
     def score_LN(self) -> np.ndarray:
-        """Mean over capabilities of the normalised scores (Eq 12)."""
+        """Returns the mean over capabilities of the normalised scores (Eq 12)."""
         return np.mean([self.normalised_LN(c) for c in self.capability_names], axis=0)
 
     @property
     def mean_abs_LN(self) -> np.ndarray:
-        """Mean |effect| over all sub-probes: what orders heads of equal score."""
+        """Returns the mean |effect| over all sub-probes, which orders heads of equal score."""
         return np.abs(self.raw_PLN).mean(axis=0)
 
     @property
     def total_LN(self) -> np.ndarray:
-        """Mean |total effect| over all sub-probes, 0 where it was not measured."""
+        """Returns the mean |total effect| over all sub-probes, 0 where it was not measured."""
         if self.total_PLN is None:
             return np.zeros(self.softmax_LN.shape)
         return np.nan_to_num(np.abs(self.total_PLN)).mean(axis=0)
 
     @property
     def receivers_LN(self) -> np.ndarray:
-        """True where the direct effect on some capability is at least 0.01."""
+        """Returns True where the direct effect on some capability is at least 0.01."""
         return self._reaches_threshold(self.receiver.clamped_PLN)
 
     @property
     def critical_LN(self) -> np.ndarray:
-        """True where the effect on some capability is at least 0.01: receivers and senders."""
+        """Returns True where the effect on some capability is at least 0.01.
+
+        These are receivers and senders.
+        """
         return self._reaches_threshold(self.effect_PLN)
 
     @property
     def convertible_LN(self) -> np.ndarray:
-        """True for softmax heads whose |effect| is below 0.01 in every sub-probe."""
+        """Returns True for softmax heads whose |effect| is below 0.01 in every sub-probe."""
         return self.softmax_LN & (consistency(self.raw_PLN) == 0)
 
     @property
     def gini_L(self) -> np.ndarray:
-        """How unequally each layer's softmax heads share the effect, averaged over sub-probes."""
+        """Returns how unequally each layer's softmax heads share the effect.
+
+        It is averaged over sub-probes.
+        """
         layers = zip(self.effect_PLN.mean(axis=0), self.softmax_LN, strict=True)
         return np.array([gini(effect_N[softmax_N]) for effect_N, softmax_N in layers])
 
     def save_csv(self, path: Path) -> None:
-        """A baseline row and one row per head; docs/selection.md names the columns."""
+        """Writes a baseline row and one row per head; docs/selection.md names the columns."""
         unmeasured_PLN = np.full_like(self.receiver.raw_PLN, np.nan)
         sender = self.sender or (unmeasured_PLN, unmeasured_PLN)
         total_PLN = unmeasured_PLN if self.total_PLN is None else self.total_PLN
@@ -207,7 +217,7 @@ def head_scores(
     effects: Sequence[PairEffects],
     softmax_LN: Bool[np.ndarray, "L N"],
 ) -> HeadScores:
-    """Means over the pairs of each sub-probe.
+    """Computes means over the pairs of each sub-probe.
 
     Args:
       probes: the sub-probes.
