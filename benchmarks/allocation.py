@@ -1,7 +1,8 @@
-"""`python -m benchmarks.allocation`: what plans by score alone and KV-aware plans cost and keep.
+"""Compares the cost and the score mass of plans by score alone and of KV-aware plans.
 
-Scores are drawn for the shape of Qwen3-1.7B: 28 layers of 16 query heads over 8 KV heads. Heads
-that share a KV head are drawn apart, though in trained models they often matter together.
+Command: `python -m benchmarks.allocation`. Scores are drawn for the shape of Qwen3-1.7B: 28 layers
+of 16 query heads over 8 KV heads. Heads that share a KV head are drawn independently, though in
+trained models they often matter together.
 """
 
 import argparse
@@ -33,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "allocation.json"
 
 
 class Distribution(NamedTuple):
-    """`effects` draws one effect for each sub-probe and head."""
+    """Describes a distribution; `effects` draws one effect for each sub-probe and head."""
 
     words: str
     effects: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -46,8 +47,10 @@ def _like_the_papers(rng: np.random.Generator, shape: tuple[int, int]) -> np.nda
 
 
 def _scores_of(score_LN: np.ndarray) -> np.ndarray:
-    """Effects that are above the threshold everywhere, so that the scores are as given: from 0,
-    which one head gets, to 1."""
+    """Returns effects whose scores are those given, from 0, which one head gets, to 1.
+
+    The effects are above the threshold everywhere.
+    """
     score_LN.flat[np.argmin(score_LN)] = 0.0
     return (0.01 + 0.99 * score_LN / score_LN.max())[None]
 
@@ -83,7 +86,7 @@ DISTRIBUTIONS = {
 
 
 def drawn_scores(name: str, config: ModelConfig, seed: int) -> HeadScores:
-    """Scores of one distribution."""
+    """Draws scores of one distribution."""
     rng = np.random.default_rng([seed, *name.encode()])
     effects_PLN = DISTRIBUTIONS[name].effects(rng, (config.layers, config.query_heads))
     one = np.ones(1)
@@ -95,8 +98,11 @@ def drawn_scores(name: str, config: ModelConfig, seed: int) -> HeadScores:
 
 
 def measure(name: str, ratio: str, seed: int, config: ModelConfig) -> dict[str, Any]:
-    """One draw: costs of the plan by score alone, of KV-aware plans with as many heads and with as
-    many as the bytes allow, and the trade-off with as many heads."""
+    """Measures one draw: the costs of plans, and the trade-off with as many heads.
+
+    The plans are the one by score alone, KV-aware ones with as many heads, and one with as many
+    heads as the bytes allow.
+    """
     scores, fa_heads = drawn_scores(name, config, seed), budget(config, ratio)
     plans = {BY_SCORE: allocate(scores, config, fa_heads=fa_heads, seed=seed)}
     began = time.process_time()
@@ -122,7 +128,10 @@ def measure(name: str, ratio: str, seed: int, config: ModelConfig) -> dict[str, 
 
 
 def _kept(curve, naive: dict[str, float]) -> dict[str, float | None]:
-    """Of the score mass by score alone, what is kept with a share of its KV heads saved."""
+    """Returns the score mass that remains when a share of the KV heads is saved.
+
+    It is relative to the score mass of the plan by score alone.
+    """
     kept = {}
     for saving in SAVINGS:
         within = curve.kv_heads_X <= (1 - saving) * naive["kv_heads"]
@@ -132,7 +141,7 @@ def _kept(curve, naive: dict[str, float]) -> dict[str, float | None]:
 
 
 def cost_table(draws: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one line for each distribution and ratio, means and ranges over the draws."""
+    """Makes a Markdown table: a line per distribution and ratio, means and ranges over draws."""
     names = ("scores", "ratio", "score mass, by score alone", "KV heads", "KV KiB a token")
     names += ("at no loss: fewer bytes", "within 2 %: KV heads", "KV KiB a token", "fewer bytes")
     names += ("less score mass", "heads open, 75 % of the bytes: heads", "less score mass")
@@ -155,8 +164,10 @@ def cost_table(draws: Sequence[dict[str, Any]]) -> str:
 
 
 def curve_table(draws: Sequence[dict[str, Any]]) -> str:
-    """Markdown: the most score mass that as many heads keep, relative to the plan by score alone;
-    "-" where a draw has no plan of so few KV heads."""
+    """Makes a Markdown table of the most score mass that as many heads keep.
+
+    It is relative to the plan by score alone; "-" where a draw has no plan of so few KV heads.
+    """
     names = ("scores", "ratio", *(f"{saving:.0%} fewer bytes" for saving in SAVINGS))
     lines = []
     for (name, ratio), group in _groups(draws).items():
@@ -181,7 +192,7 @@ def _spread(shares: np.ndarray) -> str:
 
 
 def cpu_seconds_of_the_largest() -> float:
-    """Of a KV-aware plan for Qwen3-32B: 64 layers of 64 heads over 8 KV heads, 1024 kept."""
+    """Times a KV-aware plan for Qwen3-32B: 1024 heads of 64 layers of 64 heads over 8 KV heads."""
     config = qwen3("32b")
     scores = drawn_scores("like the paper's", config, 0)
     began = time.process_time()

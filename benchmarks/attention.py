@@ -1,4 +1,4 @@
-"""Softmax attention in the benchmark: ours, and the libraries' where they are installed.
+"""Benchmarks softmax attention: ours, and the libraries' where they are installed.
 
 Each is checked with gradients through what it can differentiate: the libraries' log-sum-exp has
 none.
@@ -41,7 +41,7 @@ LENGTH = 256  # that every library takes
 
 
 def shapes(options) -> list[Shape]:
-    """Regular heads, and 4 irregular ones of each 16."""
+    """Returns shapes with regular heads, and with 4 irregular ones of each 16."""
     regular = [
         regular_shape(tokens, heads, heads // group, head_size=options.head_size)
         for group in options.group
@@ -56,7 +56,7 @@ def shapes(options) -> list[Shape]:
 
 
 def hostile_cases(head_size: int) -> list[Case]:
-    """In bf16 at the head size that is timed."""
+    """Returns hostile cases in bf16 at the head size that is timed."""
     regular = dict(kv_heads=2, kv_head_of_query=(0, 0, 1, 1), length=LENGTH, keys=None)
     common = dict(batch=1, head_dim=head_size, dtype="bfloat16")
     logits = [dataclasses.replace(case, segments="none") for case in LOGITS]
@@ -67,7 +67,7 @@ def hostile_cases(head_size: int) -> list[Case]:
 
 
 def too_far(actual: Results, exact: Results) -> list[str]:
-    """Which results miss the bounds of tests/tolerances.py, and by how much."""
+    """Names the results that miss the bounds of tests/tolerances.py, and by how much."""
     ratios, limits = error_ratios(actual, exact), bounds("bfloat16")
     return [
         f"{name} {ratio:.1e} > {limits[name]}"
@@ -77,7 +77,7 @@ def too_far(actual: Results, exact: Results) -> list[str]:
 
 
 def contestants(names: list[str] | None = None) -> list[Contestant]:
-    """Those named; without names, all that this machine has a device and packages for."""
+    """Returns those named; without names, all that this machine has a device and packages for."""
     platform = jax.default_backend()
     ours_here = [
         name
@@ -95,7 +95,7 @@ def ours(name: str) -> Contestant:
 
 
 def splash() -> Contestant:
-    """JAX's, which rounds scale * q to bf16: large logits it does not promise."""
+    """Describes JAX's splash. It rounds scale * q to bf16, so it does not promise large logits."""
     takes = lambda case: case.logits == "random"
     run = functools.partial(_named, "splash")
     return _contestant("splash", run, takes=takes, may_refuse=True, peer=True)
@@ -106,18 +106,18 @@ def cudnn() -> Contestant:
 
 
 def cudnn_repeated() -> Contestant:
-    """Each query head's KV head in memory anew, as irregular maps need it."""
+    """Describes cuDNN with a copy of the KV head for each query head, as irregular maps need."""
     return _contestant("cudnn, repeated KV", _repeated, may_refuse=True, peer=True)
 
 
 def tokamax() -> Contestant:
-    """Mosaic GPU kernels; output only."""
+    """Describes tokamax's Mosaic GPU kernels, which return the output only."""
     takes = lambda case: _plain(case) and _regular(case)
     return _contestant("tokamax", _tokamax, takes=takes, may_refuse=True, peer=True)
 
 
 def tokamax_tpu() -> Contestant:
-    """Output only, with splash's rounding."""
+    """Describes tokamax's splash, which returns the output only and rounds as splash does."""
     takes = lambda case: _plain(case) and case.logits == "random"
     return _contestant("tokamax splash", _tokamax_splash, takes=takes, may_refuse=True, peer=True)
 
@@ -132,7 +132,7 @@ PEERS = {
 
 
 def _plain(case: Case) -> bool:
-    """Causal attention of a sequence to itself."""
+    """Returns whether the case is causal attention of one sequence to itself."""
     return case.causal and case.segments in ("none", "one") and not case.q_start
 
 
@@ -142,7 +142,10 @@ def _regular(case: Case) -> bool:
 
 
 def _contestant(name: str, run, *, of_lse: float = 0.0, **settings) -> Contestant:
-    """`run(q, k, v, ids, key ids, case) -> (out, log-sum-exp or None)`; a Shape is a case too."""
+    """Makes a contestant of `run(q, k, v, ids, key ids, case) -> (out, log-sum-exp or None)`.
+
+    A Shape may stand for the case.
+    """
 
     def results(case: Case) -> Results:
         given = make_inputs(case)

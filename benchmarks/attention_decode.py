@@ -1,4 +1,4 @@
-"""The decode step of softmax attention in the benchmark: what share of the bandwidth it reaches."""
+"""Benchmarks the decode step of softmax attention: what share of the bandwidth it reaches."""
 
 import dataclasses
 from typing import NamedTuple
@@ -26,7 +26,7 @@ LENGTHS = (300, 129, 0, 1)  # of the rows of a case
 
 
 class Outputs(NamedTuple):
-    """Of a step; it is not differentiated in use."""
+    """Holds the results of a step, which is never differentiated."""
 
     out: np.ndarray
     lse: np.ndarray
@@ -37,7 +37,10 @@ def shapes(options) -> list[Shape]:
 
 
 def hostile_cases(head_size: int) -> list[Case]:
-    """In bf16 at the head size that is timed, rows of several lengths, one of them empty."""
+    """Returns hostile cases in bf16 at the head size that is timed.
+
+    Rows have several lengths, one of which is empty.
+    """
     sizes = dict(length=1, keys=300, batch=4, head_dim=head_size, dtype="bfloat16")
     windows = [case for case in VISIBILITY if case.window and case.segments == "none"]
     logits = [dataclasses.replace(case, segments="none") for case in LOGITS]
@@ -45,12 +48,12 @@ def hostile_cases(head_size: int) -> list[Case]:
 
 
 def too_far(actual: Outputs, exact: Results) -> list[str]:
-    """Which outputs miss the bounds of tests/tolerances.py, and by how much."""
+    """Names the outputs that miss the bounds of tests/tolerances.py, and by how much."""
     return attention.too_far(exact._replace(**actual._asdict()), exact)
 
 
 def contestants(names: list[str] | None = None) -> list[Contestant]:
-    """Those named; without names, all of ours."""
+    """Returns those named; without names, all of ours."""
     cpu = jax.default_backend() == "cpu"
     return [_ours(name) for name in names or implementations() if cpu or name != "reference"]
 
@@ -73,7 +76,7 @@ def _ours(name: str) -> Contestant:
 
 
 def _inputs(case: Case):
-    """q_start is the position of each row's query."""
+    """Makes the inputs of a step; q_start is the position of each row's query."""
     return make_inputs(case)._replace(q_start=jnp.array(LENGTHS, jnp.int32) - 1)
 
 

@@ -1,4 +1,4 @@
-"""One implementation of an op in the benchmark: ours, or another's where it is installed."""
+"""Describes one implementation of an op in the benchmark: ours, or another's if installed."""
 
 import dataclasses
 import importlib.util
@@ -10,14 +10,18 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Attributes:
-    results: what it makes of a test case.
-    exact: what it should make of it, in float64.
-    calls: Shape -> what runs its forward, and its backward after one forward; None without one.
-    wait: blocks until the results of such calls are there.
-    takes: whether it promises to get a case right.
-    may_refuse: some cases of those; what it refuses is not checked.
-    peer: whether it is another's, to be compared with.
+    """Describes one implementation of an op.
+
+    Attributes:
+      name: name in the tables.
+      results: computes the results of a test case.
+      exact: computes the exact results of a test case, in float64.
+      calls: Shape -> a function that runs the forward pass, and one that runs the backward pass
+        after one forward pass; None where it has no backward pass.
+      wait: blocks until the results of such calls are there.
+      takes: whether it promises to get a case right.
+      may_refuse: whether it may refuse some of those cases; these are then not checked.
+      peer: whether it is another project's, to be compared with.
     """
 
     name: str

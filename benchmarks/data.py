@@ -1,4 +1,4 @@
-"""`python -m benchmarks.data`: how fast text is prepared, planned and packed.
+"""Measures how fast text is prepared, planned and packed: `python -m benchmarks.data`.
 
 The text is the standard library's own sources, over and over, so that only the speed means
 anything; the tokenizer is trained on it. Lengths for planning are drawn: log-normal around 500
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def write_source(path: Path, megabytes: int) -> Path:
-    """JSONL of pieces of source files, most of them short."""
+    """Writes JSONL of pieces of source files, most of them short."""
     rng = np.random.default_rng(0)
     text = "\n".join(stdlib_documents("train"))
     with path.open("w") as file:
@@ -116,13 +116,13 @@ def measure_prepare(source: Path, folder: Path) -> dict:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it began and that have ended."""
+    """Returns the CPU seconds of this process and of its child processes that have ended."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(sum(resource.getrusage(w)[:2]) for w in who)
 
 
 def measure_rows(folder: Path, corpus: Corpus, packing: str, length: int, seconds: float) -> dict:
-    """Tokens a second, padding not counted, of the iterator that training reads."""
+    """Measures tokens per second, without padding, of the iterator that training reads."""
     data = DataConfig(
         length=length,
         batch=BATCHES[length],
@@ -163,7 +163,7 @@ def measure_plan(documents: int, packing: str, length: int) -> dict:
 
 
 def table(record: dict) -> str:
-    """What was measured, for people."""
+    """Formats the measurements for people."""
     prepared = record["prepare"]
     lines = [
         f"prepare: {prepared['tokens_per_second'] / 1e6:.2f} M tokens/s with "

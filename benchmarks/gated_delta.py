@@ -1,4 +1,4 @@
-"""The gated delta rule in the benchmark: ours, and others' where installed."""
+"""Benchmarks the gated delta rule: ours, and others' where installed."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def shapes(options) -> list[Shape]:
 
 
 def hostile_cases(head_size: int) -> list[Case]:
-    """In bf16, at the head size that is timed, with and without grouped value heads."""
+    """Returns hostile cases in bf16, at the timed head size, with and without grouped heads."""
     base = [LENGTHS[-1], *(case for case in HOSTILE if case.segments == "one")]
     sizes = {"length": 192, "batch": 1, "key_dim": head_size, "value_dim": head_size}
     return [
@@ -45,7 +45,7 @@ def hostile_cases(head_size: int) -> list[Case]:
 
 
 def too_far(actual: Results, exact: Results) -> list[str]:
-    """Which results miss the bounds of tests/tolerances.py, and by how much."""
+    """Names the results that miss the bounds of tests/tolerances.py, and by how much."""
     limits = KERNEL["bfloat16"]
     bounds = dict.fromkeys(Results._fields, limits.gradient)
     bounds |= {"out": limits.forward, "state": limits.forward}
@@ -63,7 +63,7 @@ def too_far(actual: Results, exact: Results) -> list[str]:
 
 
 def contestants(names: list[str] | None = None) -> list[Contestant]:
-    """Those named; without names, all that this machine has a device and packages for."""
+    """Returns those named; without names, all that this machine has a device and packages for."""
     platform = jax.default_backend()
     wanted = names or [
         *(name for name in implementations() if name != "reference" or platform == "cpu"),
@@ -79,16 +79,17 @@ def ours(name: str) -> Contestant:
 
 
 def tokamax_kda() -> Contestant:
-    """Kimi Delta Attention: a decay for each key channel, here all alike. More work than ours.
+    """Describes Kimi Delta Attention: more work than ours, because each key channel has a decay.
 
-    It takes beta up to 1, one value head a key head, and lengths that are multiples of 64.
+    Here all channels have the same decay. It takes beta up to 1, one value head a key head, and
+    lengths that are multiples of 64.
     """
     takes = lambda case: (case.beta or 0) <= 1 and case.key_heads == case.value_heads
     return _of_jax("tokamax KDA", _tokamax, takes=takes, peer=True)
 
 
 def fla() -> Contestant:
-    """flash-linear-attention's chunked form, in PyTorch on the GPU."""
+    """Describes flash-linear-attention's chunked form, in PyTorch on the GPU."""
     import torch
 
     return Contestant(
@@ -106,7 +107,7 @@ def _exact(case: Case) -> Results:
 
 
 def _of_jax(name: str, run, **settings) -> Contestant:
-    """`run(q, k, v, log_decay, beta, state or None) -> (out, state)`."""
+    """Makes a contestant of `run(q, k, v, log_decay, beta, state or None) -> (out, state)`."""
 
     def calls(shape: Shape):
         *arrays, cotangent = inputs(shape, "forward+backward")

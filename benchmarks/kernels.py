@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kernels`: times of an op's implementations, side by side.
+"""Times an op's implementations, side by side: `python -m benchmarks.kernels`.
 
 An implementation is timed only after its results on hostile inputs were found right.
 """
@@ -41,11 +41,11 @@ PROPORTIONAL = 0.10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Median seconds of one implementation at one shape; the floors are None on unknown chips.
+    """Holds median seconds of one implementation at one shape; floors are None on unknown chips.
 
     Attributes:
-      backward_s: None where there is no backward.
-      bandwidth: share of the device memory's that the least traffic of the forward makes up.
+      backward_s: None where there is no backward pass.
+      bandwidth: share of the device memory's bandwidth that the forward pass's least traffic takes.
       peer: whether it is another project's.
       failures: what its check found, where it was timed nevertheless.
     """
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(op, contestant: Contestant, *, head_size: int) -> list[str]:
-    """One sentence for each hostile case whose results are not within the tests' bounds."""
+    """Returns one sentence for each hostile case whose results miss the tests' bounds."""
     failures, checked, last = [], 0, ""
     for case in filter(contestant.takes, op.hostile_cases(head_size)):
         _progress(f"{contestant.name}: {case.name}")
@@ -116,7 +116,7 @@ def check(op, contestant: Contestant, *, head_size: int) -> list[str]:
 
 
 def time_one(op, contestant: Contestant, shape, failures, refused) -> list[Timing]:
-    """The timing of a shape, or none where the implementation refuses it."""
+    """Returns the timing of a shape, or none where the implementation refuses it."""
     _progress(f"{contestant.name}: {shape}")
     try:
         forward, backward = contestant.calls(shape)
@@ -144,7 +144,7 @@ def time_one(op, contestant: Contestant, shape, failures, refused) -> list[Timin
 
 
 def floors(op, shape) -> tuple[float | None, float | None]:
-    """Of the forward and of the backward alone."""
+    """Returns the least seconds of the forward pass, and of the backward pass alone."""
     name = chip_of(jax.devices()[0].device_kind)
     if name is None:
         return None, None
@@ -174,7 +174,7 @@ def report(timings: Sequence[Timing]) -> str:
 
 
 def against_peers(timings: Sequence[Timing]) -> list[str]:
-    """Speed of each of ours over that of the fastest of the others, by shape."""
+    """Compares each of ours with the fastest of the others, by shape."""
     lines = []
     for timing in timings:
         rivals = [x for x in timings if x.peer and x.shape == timing.shape]
@@ -193,7 +193,7 @@ def against_peers(timings: Sequence[Timing]) -> list[str]:
 
 
 def proportionality(timings: Sequence[Timing]) -> list[str]:
-    """Whether the time of a token is the same at every length, by series of shapes."""
+    """Says whether the time of a token is the same at every length, by series of shapes."""
     series: dict[tuple[str, str], list[Timing]] = {}
     for timing in timings:
         heads = timing.shape.partition(" ")[2]

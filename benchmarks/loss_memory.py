@@ -1,7 +1,8 @@
-"""`python -m benchmarks.loss_memory`: memory of the distillation loss by the TPU's compiler.
+"""Measures memory of the distillation loss with the TPU's compiler; needs no TPU.
 
-The loss over the vocabulary alone, forward and backward, for the tokens of one device; bfloat16
-hidden states and unembeddings, teacher and student of one width. Needs no TPU.
+Command: `python -m benchmarks.loss_memory`. It compiles the loss over the vocabulary alone, forward
+and backward, for the tokens of one device. Hidden states and unembeddings are bfloat16; teacher and
+student have the same width.
 """
 
 import argparse
@@ -34,7 +35,7 @@ _GIB = 2**30
 
 
 def ours(teacher_XD, teacher_VD, student_XD, student_VD, targets_X):
-    """Loss, metrics and the student's gradients, as a distill stage takes them."""
+    """Computes loss, metrics and the student's gradients, as a distill stage takes them."""
 
     def loss(student_XD, student_VD):
         scores = pair_scores(
@@ -51,7 +52,7 @@ def ours(teacher_XD, teacher_VD, student_XD, student_VD, targets_X):
 
 
 def naive(teacher_XD, teacher_VD, student_XD, student_VD, targets_X):
-    """The same KL from all logits at once."""
+    """Computes the same KL from all logits at once."""
 
     def loss(student_XD, student_VD):
         log_softmax = lambda x_XD, w_VD: jax.nn.log_softmax(
@@ -90,7 +91,7 @@ def _measure(function: Callable, width: int, platform: str) -> dict:
 
 
 def table(record: dict) -> str:
-    """Markdown."""
+    """Makes a Markdown table."""
     lines = []
     for row in record["rows"]:
         if "refused" in row:

@@ -1,7 +1,7 @@
-"""The planner's table of all shipped configs: `make planning`.
+"""Makes the planner's table of all shipped configs: `make planning`.
 
-A row is a stage of a config on the machine that it is for. Each takes minutes; rows that are in the
-JSON already, for the same settings, are kept, so the command can be interrupted.
+A row is a stage of a config on the machine that it is for. Each takes minutes; rows that are in
+the JSON already, for the same settings, stay, so the command can be interrupted.
 """
 
 import argparse
@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def shipped() -> list[str]:
-    """Configs that say which machine they are for."""
+    """Returns the configs that say which machine they are for."""
     names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
     return [n for n in names if hasattr(importlib.import_module(f"configs.{n}"), "MACHINE")]
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def make_rows(name: str, *, again: bool, alike: bool) -> None:
-    """The rows of a config, each written as soon as it is known."""
+    """Makes the rows of a config, and writes each as soon as it is known."""
     module = importlib.import_module(f"configs.{name}")
     config, target = module.config(), parse_target(module.MACHINE.target)
     models, count = models_of(config, alike=alike), device_count(target)
@@ -111,7 +111,7 @@ def read_plan(fields: dict) -> StagePlan:
 
 
 def cells(plan: StagePlan) -> list[str]:
-    """One line of a table."""
+    """Returns one line of a table."""
     layout = [plan.stage, plan.mesh, f"{plan.microbatches}, {plan.remat}"]
     if plan.memory is None:
         return [*layout, *[""] * 4, verdict(plan)]

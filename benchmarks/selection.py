@@ -1,9 +1,10 @@
-"""`python -m benchmarks.selection`: what head scores cost, beside a forward and the definition.
+"""Measures what head scores cost, beside a forward pass and the definition.
 
-A random model of a Qwen3's shape and one pair: time does not depend on the weights. A forward is
-the whole model over all tokens with the logits of the answer, since the others are not needed; the
-definition takes one such forward a head. `--pairs 40` times a whole selection of 40 pairs instead,
-with one exact round of senders and total effects: minutes on an accelerator, many hours on a CPU.
+Command: `python -m benchmarks.selection`. A random model of a Qwen3's shape and one pair suffice:
+time does not depend on the weights. A forward pass is the complete model over all tokens with only
+the logits of the answer; the definition takes one such pass for each head. `--pairs 40` times a
+complete selection of 40 pairs instead, with one exact round of senders and total effects: minutes
+on an accelerator, many hours on a CPU.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(config: ModelConfig, params: dict, length: int, depth: float, options) -> dict:
-    """Median seconds of each way, and how far they agree on a sample of heads."""
+    """Returns median seconds of each way, and how far they agree on a sample of heads."""
     pairs = random_pair(config, length, depth)
     timed = functools.partial(median_seconds, repeats=options.repeats)
     forward_s, _ = timed(lambda: forward(config, params, pairs))
@@ -114,7 +115,7 @@ def measure(config: ModelConfig, params: dict, length: int, depth: float, option
 
 
 def selection(config: ModelConfig, params: dict, options) -> dict:
-    """Seconds of each stage over all pairs, compilation included; about 6 % of the heads listen."""
+    """Times each stage over all pairs, compilation included; about 6 % of heads are receivers."""
     rng = np.random.default_rng(2)
     drawn = [random_pair(config, options.length, depth) for depth in rng.random(options.pairs)]
     pairs = ProbePairs(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
@@ -140,7 +141,10 @@ def selection(config: ModelConfig, params: dict, options) -> dict:
 
 
 def random_params(config: ModelConfig, dtype: str) -> dict:
-    """Normal with the variance of a fan-in start, norms 1; made on the host, leaf by leaf."""
+    """Draws normal parameters with the variance of a fan-in start; norms are 1.
+
+    They are made on the host, leaf by leaf.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -154,7 +158,7 @@ def random_params(config: ModelConfig, dtype: str) -> dict:
 
 
 def random_pair(config: ModelConfig, length: int, depth: float) -> ProbePairs:
-    """x and x' that differ in `ANSWER` tokens at a depth of the document."""
+    """Draws x and x' that differ in `ANSWER` tokens at a depth of the document."""
     rng = np.random.default_rng(1)
     draw = lambda *shape: rng.integers(config.vocab, size=shape).astype(np.int32)
     tokens_BT = draw(1, length)
@@ -166,7 +170,7 @@ def random_pair(config: ModelConfig, length: int, depth: float) -> ProbePairs:
 
 
 def forward(config: ModelConfig, params: dict, pairs: ProbePairs):
-    """Logits that predict the answer of x."""
+    """Returns the logits that predict the answer of x."""
     return _forward(config, params, jnp.asarray(pairs.tokens_BT))
 
 
@@ -184,7 +188,7 @@ def receivers(config: ModelConfig, params: dict, pairs: ProbePairs):
 
 
 def median_seconds(run: Callable, repeats: int):
-    """Of `repeats` calls after one that compiles, and what the last one returned."""
+    """Returns the median of `repeats` calls after one that compiles, and the last result."""
     result = jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
@@ -195,7 +199,7 @@ def median_seconds(run: Callable, repeats: int):
 
 
 def table(record: dict) -> str:
-    """Markdown."""
+    """Makes a Markdown table."""
     lines = [
         f"{record['model']}, {record['dtype']}, {record['length']} tokens, "
         f"{record['device']}, {record['provenance']}",

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.torch_export`: the exported hybrid beside transformers' Qwen3, on the CPU.
+"""Compares the exported hybrid with transformers' Qwen3, on the CPU.
 
-A small model with the proportions of Qwen3-1.7B and 2 of 8 heads softmax, random weights, float32.
-Times are CPU seconds of one thread, which other programs disturb little; the two models alternate,
-and the fastest run of each counts.
+Command: `python -m benchmarks.torch_export`. A small model has the proportions of Qwen3-1.7B and 2
+of 8 heads softmax, random weights, float32. Times are CPU seconds of one thread, which other
+programs disturb little; the two models alternate, and the fastest run of each counts.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PREFILL, CONTEXT, MEMORY = 2048, 8192, 32768
 
 
 def make(name: str):
-    """One of MODELS, with random weights."""
+    """Makes one of MODELS, with random weights."""
     torch.manual_seed(0)
     if name == "qwen3":
         return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)).eval()
@@ -53,12 +53,12 @@ def tokens(length: int):
 
 
 def fill(model, length: int):
-    """The cache after a prompt of `length` tokens."""
+    """Returns the cache after a prompt of `length` tokens."""
     return model(tokens(length), use_cache=True, logits_to_keep=1)[CACHE_FIELD]
 
 
 def prefill_seconds(models: dict, runs: int) -> dict[str, float]:
-    """Fastest prefill of PREFILL tokens, after a warm-up."""
+    """Times the fastest prefill of PREFILL tokens, after a warm-up."""
     times = {name: [] for name in models}
     for _ in range(runs + 1):
         for name, model in models.items():
@@ -69,7 +69,7 @@ def prefill_seconds(models: dict, runs: int) -> dict[str, float]:
 
 
 def decode(models: dict, runs: int) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds of a step after CONTEXT tokens, and the bytes that its operations read and write."""
+    """Returns seconds of a step after CONTEXT tokens, and bytes that its operations touch."""
     caches = {name: fill(model, CONTEXT) for name, model in models.items()}
     times, traffic = {name: [] for name in models}, {}
     for _ in range(runs + 4):
@@ -101,7 +101,7 @@ class Traffic(TorchDispatchMode):
 
 
 def peak_bytes(name: str, length: int) -> int:
-    """What a prefill of `length` tokens adds to the peak memory of a new process."""
+    """Returns what a prefill of `length` tokens adds to the peak memory of a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, length))
 

@@ -1,1 +1,1 @@
-"""Experiments, one file each: its docstring is the record."""
+"""Holds experiments, one file each, whose docstring is the record."""

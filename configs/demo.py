@@ -1,4 +1,4 @@
-"""The whole path on one machine: `make demo`.
+"""Runs the complete conversion on one machine: `make demo`.
 
 Command:  python -m train demo configs/demo.py
 Hardware: 2 CPU cores, about 7 minutes, much of it compiling.

@@ -1,4 +1,4 @@
-"""The demo's comparison over three teachers and five random draws each: `make evidence`.
+"""Repeats the demo's comparison over three teachers and five random draws each: `make evidence`.
 
 Command:  python -m train evidence configs/evidence.py
 Hardware: 2 CPU cores, about two hours, of which the two further teachers take an eighth.

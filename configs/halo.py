@@ -1,7 +1,7 @@
-"""What the transfers of Qwen3 have in common; their meshes are accepted by `python -m train plan`.
+"""Defines what the transfers of Qwen3 share; `python -m train plan` accepts their meshes.
 
-0.3, 1.0 and 1.0 billion tokens. Learning rates, batch sizes and steps are those of HALO
-(arXiv 2601.22156), which the method extends.
+The stages take 0.3, 1.0 and 1.0 billion tokens. Learning rates, batch sizes and steps are those of
+HALO (arXiv 2601.22156), which the method extends.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ LONG = 512 * 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a stage is laid out; fields as in `Stage`."""
+    """Says how a stage is laid out; fields as in `Stage`."""
 
     mesh: MeshConfig
     microbatches: int = 1
@@ -27,9 +27,13 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Attributes:
-    target: as `python -m train plan` names it.
-    align, distill, finetune: how each stage is laid out there.
+    """Says which machine a transfer is for, and how its stages are laid out there.
+
+    Attributes:
+      target: name of the machine for `python -m train plan`.
+      align: layout of the first stage.
+      distill: layout of the second stage.
+      finetune: layout of the third stage.
     """
 
     target: str
@@ -84,14 +88,14 @@ LONG_CONTEXT = Machine(
 def transfer(
     size: str, ratio: str, machine: Machine | None = None, *, length: int = 16_384, name: str = ""
 ) -> TransferConfig:
-    """The three stages for a Qwen3 of some size.
+    """Describes the three stages for a Qwen3 of some size.
 
     Args:
-      size: of the teacher, such as "1.7b".
-      ratio: of delta-rule to softmax heads.
+      size: size of the teacher, such as "1.7b".
+      ratio: delta-rule heads to softmax heads.
       machine: by default the one of that size above.
-      length: of the last stage's rows; their number is such that a batch has as many tokens.
-      name: added to that of the run.
+      length: length of the last stage's rows; a batch has the same number of tokens at any length.
+      name: text added to the name of the run.
     """
     machine = machine or MACHINES[size]
     run = f"qwen3_{size.replace('.', 'p')}_{ratio.replace(':', 'to')}"

@@ -1,4 +1,4 @@
-"""Qwen3-0.6B to a 3:1 hybrid, with the paper's default token budget.
+"""Converts Qwen3-0.6B to a 3:1 hybrid, with the paper's default token budget.
 
 Command:  python -m train transfer configs/qwen3_0p6b_3to1.py
 Needs:    Qwen/Qwen3-0.6B in models/qwen3-0.6b; data/fineweb-edu-prepared from `python -m train

@@ -1,4 +1,4 @@
-"""Qwen3-1.7B to a 3:1 hybrid whose last stage has rows of 512K tokens.
+"""Converts Qwen3-1.7B to a 3:1 hybrid whose last stage has rows of 512K tokens.
 
 Command:  python -m train transfer configs/qwen3_1p7b_3to1_512k.py
 Needs:    as configs/qwen3_1p7b_3to1.py, with long documents in the prepared text

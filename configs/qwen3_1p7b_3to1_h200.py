@@ -1,4 +1,4 @@
-"""Qwen3-1.7B to a 3:1 hybrid on one H200.
+"""Converts Qwen3-1.7B to a 3:1 hybrid on one H200.
 
 Command:  python -m train transfer configs/qwen3_1p7b_3to1_h200.py
 Needs:    as configs/qwen3_1p7b_3to1.py; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95

@@ -1,4 +1,4 @@
-"""Qwen3-4B to a 3:1 hybrid, with the paper's default token budget.
+"""Converts Qwen3-4B to a 3:1 hybrid, with the paper's default token budget.
 
 Command:  python -m train transfer configs/qwen3_4b_3to1.py
 Needs:    Qwen/Qwen3-4B in models/qwen3-4b; data/fineweb-edu-prepared from `python -m train

@@ -1,4 +1,4 @@
-"""Qwen3-8B to a 7:1 hybrid, with the paper's default token budget.
+"""Converts Qwen3-8B to a 7:1 hybrid, with the paper's default token budget.
 
 Command:  python -m train transfer configs/qwen3_8b_7to1.py
 Needs:    Qwen/Qwen3-8B in models/qwen3-8b; data/fineweb-edu-prepared from `python -m train

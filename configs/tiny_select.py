@@ -1,4 +1,4 @@
-"""Which heads of the tiny teacher stay softmax.
+"""Chooses the heads of the tiny teacher that stay softmax.
 
 Command:  python -m train select configs/tiny_select.py
 Hardware: 2 CPU cores, four minutes.

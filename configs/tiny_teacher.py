@@ -1,4 +1,4 @@
-"""The small teacher in configs/assets/tiny_teacher.
+"""Trains the small teacher in configs/assets/tiny_teacher.
 
 Command:  python -m train pretrain configs/tiny_teacher.py
 Hardware: one x86-64 core, 7 minutes; 15 where the machine is shared.

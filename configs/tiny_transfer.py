@@ -1,4 +1,4 @@
-"""The tiny teacher to a 3:1 hybrid.
+"""Converts the tiny teacher to a 3:1 hybrid.
 
 Command:  python -m train transfer configs/tiny_transfer.py
 Needs:    runs/tiny_select/head_plan.json, from `python -m train select configs/tiny_select.py`
@@ -27,12 +27,12 @@ def config() -> TransferConfig:
 
 
 def stages(*, align: int = 100, distill: int = 100, finetune: int = 20) -> tuple[Stage, ...]:
-    """The three stages at the small scale: aligned, distilled, then trained without teacher.
+    """Returns the three stages at the small scale: align, distill, then train without teacher.
 
     Args:
       align: steps of the first stage.
-      distill: of the second.
-      finetune: of the third.
+      distill: steps of the second stage.
+      finetune: steps of the third stage.
     """
     data = DataConfig(
         length=LENGTH,
