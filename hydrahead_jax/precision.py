@@ -8,8 +8,8 @@ import jmp
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-# exp(A_log) and softplus(dt_bias) set memory spans of thousands of tokens, and gamma scales a
-# whole head: their rounding in bfloat16 is not noise that averages out.
+# exp(A_log) and softplus(dt_bias) set memory spans of thousands of tokens, and gamma scales
+# all of a head: their rounding in bfloat16 is not noise that averages out.
 _ALWAYS_FLOAT32 = ("a_log_N", "dt_bias_N", "gamma_N")
 
 

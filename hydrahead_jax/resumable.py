@@ -22,7 +22,7 @@ def open_folder(
     """Makes a folder for these inputs, or checks that it was made for the same.
 
     Args:
-      folder: to make, or to go on with.
+      folder: folder to make, or to resume.
       record: file in it that says what the inputs are.
       inputs: all that determines what the folder will hold, as JSON.
       holds: what such a folder holds, for messages.

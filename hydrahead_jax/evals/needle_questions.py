@@ -56,7 +56,7 @@ def needle_questions(
       tokenizer: of the model.
       haystack: real text; tokens alone are enough for symbols.
       length: tokens of a document and its reply.
-      needles: in real text; one of them is asked for.
+      needles: how many needles the real text has; one of them is asked for.
       task: one of `RULER_TASKS`, in place of `needles` and `template`.
       template: the family of the documents.
       documents: how many.

@@ -65,7 +65,7 @@ class RulerDocument:
     All random choices are made once, so documents of all sizes, and of other facts, are alike.
 
     Attributes:
-      facts: in the order of their needles; no two share a key or a value.
+      facts: facts in the order of their needles; no two share a key or a value.
       asked: index of the fact that is asked for.
     """
 

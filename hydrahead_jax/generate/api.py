@@ -46,7 +46,7 @@ def generate(
       temperature: 0 is greedy.
       top_k: see `Sampling`.
       top_p: see `Sampling`.
-      seed: of the draws, from 0 to 2**32 - 1.
+      seed: seed of the draws, from 0 to 2**32 - 1.
       stop_token: a token, or several, any of which ends a continuation and is not part of it.
       prefill_chunk: prompt tokens a pass; bounds memory. All at once if None.
       beyond_trained_length: allow more tokens than `config.max_length`.
@@ -55,7 +55,7 @@ def generate(
 
     Raises:
       UserError: an empty prompt, an unknown token id, more tokens than the model was trained for,
-        or a number that is out of its range or not whole.
+        or a number that is out of its range or no integer.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     stops = _stops(config, stop_token)

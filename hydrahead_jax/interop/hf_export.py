@@ -65,7 +65,7 @@ def _tensors(config: ModelConfig, params: dict, dtype: np.dtype) -> Iterator[Ten
 
 def _maker(row: Row, params: dict, dtype: np.dtype):
     def make() -> np.ndarray:
-        with np.errstate(over="ignore"):  # the check below says more
+        with np.errstate(over="ignore"):  # `not_finite` below reports it
             arrays = [
                 np.asarray(get_param(params, path)).astype(dtype, copy=False) for path in row.paths
             ]

@@ -47,8 +47,8 @@ def load_hf(
     """Reads config and parameters, one weight after the other.
 
     Args:
-      folder: with config.json and model.safetensors, or shards and their index.
-      dtype: of the parameters; as in the files if None.
+      folder: a folder with config.json and model.safetensors, or shards and their index.
+      dtype: dtype of the parameters; as in the files if None.
       place: makes a parameter of its path, such as "layers/0/mixer/w_o_NHD", and its numbers;
         puts it on JAX's default device if None.
 
@@ -94,7 +94,7 @@ def _flaw(weight: np.ndarray, dtype) -> str:
 
 def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
     known = len(weights.shapes) + sum(map(len, weights.missing_files.values()))
-    if config.layers > known:  # tables of layers that are not there would take minutes
+    if config.layers > known:  # tables of missing layers would take minutes
         raise UserError(
             f"{folder} does not fit its config.json; there are {config.layers} layers and "
             f"{known} weights"

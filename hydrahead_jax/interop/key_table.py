@@ -26,10 +26,10 @@ class Row:
     """Is one Hugging Face weight.
 
     Attributes:
-      name: of the weight.
-      paths: of the parameters that it holds.
-      layout: between the two.
-      always_float32: rounding it to bfloat16 would change a whole head or its memory span.
+      name: name of the weight.
+      paths: paths of the parameters that it holds.
+      layout: conversion between the two.
+      always_float32: rounding it to bfloat16 would change all of a head or its memory span.
     """
 
     name: str

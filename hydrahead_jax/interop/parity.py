@@ -98,7 +98,7 @@ def check_parity(
     real_BT = np.ones_like(tokens_BT)
     real_BT[1, : min(_PADDING, length - 1)] = 0
     theirs_BTV, new_BT = _run_torch(folder, tokens_BT, real_BT, new_tokens)
-    gc.collect()  # modules of PyTorch hold each other
+    gc.collect()  # PyTorch's modules form reference cycles
     tokens_BT = np.concatenate([tokens_BT, new_BT[:, :-1]], axis=1, dtype=np.int32)
     real_BT = np.pad(real_BT, ((0, 0), (0, new_tokens - 1)), constant_values=1)
     ours_BTV = rounded_logits(config, params, dtype, tokens_BT, real_BT)

@@ -103,8 +103,8 @@ def export_torch(
       params: of the hybrid.
       tokenizer_folder: whose tokenizer files are copied byte for byte.
       card: facts for the model card, such as {"Base model": "Qwen/Qwen3-1.7B"}.
-      dtype: of the weights; gamma, A_log and dt_bias stay float32.
-      shard_bytes: of a weight file at most.
+      dtype: dtype of the weights; gamma, A_log and dt_bias stay float32.
+      shard_bytes: most bytes of a weight file.
       check: whether to compare.
       teacher: folder of the teacher, there or not, from which the card has license and base model.
 

@@ -27,7 +27,7 @@ def _all_but_gathered(primitive, *_, **parameters) -> bool:
 
     Saved gathered parameters would hold the unsharded parameters of all layers at once.
     """
-    function = parameters.get("call_jaxpr")  # of a custom derivative, as `Layout.gather` has
+    function = parameters.get("call_jaxpr")  # of a custom derivative, such as `Layout.gather`
     names = [eqn.primitive.name for eqn in function.eqns] if function else [primitive.name]
     return names != ["sharding_constraint"]
 

@@ -70,11 +70,11 @@ def select(
         float32. Float32 parameters give effects to 1e-5.
       tokenizer: of the model.
       haystack: text that the needles are put into.
-      settings: see there.
+      settings: see `SelectionSettings`.
       general: further sub-probes with their pairs, such as those of general ability.
-      store: folder that keeps finished batches, so that the same call goes on where it stopped.
-      mesh: of `data_mesh`: each device takes its share of the pairs, the parameters are split over
-        all. None computes on one device.
+      store: folder of finished batches, from which the same call resumes where it stopped.
+      mesh: from `data_mesh`: each device takes its share of the pairs, and the parameters are
+        sharded over all. None computes on one device.
       progress: called with a stage's name, and the pairs done and in all.
 
     Raises:

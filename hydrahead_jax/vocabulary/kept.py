@@ -79,12 +79,12 @@ def kept_scores(
     the sum over the dropped tokens; computing 1 - sum(kept) would lose precision.
 
     Args:
-      kept: of the teacher, normalised.
+      kept: stored part of the teacher's distribution, normalised.
       student_XD: final hidden states of the student.
       student: its unembedding.
       targets_X: int32, the tokens that follow.
       at_once: entries of the vocabulary whose logits exist at one time.
-      layout: of the arrays over devices.
+      layout: how the arrays lie on devices.
     """
     models = ((student_XD, student),)
     return sweep(_LOSS, models, (kept, targets_X), at_once=at_once, layout=layout)

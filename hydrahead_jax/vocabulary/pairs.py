@@ -62,7 +62,7 @@ def pair_scores(
       student: its unembedding.
       targets_X: int32, the tokens that follow.
       at_once: entries of the vocabulary whose logits exist at one time.
-      layout: of the arrays over devices.
+      layout: how the arrays lie on devices.
     """
     models = ((teacher_XD, teacher), (student_XD, student))
     return sweep(_LOSS, models, targets_X, at_once=at_once, layout=layout)

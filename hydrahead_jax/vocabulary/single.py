@@ -33,7 +33,7 @@ def token_scores(
       unembedding: of the model.
       targets_X: int32, the tokens that follow.
       at_once: entries of the vocabulary whose logits exist at one time.
-      layout: of the arrays over devices.
+      layout: how the arrays lie on devices.
     """
     models = ((hidden_XD, unembedding),)
     return sweep(_LOSS, models, targets_X, at_once=at_once, layout=layout)

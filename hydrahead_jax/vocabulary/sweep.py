@@ -79,7 +79,7 @@ def sweep(
       models: final hidden states [..., D] and unembedding of each, over one vocabulary.
       tokens: pytree of arrays [..., ...] that the loss reads.
       at_once: entries of the vocabulary whose logits exist at one time, for 2048 tokens.
-      layout: of hidden states [B, T, D] and tokens [B, T, ...] over devices.
+      layout: how hidden states [B, T, D] and tokens [B, T, ...] lie on devices.
     """
     places = tuple(unembedding.place(layout) for _, unembedding in models)
     hiddens = tuple(hidden for hidden, _ in models)

@@ -40,9 +40,9 @@ def top_tokens(
     Args:
       hidden_XD: final hidden states.
       unembedding: of the model.
-      count: of tokens to keep, at most the vocabulary.
+      count: how many tokens to return, at most the vocabulary.
       at_once: entries of the vocabulary whose logits exist at one time.
-      layout: of the arrays over devices.
+      layout: how the arrays lie on devices.
     """
     none_X = jnp.full(hidden_XD.shape[:-1], -1)
     models = ((hidden_XD, unembedding),)

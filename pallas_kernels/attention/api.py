@@ -55,16 +55,16 @@ def attention(
     Args:
       q_BTNH: queries.
       k_BSKH: keys, in the dtype of q.
-      v_BSKH: values, likewise.
+      v_BSKH: values, in the dtype of q.
       kv_head_of_query: for each query head the KV head that it reads, in any order and number, with
         KV heads that none reads; query head n reads n // (N / K) if None.
       causal: a query sees its own position and those before.
       window: of these the nearest `window`, its own included. A window is causal.
       segment_ids_BT: a query sees the keys of its own segment. 0 is padding: such a query sees
         nothing.
-      kv_segment_ids_BS: of the keys; those of the queries if None and S is T.
+      kv_segment_ids_BS: segments of the keys; those of the queries if None and S is T.
       q_start: position of query 0 among the keys; it may lie before the first or after the last.
-      scale: of the scores; 1 / sqrt(H) if None.
+      scale: factor of the scores; 1 / sqrt(H) if None.
       return_lse: also return the log-sum-exp of the scaled scores, float32.
       implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX, memory linear in T),
         "reference" (every score at once, float32), or None for the best of these that accepts the
@@ -124,10 +124,10 @@ def attention_decode(
     Args:
       q_BNH: queries; each stands at the last position of its row.
       k_cache_BSKH: keys, of which row b has `lengths_B[b]`, the query's own included.
-      v_cache_BSKH: values, likewise.
+      v_cache_BSKH: values of the same rows.
       lengths_B: from 0 to S.
       segment_ids_B: segment of each query, with `kv_segment_ids_BS`; all keys count if None.
-      kv_segment_ids_BS: of the cache.
+      kv_segment_ids_BS: segments of the cache.
 
     Other arguments, results and errors as `attention`; "tpu", "gpu", "chunked" and "reference" are
     the implementations.

@@ -65,7 +65,7 @@ def gated_delta(
 
     Args:
       q_BTKH: queries, used as given: the caller L2-normalises.
-      k_BTKH: keys, likewise. N must be a multiple of K: value head n reads key head n // (N / K).
+      k_BTKH: keys, also as given. N is a multiple of K: value head n reads key head n // (N / K).
       v_BTNP: values.
       log_decay_BTN: at most 0. Below -128 it counts as -128, which already forgets everything.
       beta_BTN: write strength, in [0, 2].
@@ -73,7 +73,7 @@ def gated_delta(
       segment_ids_BT: a change of id resets the state. 0 is padding: it neither reads nor writes,
         its output is zero, and it does not end a segment. The initial state belongs to the
         segment of the first token that is not padding.
-      scale: of the output; 1 / sqrt(H) if None.
+      scale: factor of the output; 1 / sqrt(H) if None.
       implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX), "reference"
         (sequential, float32), or None for the best that accepts the arguments, logged once.
       interpret: runs the Pallas kernels of a named implementation in an interpreter, on any

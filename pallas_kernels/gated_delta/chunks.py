@@ -25,7 +25,7 @@ class Within(NamedTuple):
     """Holds the decays and products inside each chunk.
 
     Attributes:
-      decay_ZBNCC: of the write of token j until token i reads, 0 for j > i.
+      decay_ZBNCC: decay of the write of token j until token i reads, 0 for j > i.
       keys_ZBNCC: decayed products of keys i and j, j < i.
       queries_ZBNCC: decayed products of query i and key j, j <= i, times scale.
       inverse_ZBNCC: (I + beta_i keys_ij)^-1.

@@ -36,7 +36,7 @@ class Listing:
       slots: for each unit, the slots held in each bundle.
       capacity: for each unit, the slots of a cycle.
       copies: bytes that some bundles begin to copy from or to HBM, at most; None if unknown.
-      calls: of the top-level program, the kernel that each of some bundles calls.
+      calls: in the top-level program, the kernel that each of some bundles calls.
     """
 
     name: str

@@ -36,7 +36,7 @@ def compile_for_h200(fn, *shapes, dump: str | None = None) -> GpuProgram:
     Args:
       fn: a function importable by name, or a functools.partial of one.
       shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
-      dump: a new folder that keeps PTX, SASS and the compilers' reports.
+      dump: a new folder for PTX, SASS and the compilers' reports.
 
     Raises:
       NotImplementedError: a package is missing, or `fn` refuses its arguments.

@@ -23,7 +23,7 @@ from pallas_kernels.hardware.memory import Memory, memory_of
 from pallas_kernels.hardware.topology import TPU_ENVIRONMENT, tpu_devices
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-LOOPS = "while"  # of the program itself, among what is known
+LOOPS = "while"  # the key in `known` of the program's own loops
 TOP_LEVEL = "TLP"  # the compiler's name for the program that calls the kernels
 _INSTRUCTIONS = "packed-bundles-post-ra"
 _UTILIZATION = "pre-delay_hlo-static-per-bundle-utilization"
@@ -109,8 +109,9 @@ def compile_for_tpu(
       fn: a function importable by name, or a functools.partial of one.
       shapes: its arguments as jax.ShapeDtypeStruct, or pytrees of them.
       chip: a key of TOPOLOGIES.
-      known: of kernels by the start of their names, and of the program's own loops under LOOPS.
-      dump: a new folder that keeps the schedules and the compiled program's text.
+      known: what is known of kernels, by the start of their names; the program's own loops
+        are under LOOPS.
+      dump: a new folder for the schedules and the compiled program's text.
 
     Raises:
       NotImplementedError: libtpu is missing, or `fn` refuses its arguments.

@@ -6,7 +6,7 @@ from transformers.utils.import_utils import is_tracing
 
 from .tokens_hydrahead import Tokens
 
-MASK_ELEMENTS = 2**22  # of one block of queries at most
+MASK_ELEMENTS = 2**22  # most elements of the mask of one block of queries
 
 
 def take(x, indices: list[int], dim: int):

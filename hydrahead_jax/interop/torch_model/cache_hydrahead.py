@@ -7,7 +7,7 @@ from transformers.utils.import_utils import is_tracing
 
 # The name of the cache in this version's outputs; both names are arguments of `forward`.
 CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
-GROWTH = 256  # tokens of room added at once where keys and values are kept
+GROWTH = 256  # tokens by which the storage of keys and values grows at once
 
 
 class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):

@@ -27,13 +27,13 @@ class KnockOutSettings:
       counts: how many heads are removed, each a point of every curve; None is none, 1 %, 2 %, 5 %,
         10 %, 20 %, 35 %, 50 %, 75 % and all of them.
       draws: random orders beside the order of the scores and its reverse.
-      documents: held-out needle documents a point.
-      needles: in each of them.
+      documents: held-out needle documents per point.
+      needles: needles in each document.
       length: tokens of a document and its reply; None is the length of the probes.
       reply: tokens of a reply to documents in RULER's words.
-      batch: documents a pass.
-      prefill_chunk: prompt tokens a pass; bounds memory.
-      seed: of the documents and of the random orders.
+      batch: documents per pass.
+      prefill_chunk: prompt tokens per pass; bounds memory.
+      seed: seed of the documents and of the random orders.
     """
 
     counts: tuple[int, ...] | None = None
@@ -101,10 +101,10 @@ def knock_out_curves(
     Curves that begin alike share their points: no set of heads is measured twice.
 
     Args:
-      orders: of heads, by name.
+      orders: orders of heads, by name.
       counts: how many heads are removed, from 0 to the length of an order.
-      mean_LNH: what stands in for a removed head, see `mean_heads`.
-      accuracy: from edits to accuracy, such as `niah_accuracy` with all but its edits given.
+      mean_LNH: output that replaces a removed head's, see `mean_heads`.
+      accuracy: maps edits to accuracy, such as `niah_accuracy` with all but its edits given.
       known: points measured earlier: the first of some curves, for the same arguments.
       on_point: called after each new point with all curves so far, and the numbers of points done
         and in all.

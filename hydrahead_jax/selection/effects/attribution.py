@@ -28,7 +28,7 @@ def drops(
     Args:
       config: of the model.
       params: of the model.
-      trace: of the pairs.
+      trace: trace of the pairs.
       live: for each layer the heads that are not frozen to x, or "all".
       fraction: how far all frozen heads have gone from x to x' where the slope is taken. A
         saturated softmax hides an effect at both ends and not between. "all" takes the slope at x.

@@ -18,7 +18,7 @@ def patched_readouts(
 ) -> Float[Array, "B S"]:
     """Returns m(x) with each head of `layer` in turn taken from x', all later layers live.
 
-    It costs whole layers at all tokens from the first difference on. Equal to
+    It costs complete layers at all tokens from the first difference on. Equal to
     `reference.total_readouts` up to rounding.
     """
     x_BSTD = patched_streams(config, params, trace, layer, heads, mesh)

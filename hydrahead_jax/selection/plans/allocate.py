@@ -55,14 +55,14 @@ def allocate(
       scores: may be None for draws that do not look at them.
       config: of the model. Only its softmax heads are chosen.
       strategy: one of the above.
-      fa_heads: of all layers together, see `budget`.
+      fa_heads: softmax heads of all layers together, see `budget`.
       kv_bytes: keys and values that a token may add to the cache, in all layers. Without
         `fa_heads`, a KV head that is read keeps all its heads.
       kv_slack: the share of the best plan's score mass that may go to save KV heads.
-      kv_dtype: of the cache.
+      kv_dtype: dtype of the cache.
       tensor_multiple: divides the softmax heads of every layer, and so the delta-rule heads; for
         all but the uniform draws over all heads.
-      seed: of draws and of ties.
+      seed: seed of draws and ties.
 
     Raises:
       UserError: the strategy, the budget or the scores do not suit the model.

@@ -38,7 +38,7 @@ def retrieval_probes(template: Family, *, needles: int = 8) -> tuple[SubProbe, .
 
     Args:
       template: the family of needle documents.
-      needles: of the largest documents of symbols; those of RULER have its own numbers.
+      needles: needles of the largest documents of symbols; RULER's documents have its numbers.
     """
     documents = RULER_TASKS if template == "ruler" else _symbol_documents(needles)
     probes = [SubProbe(name=name, documents=made_of) for name, made_of in documents.items()]
@@ -67,7 +67,7 @@ def probe_pairs(
       haystack: real text; tokens alone are enough for symbols.
       length: tokens of a document, its answer included.
       pairs: how many.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Raises:
       UserError: the pairs cannot be made; says what to change.

@@ -23,9 +23,9 @@ class Table(NamedTuple):
       capabilities: one for each sub-probe, without a colon.
       softmax_LN: False for delta-rule heads.
       heads: what follows from the effects, [L, N] for each column; not read back.
-      effects_XPLN: in the order of EFFECTS; nan, an empty cell, where not measured, and for
+      effects_XPLN: effects in the order of EFFECTS; nan, an empty cell, where not measured, and for
         delta-rule heads.
-      readouts_YP: in the order of READOUTS.
+      readouts_YP: readouts in the order of READOUTS.
     """
 
     probes: tuple[str, ...]

@@ -4,7 +4,7 @@ import numpy as np
 
 THRESHOLD = 0.01
 MIN_RANKED = 3
-RESOLUTION = 1e-5  # of effects and scores; what is below is rounding
+RESOLUTION = 1e-5  # smaller differences of effects and scores are rounding
 
 
 def consistency(raw_PLN: np.ndarray) -> np.ndarray:

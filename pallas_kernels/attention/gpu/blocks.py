@@ -4,10 +4,10 @@ import dataclasses
 
 HEAD_DIMS = (64, 128, 256)
 MULTIPROCESSORS = 132
-ROWS = 64  # of a wgmma, hence of a warpgroup
-WARPGROUPS = 2  # that compute; one more copies
+ROWS = 64  # rows of a wgmma, and so of a warpgroup
+WARPGROUPS = 2  # warpgroups that compute; one more copies
 TILE = ROWS * WARPGROUPS
-COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24  # of a thread; 65536 in all
+COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24  # per thread; 65536 in all
 SHARED_MEMORY = 232448  # bytes a program of a Hopper GPU can have
 
 
@@ -31,7 +31,7 @@ class Ring:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Says how the kernels for whole sequences cut their work.
+    """Says how the kernels for sequences cut their work.
 
     A program of any kernel has `TILE` tokens (`tile_dkv` in that of dk and dv) and goes through the
     others in blocks.

@@ -176,7 +176,7 @@ def _body(
             return dk_RH, dv_RH, turn + 1
 
         def head(x, state):
-            around = passes.bounds(ranges, b, i)  # again: registers are few
+            around = passes.bounds(ranges, b, i)  # loaded again, to save registers
             return passes.through(around, around[0], step, state)
 
         zero = passes.zeros(ROWS, width)
@@ -184,7 +184,7 @@ def _body(
         turns = (last - first) * (end - start)
         pl.when(turns > 0)(lambda: q_feed.wait(jnp.int32(0)))
         dk_RH, dv_RH, _ = lax.fori_loop(first, last, head, (zero, zero, jnp.int32(0)))
-        if parts > 1:  # both warpgroups read what both overwrite
+        if parts > 1:  # each warpgroup overwrites what the other one reads
             plgpu.barrier_arrive(done)
             plgpu.barrier_wait(done)
         k_WRH[w], v_WRH[w] = rounded(dk_RH * scale), rounded(dv_RH)

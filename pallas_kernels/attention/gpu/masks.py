@@ -12,7 +12,7 @@ from pallas_kernels.attention.gpu.ranges import Cut
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.hopper import blocks
 
-EVERYTHING = 1 << 30  # keys; sums with rows keep the layout that a bound of its own would lack
+EVERYTHING = 1 << 30  # a bound for no bound: its sum with a row has the layout of the row
 
 
 class Places(NamedTuple):

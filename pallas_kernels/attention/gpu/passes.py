@@ -82,7 +82,7 @@ def bring_keys(k, v, feeds, heads, ranges, at, *, block: int) -> None:
     """Copies keys and values of a query tile's range, in the copying warpgroup of a program.
 
     Args:
-      feeds: of keys and of values.
+      feeds: rings of keys and of values.
       at: batch row, query head, tile.
     """
     plgpu.set_max_registers(COPY_REGISTERS, action="decrease")

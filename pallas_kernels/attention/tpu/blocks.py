@@ -62,7 +62,7 @@ class BlockChoice:
     """Says the blocks of both kernels.
 
     Attributes:
-      parts: into which the keys are divided, so that the backward can hold the gradients of one
+      parts: number of parts of the keys, so that the backward can hold the gradients of one
         part in VMEM.
     """
 

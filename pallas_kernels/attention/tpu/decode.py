@@ -39,7 +39,7 @@ def attention_decode_tpu(
     """Computes `api.attention_decode` by the TPU kernel.
 
     Args:
-      blocks: in place of `choose_decode_blocks`.
+      blocks: sizes, in place of `choose_decode_blocks`.
 
     Raises:
       NotImplementedError: the kernel is not for this device, dtype or head dimension.

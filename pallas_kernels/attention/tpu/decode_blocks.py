@@ -49,7 +49,7 @@ def choose_decode_blocks(
 def choose_form(K: int, H: int) -> Form:
     """Returns the form in which XLA stores an array [B, S, K, H] by default, so nothing is copied.
 
-    XLA fills whole tiles: of [K, H] if it can, else of [S, H] or, with narrow heads, of [H, S].
+    XLA fills complete tiles: of [K, H] if it can, else of [S, H] or, with narrow heads, of [H, S].
     With K = 4 and H = 256 none of the three is what it stores.
     """
     if H < LANES:

@@ -26,7 +26,7 @@ from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
 LOG2_E = math.log2(math.e)
-ONES = 16  # rows of ones under V^T: one is needed, whole tiles are copied
+ONES = 16  # rows of ones under V^T: one is enough, but complete tiles are copied
 LOWEST = -1e30  # first running maximum: finite, so that -inf - m is never NaN
 
 

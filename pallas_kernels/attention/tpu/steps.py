@@ -92,8 +92,8 @@ def list_steps(
       S: keys, without padding at the end.
       key_blocks: number of key blocks, padding included.
       q_start: int, or int32 [B].
-      segments: of queries and keys, padded to complete blocks.
-      parts: into which the key blocks are divided, each with a list of its own that counts from the
+      segments: segments of queries and keys, padded to complete blocks.
+      parts: number of parts of the key blocks, each with a list of its own that counts from the
         part's first.
       every_query: list each query block at least once, so that its result is written.
     """
