@@ -79,19 +79,22 @@ class HeadPlan:
                 for name, ours, other in zip(names, mine, theirs, strict=True)
                 if ours != other
             ]
-            raise UserError(f"the head plan is for another model: {'; '.join(differences)}")
+            raise UserError(
+                f"the head plan is for another model: {'; '.join(differences)}; use a plan made "
+                "for this model"
+            )
         for layer, heads in enumerate(self.fa_heads):
             linear = sorted(set(heads) - set(config.softmax_heads(layer)))
             if linear:
                 raise UserError(
                     f"head plan, layer {layer}: heads {linear} are delta-rule heads in the model "
-                    "and cannot become softmax again"
+                    "and cannot become softmax again; choose other heads"
                 )
             counts = (len(heads), self.query_heads - len(heads))
             if any(count % tensor_multiple for count in counts):
                 raise UserError(
                     f"head plan, layer {layer}: {counts[0]} softmax and {counts[1]} delta-rule "
-                    f"heads are no multiples of {tensor_multiple}; allocate with "
+                    f"heads are not multiples of {tensor_multiple}; allocate with "
                     f"tensor_multiple={tensor_multiple}"
                 )
 
@@ -118,9 +121,13 @@ class HeadPlan:
         try:
             return _parse(json.loads(path.read_text(encoding="utf-8-sig")))
         except OSError as error:
-            raise UserError(f"{path} is not a head plan: {error.strerror}") from error
+            raise UserError(
+                f"{path} is not a head plan: {error.strerror}; make one by `python -m train select`"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not a head plan: {error}") from error
+            raise UserError(
+                f"{path} is not a head plan: {error}; make one by `python -m train select`"
+            ) from error
 
 
 def kv_head_bytes(config: ModelConfig, dtype: str = "bfloat16") -> int:
@@ -132,7 +139,7 @@ def kv_head_bytes(config: ModelConfig, dtype: str = "bfloat16") -> int:
     try:
         return 2 * config.head_dim * jnp.dtype(dtype).itemsize
     except TypeError as error:
-        raise UserError(f"{dtype!r} is no dtype of a cache; use one such as bfloat16") from error
+        raise UserError(f"{dtype!r} is not a dtype of a cache; use one such as bfloat16") from error
 
 
 def _parse(fields: object) -> HeadPlan:

@@ -48,7 +48,10 @@ def check_target(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent.name}")
+        raise UserError(
+            f"{path} cannot be written: there is no folder {path.parent.name}; make it, or name "
+            "another file"
+        )
 
 
 def dumps(value, indent: int | None = None) -> str:
@@ -77,9 +80,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; check that the path is right"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}; copy or write it again") from error
 
 
 def _finite(value):

@@ -218,7 +218,9 @@ def nearest_divisors(size: int, wanted: int) -> list[int]:
 def _advice(sizes: dict[str, int], axis: str, devices: int) -> str:
     others = math.prod(size for name, size in sizes.items() if size != -1 and name != axis)
     if others > devices:
-        return f"the axes beside {axis} need {others} devices already"
+        return f"the axes beside {axis} need {others} devices already; make them smaller"
     if devices % others:
-        return f"the axes beside {axis} need {others} devices, which does not divide {devices}"
-    return f"with the other axes as they are, {axis}={devices // others} uses all of them"
+        return (
+            f"the axes beside {axis} need {others} devices, not a divisor of {devices}; change one"
+        )
+    return f"set {axis}={devices // others}, which uses all of them with the other axes unchanged"

@@ -53,5 +53,8 @@ class Haystack:
         every = (word[0] for text in self.documents for word in re.finditer(r"\S+", text))
         words = tuple(itertools.islice(every, _MOST_WORDS))
         if not words:
-            raise UserError("the haystack holds no text, which RULER documents are made of")
+            raise UserError(
+                "the haystack holds no text, which RULER documents are made of; give a "
+                "haystack with text"
+            )
         return words

@@ -46,7 +46,7 @@ class RulerTask:
     def __post_init__(self):
         if not 1 <= self.needles <= len(_DEPTHS):
             raise UserError(
-                f"needles={self.needles}: documents of RULER have 1 to {len(_DEPTHS)} needles"
+                f"needles={self.needles} must be 1 to {len(_DEPTHS)} for documents of RULER"
             )
 
 

@@ -35,8 +35,8 @@ def fitting_units(
     )
     if smallest > length:
         raise UserError(
-            f"{length} tokens are too few for needle documents in the words of RULER; the smallest "
-            f"length that works is {smallest}"
+            f"{length} tokens are too few for needle documents in the words of RULER; use at "
+            f"least {smallest}"
         )
     return [
         _most_units(lambda units, document=document: size(document, units), length - left)

@@ -32,7 +32,7 @@ def stop_tokens(tokenizer: Tokenizer, folder: Path | None = None) -> tuple[int, 
     for path in [] if folder is None else [folder / name for name in _FILES]:
         fields = read_json(path) if path.is_file() else {}
         if not isinstance(fields, dict):
-            raise UserError(f"{path} holds no JSON object")
+            raise UserError(f"{path} must hold a JSON object")
         ids = fields.get("eos_token_id")
         found |= {i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int}
         token = fields.get("eos_token")

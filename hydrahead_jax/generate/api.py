@@ -109,7 +109,7 @@ def _row(config: ModelConfig, index: int, prompt) -> np.ndarray:
     """Returns a prompt's tokens, int32."""
     row = _array(prompt)
     if row.ndim != 1:
-        raise UserError(f"prompt {index} is no list of token ids; give a list for each prompt")
+        raise UserError(f"prompt {index} is not a list of token ids; give a list for each prompt")
     if not row.size:
         raise UserError(f"prompt {index} is empty; a prompt needs at least one token")
     check_token_ids(row, config.vocab, f"prompt {index}")
@@ -132,7 +132,7 @@ def _stops(config: ModelConfig, stop_token) -> tuple[int, ...]:
     several = isinstance(stop_token, Collection) and not is_array
     stops = np.atleast_1d(_array(list(stop_token) if several else stop_token))
     if stops.ndim != 1:
-        raise UserError("stop_token is neither a token id nor a list of them")
+        raise UserError("stop_token must be a token id or a list of token ids")
     check_token_ids(stops, config.vocab, "stop_token")
     return tuple(sorted(set(stops.tolist())))
 

@@ -76,12 +76,10 @@ def _mixer_from_json(layer: int, fields) -> Mixer:
 def _build(cls: type, fields: dict, where: str):
     hints = typing.get_type_hints(cls)
     if unknown := sorted(set(fields) - set(hints)):
-        raise UserError(
-            f"{where}: unknown field {short(unknown[0])}; the fields are {', '.join(hints)}"
-        )
+        raise UserError(f"{where}: unknown field {short(unknown[0])}; use only {', '.join(hints)}")
     needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in fields]:
-        raise UserError(f"{where}: {', '.join(missing)} missing")
+        raise UserError(f"{where}: {', '.join(missing)} missing; add to the config")
     for name, value in fields.items():
         if problem := _misfit(value, hints[name]):
             raise UserError(f"{where}: {name}={short(value)} must be {problem}")

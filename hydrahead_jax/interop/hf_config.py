@@ -70,11 +70,9 @@ def from_hf_config(fields: dict, where: str) -> ModelConfig:
 def _from_hf_config(fields: dict) -> ModelConfig:
     model_type = fields.get("model_type")
     if model_type not in (TEACHER_TYPE, HYBRID_TYPE):
-        raise UserError(
-            f"model_type is {short(model_type)}; only 'qwen3' and 'hydrahead' can be read"
-        )
+        raise UserError(f"model_type is {short(model_type)} and must be 'qwen3' or 'hydrahead'")
     if missing := [name for name in _LIMITS if fields.get(name) is None]:
-        raise UserError(f"{', '.join(missing)} missing")
+        raise UserError(f"{', '.join(missing)} missing; add to the config")
     for name, most in _LIMITS.items():
         if type(fields[name]) is not int or not 1 <= fields[name] <= most:
             raise UserError(f"{name}={short(fields[name])} must be a whole number, 1 to {most}")
@@ -95,7 +93,10 @@ def _from_hf_config(fields: dict) -> ModelConfig:
         }
     )
     if config.layers != layers:
-        raise UserError(f"num_hidden_layers is {layers} and 'mixers' has {config.layers} layers")
+        raise UserError(
+            f"num_hidden_layers is {layers} and 'mixers' has {config.layers} layers; set both to "
+            "the same number"
+        )
     return config
 
 
@@ -117,11 +118,14 @@ def _refuse_unsupported(fields: dict) -> None:
         other = others[0] if isinstance(others[0], str) else short(others[0])
         unsupported.append(f"layer_types with {other[:40]}")
     if unsupported:
-        raise UserError(f"not supported: {', '.join(unsupported)}")
+        raise UserError(
+            f"not supported: {', '.join(unsupported)}; use a dense Qwen3 model of full attention "
+            "without quantization"
+        )
     if kinds is not None and len(kinds) != fields["num_hidden_layers"]:
         raise UserError(
             f"layer_types has {len(kinds)} layers and num_hidden_layers is "
-            f"{fields['num_hidden_layers']}"
+            f"{fields['num_hidden_layers']}; set both to the same number"
         )
 
 
@@ -135,5 +139,5 @@ def _tied(fields: dict) -> bool:
 def _positive(fields: dict, name: str) -> float:
     value = fields.get(name)
     if value is None:
-        raise UserError(f"{name} missing")
+        raise UserError(f"{name} missing; add it")
     return positive(name, value)

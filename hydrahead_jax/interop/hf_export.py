@@ -35,7 +35,10 @@ def save_hf_teacher(
       UserError: some layer is not full attention, or a number is not finite in that dtype.
     """
     if not is_teacher(config):
-        raise UserError("only a model of full-attention layers can be saved as a Qwen3 folder")
+        raise UserError(
+            "the model has layers without full attention and cannot be saved as a Qwen3 folder; "
+            "use `python -m train export`"
+        )
     folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as new:
@@ -71,7 +74,10 @@ def _maker(row: Row, params: dict, dtype: np.dtype):
             ]
         weight = row.layout.save(*arrays)
         if flaw := not_finite(weight):
-            raise UserError(f"{row.name} in {dtype.name} has {flaw}; the model was not written")
+            raise UserError(
+                f"{row.name} in {dtype.name} has {flaw}, so the model was not written; use "
+                "another dtype or train the model again"
+            )
         return weight
 
     return make

@@ -20,7 +20,7 @@ from hydrahead_jax.text_files.names import shown
 _FLOATS = ("F32", "BF16", "F16")
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_LONGEST = 290
+_LONGEST = 270
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -33,8 +33,8 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not folder.exists():
         how = ""
         if _HUB_ID.fullmatch(str(folder)):
-            how = "; a model of the Hub is downloaded by `hf download ID --local-dir FOLDER`"
-        raise UserError(f"there is no folder {folder}{how}")
+            how = ", or download a model of the Hub by `hf download ID --local-dir FOLDER`"
+        raise UserError(f"there is no folder {folder}; check the path{how}")
     path = folder / "config.json"
     return from_hf_config(read_json(path), str(path))
 
@@ -96,8 +96,8 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
     known = len(weights.shapes) + sum(map(len, weights.missing_files.values()))
     if config.layers > known:  # tables of missing layers would take minutes
         raise UserError(
-            f"{folder} does not fit its config.json; there are {config.layers} layers and "
-            f"{known} weights"
+            f"{folder} does not fit its config.json: there are {config.layers} layers and {known} "
+            "weights; download it again"
         )
     expected = weight_shapes(config)
     in_missing_files = {name for names in weights.missing_files.values() for name in names}
@@ -127,7 +127,8 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
     }
     if any(problems.values()):
         raise UserError(
-            f"{folder} does not fit its config.json; {_named(problems, len(str(folder)))}"
+            f"{folder} does not fit its config.json: {_named(problems, len(str(folder)))}; "
+            "download it again"
         )
 
 

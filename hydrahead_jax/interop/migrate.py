@@ -128,9 +128,15 @@ def _check(teacher: ModelConfig, student: ModelConfig, head_rms_LN) -> None:
     for field in dataclasses.fields(ModelConfig):
         mine, theirs = getattr(student, field.name), getattr(teacher, field.name)
         if field.name != "mixers" and mine != theirs:
-            raise UserError(f"student and teacher differ in {field.name}: {mine} and {theirs}")
+            raise UserError(
+                f"student and teacher differ in {field.name}: {mine} and {theirs}; make the "
+                "student from this teacher's config"
+            )
     if student.layers != teacher.layers:
-        raise UserError(f"the student has {student.layers} layers, the teacher {teacher.layers}")
+        raise UserError(
+            f"the student has {student.layers} layers and the teacher {teacher.layers}; use a "
+            "head plan made for this teacher"
+        )
     shape = (teacher.layers, teacher.query_heads)
     if head_rms_LN.shape != shape:
         raise UserError(f"head_rms_LN has shape {head_rms_LN.shape}, the teacher needs {shape}")

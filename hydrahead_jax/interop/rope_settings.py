@@ -24,7 +24,7 @@ def rope_theta(fields: dict) -> float:
     for name in _PLACES:
         theta = _plain_rope(name, fields.get(name)).get("rope_theta", theta)
     if theta is None:
-        raise UserError("rope_theta missing")
+        raise UserError("rope_theta missing; add it")
     return positive("rope_theta", theta)
 
 
@@ -43,9 +43,13 @@ def _plain_rope(name: str, rope) -> dict:
         raise UserError(f"{name}={short(rope)} must be a JSON object")
     nested = {key: value for key, value in rope.items() if isinstance(value, dict)}
     if unknown := sorted(nested.keys() - {_LAYER_TYPE}):
-        raise UserError(f"{name} has settings for {short(unknown[0])}, which no layer is")
+        raise UserError(
+            f"{name} has settings for {short(unknown[0])}, which no layer is; remove them"
+        )
     if nested and len(rope) > 1:
-        raise UserError(f"{name} has settings for {_LAYER_TYPE} and others beside them")
+        raise UserError(
+            f"{name} has settings for {_LAYER_TYPE} and others beside them; remove the others"
+        )
     given = nested.get(_LAYER_TYPE, rope)
     settings = {key: value for key, value in given.items() if value is not None or key in _KINDS}
     kinds = [short(settings[key]) for key in _KINDS if key in settings]
@@ -65,5 +69,5 @@ def _check_share(settings: dict, name: str) -> None:
     if share is not None and share != 1:
         raise UserError(
             f"{name} asks for RoPE on a share of each head, partial_rotary_factor={short(share)}; "
-            "only RoPE on whole heads can be read"
+            "use a model with RoPE on all of each head"
         )

@@ -65,7 +65,9 @@ def check_tokenizer_files(folder: Path, vocab: int) -> None:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more exact
-        raise UserError(f"{path} is no tokenizer: {str(error)[:100]}") from error
+        raise UserError(
+            f"{path} is not a tokenizer: {str(error)[:100]}; copy or download it again"
+        ) from error
     declared = {token["content"]: token["id"] for token in added}
     check_tokenizer(tokenizer, vocab, str(path), declared)
     read_json(folder / "tokenizer_config.json")

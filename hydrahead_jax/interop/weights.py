@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict:
     """Raises UserError where there is no such file or it holds no JSON object."""
     fields = json_file.read_json(path)
     if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no JSON object")
+        raise UserError(f"{path} must hold a JSON object")
     return fields
 
 
@@ -105,18 +105,20 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
         return {folder / SINGLE: []}
     if not _exists(folder / INDEX):
         others = [path.name for pattern in _OTHER_FILES for path in sorted(folder.glob(pattern))]
-        instead = f"; {others[0]} is not read, so save the model in that format" if others else ""
-        raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}{instead}")
+        instead = f" in place of {others[0]}" if others else ""
+        raise UserError(
+            f"{folder} holds neither {SINGLE} nor {INDEX}; save the model as safetensors{instead}"
+        )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{folder / INDEX} has no weight_map")
+        raise UserError(f"{folder / INDEX} has no weight_map; copy or download it again")
     shards = {}
     for name, file in weight_map.items():
         inside = os.path.normpath(file) if isinstance(file, str) and file else ".."
         if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", "."):
             raise UserError(
                 f"{folder / INDEX} puts {shown(name, 60)} into {shown(str(file), 60)!r}, which is "
-                "no file of the folder"
+                "not a file of the folder; copy or download it again"
             )
         shards.setdefault(folder / inside, []).append(name)
     return shards

@@ -82,7 +82,10 @@ def select(
         store holds other results.
     """
     if not softmax_heads(config).any():
-        raise UserError("no head of this model is softmax attention, so there is none to score")
+        raise UserError(
+            "no head of this model is softmax attention, so there is none to score; give a model "
+            "with softmax heads"
+        )
     check_tokenizer(tokenizer, config.vocab)
     length = settings.length_for(config)
     probes, pairs = _probes(config, tokenizer, haystack, settings, length, general)
@@ -126,7 +129,7 @@ def _probes(config, tokenizer, haystack, settings: SelectionSettings, length: in
         if arrays.tokens_BT.shape[1] > config.max_length:
             raise UserError(
                 f"probe {probe.name} has {arrays.tokens_BT.shape[1]} tokens, more than the "
-                f"{config.max_length} that the model allows"
+                f"{config.max_length} that the model allows; use shorter documents"
             )
     probes, pairs = (*probes, *(p for p, _ in general)), (*pairs, *(a for _, a in general))
     for probe, arrays in zip(probes, pairs, strict=True):

@@ -57,7 +57,7 @@ class SelectionSettings:
         if length > config.max_length:
             raise UserError(
                 f"documents of {length} tokens are longer than the {config.max_length} that the "
-                "model allows"
+                "model allows; shorten them"
             )
         return length
 

@@ -46,7 +46,9 @@ def open_stream(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedIOBa
                 yield stream, file
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UserError(f"cannot read {shown(path)}: {reason}") from error
+        raise UserError(
+            f"cannot read {shown(path)}: {reason}; copy the file again, or leave it out"
+        ) from error
 
 
 def _check_first_bytes(path: Path, file: io.BufferedIOBase) -> None:

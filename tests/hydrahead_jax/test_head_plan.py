@@ -38,10 +38,13 @@ def test_student_has_the_plan_in_its_mixers():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 6, 3), "3 layers, the model has 2$"),
-        ((3, 12, 3), "6 query heads in a layer, the model has 12$"),
-        ((3, 6, 2), "3 KV heads in a layer, the model has 2$"),
-        ((4, 6, 6), "3 layers, the model has 4; 3 KV heads in a layer, the model has 6$"),
+        ((2, 6, 3), "3 layers, the model has 2; use a plan"),
+        ((3, 12, 3), "6 query heads in a layer, the model has 12; use a plan"),
+        ((3, 6, 2), "3 KV heads in a layer, the model has 2; use a plan"),
+        (
+            (4, 6, 6),
+            "3 layers, the model has 4; 3 KV heads in a layer, the model has 6; use a plan",
+        ),
     ],
 )
 def test_a_model_of_another_shape_is_a_user_error(shape, message):
@@ -81,7 +84,7 @@ def test_kv_bytes_per_token_are_those_of_the_cache():
     student = PLAN.student(_teacher())
     more = cache_bytes(student, 512) - cache_bytes(student, 256)
     assert more == 256 * PLAN.kv_bytes_per_token(_teacher())
-    with pytest.raises(UserError, match="'int3' is no dtype of a cache"):
+    with pytest.raises(UserError, match="'int3' is not a dtype of a cache"):
         PLAN.kv_bytes_per_token(_teacher(), "int3")
 
 
@@ -146,7 +149,10 @@ def test_another_file_is_a_user_error_with_its_name(tmp_path, text, message):
     none = tmp_path / "none.json"
     with pytest.raises(UserError) as caught:
         HeadPlan.load(none)
-    assert str(caught.value) == f"{none} is not a head plan: No such file or directory"
+    assert str(caught.value) == (
+        f"{none} is not a head plan: No such file or directory; make one by "
+        "`python -m train select`"
+    )
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):

@@ -67,8 +67,8 @@ def cache_teacher(config: TransferConfig, say: Callable[[str], None] = print) ->
         check_mesh(stage, mesh, len(jax.devices()), teacher_config, teacher_config)
         if stage.teacher_cache.tokens > teacher_config.vocab:
             raise UserError(
-                f"stage {stage.name!r}: teacher_cache.tokens={stage.teacher_cache.tokens} is more "
-                f"than the teacher's vocabulary of {teacher_config.vocab}"
+                f"stage {stage.name!r}: teacher_cache.tokens={stage.teacher_cache.tokens} must be "
+                f"at most the teacher's vocabulary of {teacher_config.vocab}"
             )
     corpus = load_corpus(teacher_folder / "tokenizer.json", teacher_config)
     layout = make_layout(mesh)
@@ -216,4 +216,7 @@ def _writing(path: Path):
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write to {path}: {error}") from error
+        raise UserError(
+            f"cannot write to {path}: {error}; free space or choose another folder, and run the "
+            "command again"
+        ) from error

@@ -83,7 +83,7 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT]?I?B)\s*", text.upper())
     size = int(float(found[1]) * _UNITS.get(found[2], 0)) if found else 0
     if size < 1:
-        raise UserError(f"{text!r} is no size; give a number and a unit, such as 5GB or 500MB")
+        raise UserError(f"{text!r} is not a size; give a number and a unit, such as 5GB or 500MB")
     return size
 
 

@@ -128,14 +128,17 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
         say(f"seed {seed} missed the target accuracy")
     raise UserError(
         f"none of {config.attempts} seeds reached {config.target}; train longer or allow more "
-        f"attempts=..."
+        "attempts=..."
     )
 
 
 def check(config: PretrainConfig) -> None:
     """Raises UserError where the config does not fit together."""
     if any(not isinstance(mixer, FullAttention) for mixer in config.model.mixers):
-        raise UserError("a teacher has full attention in every layer")
+        raise UserError(
+            "a teacher has full attention in every layer, and model.mixers says otherwise; use "
+            "FullAttention() for each layer"
+        )
     check_stages(config.stages, config.model.max_length)
     for stage in config.stages:
         if stage.loss != "next_token":

@@ -93,7 +93,7 @@ def check_data(data: DataConfig, where: str) -> None:
     for text in data.prepared:
         if not 0 < text.weight < float("inf"):
             raise UserError(
-                f"{where}: the weight {text.weight} of {text.folder} is not a positive number"
+                f"{where}: the weight {text.weight} of {text.folder} must be a positive number"
             )
     if data.needles is None:
         return

@@ -31,7 +31,7 @@ class NeedleData:
 def check_needles(needles: NeedleData, length: int, where: str) -> None:
     """Raises UserError where a document could not be made or would not fit into a row."""
     if not 0 < needles.share <= 1:
-        raise UserError(f"{where}: needles.share={needles.share} is not in (0, 1]")
+        raise UserError(f"{where}: needles.share={needles.share} must be above 0 and at most 1")
     most = needles.needles[1]
     least = most * (NEEDLE_LENGTH * (1 + needles.queries_per_needle) + 1) + 1
     if not least <= needles.lengths[0] <= needles.lengths[1] <= length:
@@ -82,6 +82,6 @@ def _symbols(tokenizer: Tokenizer, needles: NeedleData) -> NeedleSymbols:
     if len(symbols.keys) < needles.needles[1]:
         raise UserError(
             f"the tokenizer has {len(symbols.keys)} key symbols, fewer than the "
-            f"{needles.needles[1]} needles of a document"
+            f"{needles.needles[1]} needles of a document; lower needles.needles"
         )
     return symbols

@@ -62,15 +62,15 @@ def read_documents(source: TextSource, split: Split = "train") -> list[str]:
         return stdlib_documents(split)
     folder = local_path(source.folder)
     if not folder.exists():
-        raise UserError(f"there is no data folder {shown(folder)}")
+        raise UserError(f"there is no data folder {shown(folder)}; check the path")
     found = find_files((folder,))
     counts, texts = Counts(), []
     for part in make_parts(found.files, sys.maxsize, source.text_field):
         for document in read_part(part, source.text_field):
             if document.text is None and not source.skip_bad:
                 raise UserError(
-                    f"{document.name()} {document.flaw}; mend it, or leave such records out by "
-                    f"skip_bad=True"
+                    f"{document.name()} {document.flaw}; correct it, or leave such records out by "
+                    "skip_bad=True"
                 )
             fate = fate_of(document)
             counts.add(fate, document)
@@ -78,7 +78,9 @@ def read_documents(source: TextSource, split: Split = "train") -> list[str]:
                 texts.append(document.text)
     notes = [note for note in (found.left_out(), counts.left_out()) if note]
     if not texts:
-        raise UserError("; ".join([f"there is no text in {shown(folder)}", *notes]))
+        raise UserError(
+            "; ".join([f"there is no text in {shown(folder)}", *notes, "give another folder"])
+        )
     if notes:
         _say_once(f"{shown(folder)}: {'; '.join(notes)}")
     return texts

@@ -50,11 +50,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
       UserError: there is no such file, or it cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"there is no tokenizer {path}")
+        raise UserError(f"there is no tokenizer {path}; check the path")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more exact
-        raise UserError(f"{path} is no tokenizer: {error}") from error
+        raise UserError(f"{path} is not a tokenizer: {error}; copy or download it again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -77,7 +77,10 @@ def end_of_text(tokenizer: Tokenizer) -> int:
     """
     token = tokenizer.token_to_id(END_OF_TEXT)
     if token is None:
-        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which stands between documents")
+        raise UserError(
+            f"the tokenizer has no {END_OF_TEXT}, which stands between documents; use one that "
+            "has this token"
+        )
     return token
 
 

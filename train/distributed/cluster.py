@@ -86,16 +86,18 @@ def _checked(coordinator, processes, process, names: str) -> Cluster | None:
         raise UserError(f"several processes need all of {names}")
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise UserError(f"the coordinator {coordinator!r} is not of the form host:port")
+        raise UserError(f"the coordinator {coordinator!r} must be of the form host:port")
     if not 0 <= process < processes:
-        raise UserError(f"process {process} is not one of {processes}, which count from 0")
+        raise UserError(f"process {process} must be one of 0 to {processes - 1}")
     return Cluster(coordinator, processes, process)
 
 
 def _integer(text: str | None, names: str) -> int | None:
     if text is None or text.isdigit():
         return None if text is None else int(text)
-    raise UserError(f"{text!r} is not a number; {names} describe the processes of a run")
+    raise UserError(
+        f"{text!r} is not a number; correct {names}, which describe the processes of a run"
+    )
 
 
 def _slurm(env: Mapping[str, str]) -> bool:

@@ -59,14 +59,14 @@ def _check_paths(value, where: str) -> None:
 
 def _run(path: Path):
     if not path.is_file():
-        raise UserError(f"there is no config file {path}")
+        raise UserError(f"there is no config file {path}; check the path")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if spec is None:
-        raise UserError(f"{path} is not a Python file")
+        raise UserError(f"{path} must be a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "config"):
-        raise UserError(f"{path} has no function config()")
+        raise UserError(f"{path} has no function config(); add one that returns the config")
     return module.config()
 
 
@@ -80,7 +80,7 @@ def override(config: C, assignment: str) -> C:
     """
     key, equals, text = assignment.partition("=")
     if not equals:
-        raise UserError(f"{assignment!r} is not of the form key=value")
+        raise UserError(f"{assignment!r} must have the form key=value")
     return _set(config, key.split("."), text, key)
 
 
@@ -92,11 +92,11 @@ def _set(value, path: list[str], text: str, key: str):
             raise UserError(f"{key}: name a field of element {name!r}")
         return (*value[:index], _set(value[index], rest, text, key), *value[index + 1 :])
     if not dataclasses.is_dataclass(value):
-        raise UserError(f"{key}: {value!r} has no field {name!r}")
+        raise UserError(f"{key}: {value!r} has no field {name!r}; remove it from the key")
     annotations = typing.get_type_hints(type(value))
     if name not in annotations:
         known = ", ".join(annotations)
-        raise UserError(f"{key}: {type(value).__name__} has no field {name!r}; it has {known}")
+        raise UserError(f"{key}: {type(value).__name__} has no field {name!r}; use one of {known}")
     if rest:
         new = _set(getattr(value, name), rest, text, key)
     else:
@@ -114,7 +114,7 @@ def _index(elements: tuple, name: str, key: str) -> int:
     if name.isdigit() and int(name) < len(elements):
         return int(name)
     known = ", ".join(str(n) if n else str(i) for i, n in enumerate(names))
-    raise UserError(f"{key}: there is no element {name!r}; there are {known}")
+    raise UserError(f"{key}: there is no element {name!r}; use one of {known}")
 
 
 def _parse(annotation, text: str, key: str):
@@ -143,7 +143,7 @@ def convert(annotation, value, where: str) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{where}: {value!r} is none of {', '.join(map(repr, arguments))}")
+            raise UserError(f"{where}: {value!r} must be one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
@@ -158,7 +158,7 @@ def convert(annotation, value, where: str) -> Any:
     if annotation in _PLAIN and type(value) is annotation:
         return value
     wanted = _PLAIN.get(annotation, "None" if annotation is types.NoneType else str(annotation))
-    raise UserError(f"{where}: {value!r} is not {wanted}")
+    raise UserError(f"{where}: {value!r} must be {wanted}")
 
 
 def _convert_union(members, value, where: str):
@@ -170,12 +170,12 @@ def _convert_union(members, value, where: str):
             return convert(member, value, where)
         except UserError as error:
             failures.append(str(error).removeprefix(f"{where}: "))
-    raise UserError(f"{where}: " + " and ".join(failures))
+    raise UserError(f"{where}: " + " or ".join(failures))
 
 
 def _convert_tuple(arguments, value, where: str) -> tuple:
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: {value!r} is not a list of values such as (1, 2)")
+        raise UserError(f"{where}: {value!r} must be a list of values such as (1, 2)")
     if arguments[-1] is Ellipsis:
         arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
@@ -193,7 +193,10 @@ def _convert_dataclass(kind, value, where: str):
     fields = {name: item for name, item in value.items() if name != "type"}
     for name in fields:
         if name not in annotations:
-            raise UserError(f"{where}: {kind.__name__} has no field {name!r}")
+            raise UserError(
+                f"{where}: {kind.__name__} has no field {name!r}; use one of "
+                f"{', '.join(annotations)}"
+            )
     try:
         return kind(**{n: convert(annotations[n], v, f"{where}.{n}") for n, v in fields.items()})
     except (TypeError, ValueError) as error:

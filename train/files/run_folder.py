@@ -79,7 +79,9 @@ def load_model(folder: Path) -> ModelConfig:
     """Reads the model's config; raises UserError where the folder holds no run."""
     path = folder / MODEL
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it has no {MODEL}")
+        raise UserError(
+            f"{folder} is not a run folder: it has no {MODEL}; give the folder of a run"
+        )
     return convert(ModelConfig, read_json(path), str(path))
 
 
@@ -90,6 +92,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
       UserError: `source` has no tokenizer.json.
     """
     if not (source / "tokenizer.json").is_file():
-        raise UserError(f"{source} has no tokenizer.json")
+        raise UserError(f"{source} has no tokenizer.json; copy the tokenizer there")
     if distributed.is_first():
         copy_tokenizer_files(source, folder / TOKENIZER)

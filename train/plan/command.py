@@ -76,7 +76,9 @@ def device_count(target: Target) -> int:
         return run_isolated(_count, target, environment=target.environment())
     except IsolatedError as error:
         words = str(error).strip().splitlines()[-1].partition(": ")[2]
-        raise UserError(f"the compiler refuses target {target.name!r}: {words}") from error
+        raise UserError(
+            f"the compiler refuses target {target.name!r}: {words}; choose another target"
+        ) from error
 
 
 def _count(target: Target) -> int:

@@ -47,8 +47,8 @@ def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
         return read_config(folder), ""
     if config.teacher_size is None:
         raise UserError(
-            f"there is no teacher in {config.teacher}; to plan without it, say its size: "
-            f"teacher_size=1.7b"
+            f"there is no teacher in {config.teacher}; to plan without it, give its size, such as "
+            "teacher_size=1.7b"
         )
     try:
         return qwen3(config.teacher_size), f"the teacher is Qwen3 {config.teacher_size}"

@@ -54,12 +54,12 @@ def parse_target(text: str) -> Target:
     """
     if node := _NODE.fullmatch(text):
         if not 1 <= int(node[1] or 1) <= _MOST_IN_A_NODE:
-            raise UserError(f"target {text!r}: a node has 1 to {_MOST_IN_A_NODE} H200s")
+            raise UserError(f"target {text!r}: a node must have 1 to {_MOST_IN_A_NODE} H200s")
         if missing := gpu.missing_tools():
             raise UserError(f"planning for H200 needs {', '.join(missing)}: {gpu.INSTALL}")
         return Target(text)
     if not _TPU.fullmatch(text):
-        raise UserError(f"unknown target {text!r}; targets are such as {EXAMPLES}")
+        raise UserError(f"unknown target {text!r}; use one such as {EXAMPLES}")
     if not _tpu_compiler():
         raise UserError("planning for TPU needs libtpu: pip install 'hydrahead_jax[hardware-free]'")
     return Target(text)

@@ -50,10 +50,10 @@ def disown(out: Path) -> None:
 
 def _check_same(out: Path, found: dict, asked: dict) -> None:
     if found.get("rules") != asked["rules"]:
-        use = "train on it as it is, or " if (out / MANIFEST).is_file() else ""
+        use = ", or train on it unchanged" if (out / MANIFEST).is_file() else ""
         raise UserError(
-            f"{out} was made by another version, so whether its sources changed since cannot be "
-            f"told; {use}choose another --out"
+            f"{out} was made by another version, which did not record whether its sources "
+            f"changed; choose another --out{use}"
         )
     if found["tokenizer"] != asked["tokenizer"]:
         raise UserError(f"{out} was begun with another tokenizer; choose another --out")

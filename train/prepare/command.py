@@ -93,13 +93,16 @@ def prepare(
         if changed := first_changed(found.files, before):
             disown(out)
             raise UserError(
-                f"{shown(changed.path)} changed while it was read; delete {out} and give the "
-                f"command once more"
+                f"{shown(changed.path)} changed while it was read; delete {out} and run the "
+                "command again"
             )
         tokens = {"vocabulary": vocabulary_checksum(loaded), "size": vocabulary}
         manifest, sentence = finish(job, asked, len(parts), found, tokens)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error}") from error
+        raise UserError(
+            f"cannot write to {out}: {error}; free space or choose another --out, and run the "
+            "command again"
+        ) from error
     say(sentence)
     return manifest
 
@@ -108,9 +111,9 @@ def _check(workers: int, shard_tokens: int, held_out: float, split: str) -> None
     if workers < 1 or shard_tokens < 1:
         raise UserError("--workers and --shard-tokens must be 1 or more")
     if not 0 <= held_out < 1:
-        raise UserError(f"--held-out {held_out} is not a share from 0 to below 1")
+        raise UserError(f"--held-out {held_out} must be a share of at least 0 and below 1")
     if split == "held_out" and not held_out:
-        raise UserError("--split held_out writes nothing without --held-out, such as 0.01")
+        raise UserError("--split held_out needs --held-out above 0, such as 0.01")
 
 
 def _find(sources: tuple[Path, ...], out: Path) -> Found:

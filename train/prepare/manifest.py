@@ -61,7 +61,7 @@ def _finished(job: Job, parts: int) -> tuple[list[dict], Counts]:
         found = finished_shards(job.out, part)
         if len(found) != record["shards"]:
             part_record(job.out, part).unlink()
-            raise UserError(f"a shard in {job.out} is damaged; give the command once more")
+            raise UserError(f"a shard in {job.out} is damaged; run the command again")
         counts.add_all(Counts(**record["counts"]))
         shards += [{k: v for k, v in shard.items() if k != "counts"} for shard in found]
     return shards, counts

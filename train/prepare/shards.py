@@ -54,7 +54,10 @@ def make_shards(
         record = {"counts": dataclasses.asdict(counts), "shards": len(shards)}
         write_json(part_record(job.out, number), record)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write to {job.out}: {error}") from error
+        raise UserError(
+            f"cannot write to {job.out}: {error}; free space or choose another --out, and run the "
+            "command again"
+        ) from error
 
 
 def finished_shards(out: Path, part: int) -> list[dict]:

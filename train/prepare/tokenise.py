@@ -46,7 +46,8 @@ def _fate(job: Job, document: Document) -> Fate:
     fate = fate_of(document)
     if fate == "unusable" and not job.skip_bad:
         raise UserError(
-            f"{document.name()} {document.flaw}; mend it, or leave such records out by --skip-bad"
+            f"{document.name()} {document.flaw}; correct it, or leave such records out by "
+            "--skip-bad"
         )
     if fate == "written" and job.held_out:
         digest = hashlib.blake2b(document.text.encode("utf-8"), digest_size=8).digest()

@@ -75,7 +75,7 @@ def _run_in_processes(
             show(sum(shares[number] * part.bytes for number, part in parts.items()))
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
-            "a worker was killed, most likely for want of memory; give the command once more with "
+            "a worker was killed, most likely for lack of memory; run the command again with "
             "fewer --workers"
         ) from error
     finally:

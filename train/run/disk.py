@@ -40,7 +40,7 @@ def check_space(folder: Path, checkpoint: int, keep: int, say: Callable[[str], N
     if room < 2 * checkpoint:
         raise UserError(
             f"{text}, and {folder} has room for {room / _GB:.3g} GB, less than one and the next; "
-            f"free space, or choose another disk with run=..."
+            "free space, or choose another disk with run=..."
         )
     if room < (keep + 1) * checkpoint:
         say(

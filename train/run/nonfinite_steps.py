@@ -53,7 +53,7 @@ class Skipped:
             raise Diverged(
                 f"stage {self._stage!r} diverged by step {step}: {names} not finite for "
                 f"{self._in_a_row} steps in a row, whose batches are in {where.parent}; the last "
-                f"checkpoint is kept, so lower optim.learning_rate and start a new run"
+                "checkpoint stays, so lower optim.learning_rate and start a new run"
             )
         self._say(
             f"stage {self._stage!r}: step {step} changed nothing because {names} is not finite "

@@ -49,14 +49,14 @@ def load_run(folder: Path) -> tuple[ModelConfig, dict]:
     folder = local_path(folder)
     config = load_model(folder)
     if not (folder / FINISHED).is_file():
-        raise UserError(f"{folder} is not finished; give the command that began it once more")
+        raise UserError(f"{folder} is not finished; continue it by the command that began it")
     steps = read_json(folder / FINISHED)["steps"]
     store = CheckpointStore(folder / CHECKPOINTS)
     try:
         if flaw := store.flaw(steps):
             raise UserError(
-                f"the last checkpoint in {folder} {flaw}; give the command that began the run "
-                f"once more to restore it"
+                f"the last checkpoint in {folder} {flaw}; run the command of this run "
+                "again to restore it"
             )
         params = store.restore_params(steps, flatten(abstract_params(config)))
     finally:

@@ -129,7 +129,7 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{error.filename or folder} cannot be written: {error.strerror or error}; what was "
-            "measured before is kept, give the command once more when that is mended"
+            "measured before is saved, so correct this and run the command again"
         ) from error
 
 

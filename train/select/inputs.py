@@ -92,7 +92,7 @@ def check_model(config: SelectConfig, model: ModelConfig) -> None:
         if length > model.max_length:
             raise UserError(
                 f"stability.lengths={config.stability.lengths}: documents of {length} tokens are "
-                f"longer than the {model.max_length} that the model allows"
+                f"longer than the {model.max_length} that the model allows; shorten them"
             )
 
 

@@ -28,8 +28,8 @@ def check_mesh(
         if size % ranks:
             works = " and ".join(str(n) for n in nearest_divisors(size, ranks))
             raise UserError(
-                f"{where}: {axis} is {ranks}, which does not divide {what} of {size}; the nearest "
-                f"that do: {works}"
+                f"{where}: {axis} is {ranks}, which does not divide {what} of {size}; take one of "
+                f"the nearest that do: {works}"
             )
     tokens = stage.data.length // _chunks(mesh, sizes)
     if sizes["context"] > 1 and tokens < CONV_TAPS - 1:

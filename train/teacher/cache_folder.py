@@ -145,8 +145,8 @@ def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
     folder = CacheFolder(path, found)
     if folder.steps < stage.steps:
         raise UserError(
-            f"{where} has {folder.steps} whole steps and the stage takes {stage.steps}; give "
-            f"`python -m train cache-teacher` once more to finish it"
+            f"{where} has {folder.steps} complete steps and the stage takes {stage.steps}; run "
+            "`python -m train cache-teacher` again to finish it"
         )
     return folder
 

@@ -70,7 +70,7 @@ class KnockOutSettings:
             return tuple(sorted({0, *(max(1, round(share * heads)) for share in _SHARES)}))
         if self.counts[-1] > heads:
             raise UserError(
-                f"counts={self.counts}: the model has {heads} softmax heads to knock out"
+                f"counts={self.counts} must be at most {heads}, the softmax heads of the model"
             )
         return self.counts
 

@@ -45,8 +45,8 @@ class Store:
                 np.savez(file, **arrays)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written: {error.strerror}; what was scored before is kept, give "
-                "the command once more when there is room"
+                f"{path} cannot be written: {error.strerror}; what was scored before is saved, so "
+                "free space and run the command again"
             ) from error
         return arrays
 

@@ -112,7 +112,10 @@ def trade_off(
       UserError: as `allocate`.
     """
     if strategy not in INTERP or (strategy == "layer-interp" and fa_heads is None):
-        raise UserError(f"strategy {strategy} has no trade-off, or none without fa_heads")
+        raise UserError(
+            f"strategy {strategy} has no trade-off, or none without fa_heads; use global-interp-C "
+            "or global-interp"
+        )
     request = Request(
         strategy=strategy,
         fa_heads=fa_heads,
@@ -155,8 +158,9 @@ def _search(
     search = KvAware(scores, config, counts=counts, fa_heads=request.fa_heads, seed=request.seed)
     if search.fewest is None:
         raise UserError(
-            f"no plan of strategy {request.strategy} keeps {request.fa_heads} heads with a "
-            f"multiple of {request.tensor_multiple} in every layer of this model"
+            f"no plan of strategy {request.strategy} has {request.fa_heads} softmax heads and a "
+            f"multiple of {request.tensor_multiple} in every layer of this model; choose another "
+            "budget"
         )
     return search
 

@@ -52,7 +52,7 @@ class Request:
     def check(self, scores: HeadScores | None, config: ModelConfig) -> None:
         """Raises UserError where the request contradicts itself, the scores or the model."""
         if self.strategy not in STRATEGIES:
-            raise UserError(f"strategy {self.strategy!r} is none of {', '.join(STRATEGIES)}")
+            raise UserError(f"strategy {self.strategy!r} must be one of {', '.join(STRATEGIES)}")
         _check_scores(self, scores, config)
         _check_budget(self, config)
         _check_multiple(self, config)
@@ -124,9 +124,13 @@ def _check_budget(request: Request, config: ModelConfig) -> None:
     if request.strategy in INTERP:
         return
     if request.kv_slack is not None:
-        raise UserError(f"strategy {request.strategy} does not look at KV heads; no kv_slack")
+        raise UserError(
+            f"strategy {request.strategy} does not look at KV heads; leave out kv_slack"
+        )
     if request.fa_heads is not None and request.kv_bytes is not None:
-        raise UserError(f"strategy {request.strategy} takes fa_heads or kv_bytes, not both")
+        raise UserError(
+            f"strategy {request.strategy} takes fa_heads or kv_bytes, not both; leave one out"
+        )
 
 
 def _check_multiple(request: Request, config: ModelConfig) -> None:
@@ -137,7 +141,7 @@ def _check_multiple(request: Request, config: ModelConfig) -> None:
             "layer"
         )
     if fa_heads is not None and fa_heads % multiple:
-        raise UserError(f"a budget of {fa_heads} heads is no multiple of {multiple}")
+        raise UserError(f"a budget of {fa_heads} heads must be a multiple of {multiple}")
     if multiple > 1 and strategy not in INTERP + BY_LAYER:
         raise UserError(
             f"strategy {strategy} draws over all layers and takes no tensor_multiple; use "

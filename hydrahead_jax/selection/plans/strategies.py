@@ -50,7 +50,8 @@ def first_heads(steps: Steps, fa_heads: int, strategy: str) -> list[Head]:
         chosen += step
     if len(chosen) < fa_heads:
         raise UserError(
-            f"strategy {strategy} has {len(chosen)} heads to choose from, the budget is {fa_heads}"
+            f"strategy {strategy} has {len(chosen)} heads to choose from and the budget is "
+            f"{fa_heads}; lower the budget"
         )
     return chosen
 

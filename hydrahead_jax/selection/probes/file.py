@@ -46,11 +46,13 @@ def load_probes(path: Path) -> tuple[tuple[SubProbe, ProbePairs], ...]:
         try:
             probe, length, row = _parsed(parse_json(raw or b""))
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{path}, {place} holds no pair of a probe: {error}") from error
+            raise UserError(
+                f"{path}, {place} holds no pair of a probe: {error}; correct or remove it"
+            ) from error
         rows.setdefault(probe, []).append(row)
         lengths[probe] = length
     if not rows:
-        raise UserError(f"{path} holds no probes")
+        raise UserError(f"{path} holds no probes; write the probes again")
     return tuple((probe, stack_pairs(rows[probe], lengths[probe])) for probe in rows)
 
 

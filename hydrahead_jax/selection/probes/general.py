@@ -80,7 +80,9 @@ def cloze_pairs(path: Path, tokenizer: Tokenizer) -> ProbePairs:
             faults.append(f"{cloze.place}: {error}")
     if faults:
         more = ["and more"] if len(faults) > _FAULTS_NAMED else []
-        raise UserError(f"{path}: " + "; ".join([*faults[:_FAULTS_NAMED], *more]))
+        raise UserError(
+            f"{path}: " + "; ".join([*faults[:_FAULTS_NAMED], *more]) + "; correct these"
+        )
     return stack_pairs(rows)
 
 
@@ -99,20 +101,20 @@ def read_clozes(path: Path) -> list[Cloze]:
 def _cloze(path: Path, place: str, raw: bytes | None) -> Cloze:
     where = f"{shown(path)}, {place}"
     if raw is None:
-        raise UserError(f"{where} is too long")
+        raise UserError(f"{where} is too long; shorten it")
     try:
         found = parse_json(raw)
     except Unusable as why:
-        raise UserError(f"{where} {why}") from why
+        raise UserError(f"{where} {why}; correct it") from why
     if not isinstance(found, dict):
-        raise UserError(f"{where} is not a JSON object with {_fields()}")
+        raise UserError(f"{where} must be a JSON object with {_fields()}")
     for name in _REQUIRED:
         if name not in found:
             raise UserError(f"{where} has no {name!r}; it needs {_fields()}")
     for name, value in found.items():
         if name not in _REQUIRED + _OPTIONAL:
             raise UserError(
-                f"{where} has an unknown field {ascii(name)[:80]}; it may have {_fields()}"
+                f"{where} has an unknown field {ascii(name)[:80]}; use only {_fields()}"
             )
         if not isinstance(value, str) or not value.strip() or _NO_TEXT.search(value):
             raise UserError(f"{where}: {name!r} is {ascii(value)[:80]} and must be text")

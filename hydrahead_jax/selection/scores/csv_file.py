@@ -69,9 +69,14 @@ def load(path: Path) -> Table:
             table = _parse(list(csv.reader(file)))
         _check(table)
     except OSError as error:
-        raise UserError(f"{path} is not a table of head scores: {error.strerror}") from error
+        raise UserError(
+            f"{path} is not a table of head scores: {error.strerror}; make one by `python -m "
+            "train select`"
+        ) from error
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is not a table of head scores: {error}") from error
+        raise UserError(
+            f"{path} is not a table of head scores: {error}; make one by `python -m train select`"
+        ) from error
     return table
 
 

@@ -62,7 +62,9 @@ class HeadScores:
         if len(set(self.probes)) < len(self.probes):
             raise UserError(f"sub-probes need names of their own, not {', '.join(self.probes)}")
         if any(":" in capability for capability in self.capabilities):
-            raise UserError(f"no capability may have a colon: {', '.join(self.capabilities)}")
+            raise UserError(
+                f"a capability has a colon in its name: {', '.join(self.capabilities)}; rename it"
+            )
 
     @property
     def layers(self) -> int:

@@ -140,9 +140,9 @@ def test_no_prompts_no_replies():
         (dict(prefill_chunk=0), "prefill_chunk is 0; give 1 or more"),
         (
             dict(prompts=np.array([1, 2])),
-            "prompt 0 is no list of token ids; give a list for each prompt",
+            "prompt 0 is not a list of token ids; give a list for each prompt",
         ),
-        (dict(prompts=np.array([[[1]]])), "prompt 0 is no list of token ids"),
+        (dict(prompts=np.array([[[1]]])), "prompt 0 is not a list of token ids"),
         (dict(prompts=np.array([[1.5]])), "prompt 0: token ids must be whole numbers, not float64"),
         (dict(prompts=[[2**40]]), "prompt 0 has token ids from 1099511627776"),
         (dict(temperature=-1.0), "temperature is -1.0; give 0 .greedy. or a positive finite"),
@@ -160,7 +160,7 @@ def test_no_prompts_no_replies():
         (dict(seed=True), "seed is True"),
         (dict(stop_token=96), "stop_token has token ids from 96 to 96, the model knows 0 to 95"),
         (dict(stop_token=(3, -1)), "stop_token has token ids from -1 to 3"),
-        (dict(stop_token=np.array([[3]])), "stop_token is neither a token id nor a list of them"),
+        (dict(stop_token=np.array([[3]])), "stop_token must be a token id or a list of token ids"),
     ],
 )
 def test_impossible_requests_are_refused_in_one_sentence(settings, message):

@@ -140,7 +140,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(tmp_path, params, 
     with pytest.raises(UserError, match=r"gives '<\|more\|>' the id 500, and the model knows 0 to"):
         export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
     path.write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
         export_torch(tmp_path / "out", toy.MIXED, params, tokenizer)
     assert not (tmp_path / "out").exists()
 

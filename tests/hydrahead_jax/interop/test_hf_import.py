@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -162,14 +163,14 @@ def test_missing_unused_and_misshaped_weights_are_listed_together(folder):
         load_hf(folder)
     message = str(caught.value)
     assert "missing weights: model.norm.weight; unused weights: model.layers.7.mlp.up_" in message
-    assert message.endswith("; and more") and len(message) < 300
+    assert message.endswith("; and more; download it again") and len(message) < 300
     edit_weights(folder, lambda weights: weights.update({"model.norm.weight": np.ones(32)}))
     edit_weights(folder, lambda weights: weights.__delitem__("model.layers.7.mlp.up_proj.weight"))
     with pytest.raises(UserError) as caught:
         load_hf(folder)
     message = str(caught.value)
-    assert f"; wrong shapes: {DOWN} is (48, 32) in place of (32, 48)" in message
-    assert message.endswith("; and more") or message.endswith("weight is I32 and 1 more")
+    assert f"wrong shapes: {DOWN} is (48, 32) in place of (32, 48)" in message
+    assert re.search("(; and more|weight is I32 and 1 more); download it again$", message)
 
 
 def test_tied_output_matrix_may_be_repeated_but_not_differ(folder, params):
@@ -212,17 +213,17 @@ def test_folder_without_weights_or_config(tmp_path, folder):
     (folder / INDEX).write_text("{}")
     with pytest.raises(UserError, match="has no weight_map"):
         load_hf(folder)
-    with pytest.raises(UserError, match=r"there is no folder .*nothing$"):
+    with pytest.raises(UserError, match=r"there is no folder .*nothing; check the path$"):
         load_hf(tmp_path / "nothing")
     (folder / "config.json").write_text('{"model_type"')
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
         load_hf(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config\.json holds no JSON object"):
+    with pytest.raises(UserError, match=r"config\.json must hold a JSON object"):
         load_hf(folder)
 
 
 def test_hybrid_is_not_saved_as_a_teacher(tmp_path):
     config = dataclasses.replace(toy.TEACHER, mixers=toy.MIXED.mixers)
-    with pytest.raises(UserError, match="only a model of full-attention layers"):
+    with pytest.raises(UserError, match="layers without full attention"):
         save_hf_teacher(tmp_path, config, toy.random_params(config))

@@ -154,7 +154,7 @@ def test_models_that_do_not_fit_are_refused(teacher):
     wide = dataclasses.replace(toy.hybrid((0,), ()), mlp=64)
     with pytest.raises(UserError, match="student and teacher differ in mlp: 64 and 48"):
         student_of(teacher, wide)
-    with pytest.raises(UserError, match="the student has 1 layers, the teacher 2"):
+    with pytest.raises(UserError, match="the student has 1 layers and the teacher 2"):
         student_of(teacher, toy.hybrid((0,)))
     with pytest.raises(UserError, match=r"head_rms_LN has shape \(4, 2\)"):
         migrate(toy.TEACHER, teacher, toy.hybrid((0,), ()), KEY, RMS_LN.T)

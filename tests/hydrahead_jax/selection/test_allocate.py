@@ -7,7 +7,7 @@ import pytest
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig, qwen3
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.selection import STRATEGIES, HeadScores, budget, receivers_kept
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection.plans.allocate import allocate
 from hydrahead_jax.selection.plans.strategies import BY_LAYER, INTERP
 from hydrahead_jax.selection.scores.ranking import ranking
 from tests.hydrahead_jax.selection.made_scores import made_scores
@@ -152,7 +152,7 @@ def test_random_without_receivers_misses_every_one():
         plan = allocate(scores, config, "random-without-receivers", fa_heads=4, seed=seed)
         assert receivers_kept(scores, plan) == 0
     assert receivers_kept(scores, allocate(scores, config, fa_heads=4)) == 3
-    with pytest.raises(UserError, match="has 5 heads to choose from, the budget is 6"):
+    with pytest.raises(UserError, match="has 5 heads to choose from and the budget is 6"):
         allocate(scores, config, "random-without-receivers", fa_heads=6)
 
 
@@ -176,7 +176,7 @@ def test_only_softmax_heads_of_a_hybrid_are_kept(strategy):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"strategy": "best"}, "strategy 'best' is none of global-interp-C, global-interp, "),
+        ({"strategy": "best"}, "strategy 'best' must be one of global-interp-C, global-interp, "),
         ({"fa_heads": 0}, "a budget of 0 softmax heads must be 1 to 8"),
         ({"fa_heads": 9, "strategy": "global-random"}, "of 9 softmax heads must be 1 to 8"),
         ({"fa_heads": 1}, "1 softmax heads are fewer than 1 in each of 2 layers"),
@@ -186,7 +186,7 @@ def test_only_softmax_heads_of_a_hybrid_are_kept(strategy):
         ({"strategy": "layer-random", "tensor_multiple": 4}, "multiple of 8, .* not 4"),
         ({"tensor_multiple": 3}, "tensor_multiple=3 must divide the 4 query heads"),
         ({"tensor_multiple": 0}, "tensor_multiple=0 must divide"),
-        ({"fa_heads": 5, "tensor_multiple": 2}, "5 heads is no multiple of 2"),
+        ({"fa_heads": 5, "tensor_multiple": 2}, "5 heads must be a multiple of 2"),
         ({"strategy": "global-random", "tensor_multiple": 2}, "use layer-random"),
         ({"fa_heads": None}, "needs a budget: fa_heads, kv_bytes, or both"),
         ({"kv_bytes": 0}, "kv_bytes=0 must be at least 1"),
@@ -196,7 +196,7 @@ def test_only_softmax_heads_of_a_hybrid_are_kept(strategy):
         ({"kv_slack": 0.1, "kv_bytes": 99}, "leave out kv_bytes"),
         ({"kv_slack": 0.1, "strategy": "fixed"}, "does not look at KV heads"),
         ({"kv_bytes": 99, "strategy": "fixed"}, "fa_heads or kv_bytes, not both"),
-        ({"kv_bytes": 99, "kv_dtype": "half-byte"}, "'half-byte' is no dtype"),
+        ({"kv_bytes": 99, "kv_dtype": "half-byte"}, "'half-byte' is not a dtype"),
     ],
 )
 def test_wrong_requests_are_user_errors(request_, message):

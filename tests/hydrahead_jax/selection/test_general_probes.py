@@ -91,7 +91,7 @@ def test_unequal_tokens_name_their_lines(tmp_path):
     assert "line 1: prompt and corrupt prompt have the same tokens" in _fails(tmp_path, told)
     same = {**PARIS, "distractor": " Paris"}
     assert "line 1: answer ' Paris' and distractor ' Paris' have the same" in _fails(tmp_path, same)
-    assert _fails(tmp_path, *[ONLY] * 12).endswith("and more")
+    assert _fails(tmp_path, *[ONLY] * 12).endswith("and more; correct these")
     assert "line 2: no other prompt" in _fails(tmp_path, PARIS, ONLY)
 
 
@@ -111,10 +111,10 @@ def test_an_answer_that_runs_into_the_prompt(tmp_path):
     ("line", "message"),
     [
         ("{'prompt'", "FILE, line 2 is not JSON"),
-        ("[1]", "FILE, line 2 is not a JSON object"),
+        ("[1]", "FILE, line 2 must be a JSON object"),
         ({"prompt": "a", "answer": " b"}, "FILE, line 2 has no 'distractor'; it needs"),
-        ({**PARIS, "foil": "x"}, "FILE, line 2 has an unknown field 'foil'; it may have"),
-        ({**PARIS, "f" * 999: "x"}, f"FILE, line 2 has an unknown field '{'f' * 79}; it may have"),
+        ({**PARIS, "foil": "x"}, "FILE, line 2 has an unknown field 'foil'; use only"),
+        ({**PARIS, "f" * 999: "x"}, f"FILE, line 2 has an unknown field '{'f' * 79}; use only"),
         ({**PARIS, "answer": 4}, "FILE, line 2: 'answer' is 4 and must be text"),
         ({**PARIS, "distractor": " "}, "FILE, line 2: 'distractor' is ' ' and must be text"),
         ({**PARIS, "answer": "\ud800"}, "FILE, line 2: 'answer' is '\\ud800' and must be text"),

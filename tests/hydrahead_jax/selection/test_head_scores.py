@@ -96,7 +96,7 @@ def test_delta_rule_heads_of_a_hybrid_have_no_score_and_no_part():
 
 
 def test_names_that_a_table_cannot_hold_are_user_errors():
-    with pytest.raises(UserError, match="no capability may have a colon"):
+    with pytest.raises(UserError, match="a capability has a colon"):
         made_scores(np.zeros((1, 1, 2)), ("a:b",))
     scores = made_scores(np.zeros((2, 1, 2)))
     with pytest.raises(UserError, match="names of their own, not a, a"):

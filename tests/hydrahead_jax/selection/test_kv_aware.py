@@ -10,7 +10,7 @@ import pytest
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.selection import HeadScores, plan_cost, trade_off
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection.plans.allocate import allocate
 from hydrahead_jax.selection.plans.strategies import INTERP, STRATEGIES
 from hydrahead_jax.selection.scores.ranking import levels, ranking
 from tests.hydrahead_jax.selection.made_scores import made_scores
@@ -148,7 +148,9 @@ def test_a_hybrid_keeps_only_softmax_heads():
         plan.check(config, tensor_multiple=multiple)
         enough_X = allowed_X & (plans.mass_X >= 0.9 * plans.best(allowed_X)[0])
         assert plan.surviving_kv_heads == plans.kv_X[enough_X].min()
-    with pytest.raises(UserError, match="no plan of strategy global-interp keeps 8 heads with a"):
+    with pytest.raises(
+        UserError, match="no plan of strategy global-interp has 8 softmax heads and a"
+    ):
         allocate(scores, config, "global-interp", fa_heads=8, tensor_multiple=4)
 
 

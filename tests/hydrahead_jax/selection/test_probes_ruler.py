@@ -129,7 +129,7 @@ def test_the_smallest_length_that_works_works():
             make(30)
         smallest = int(str(error.value).rsplit(" ", 1)[1])
         assert 60 < smallest < 600 and make(smallest).tokens_BT.shape[1] == smallest
-        with pytest.raises(UserError, match=f"the smallest length that works is {smallest}"):
+        with pytest.raises(UserError, match=f"use at least {smallest}"):
             make(smallest - 1)
 
 

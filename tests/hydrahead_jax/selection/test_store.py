@@ -52,7 +52,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match="No space left on device; what was scored before is kept"):
+    with pytest.raises(UserError, match="No space left on device; what was scored before is saved"):
         store.result("a/0000", lambda: {"x": np.ones(1)})
     assert list((tmp_path / "pairs").rglob("*.npz")) == []
 

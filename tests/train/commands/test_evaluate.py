@@ -45,5 +45,7 @@ def test_a_stock_model_is_asked_in_the_words_of_ruler(stock, tmp_path):
         evaluate_saved(stock, ("lengths=(99,)",), text)
     with pytest.raises(UserError, match="niah_single: the tokenizer has no <key_00>"):
         evaluate_saved(stock, ("lengths=(600,)", "template=symbols"), text)
-    with pytest.raises(UserError, match="template: 'nosuch' is none of 'auto', 'symbols', 'ruler'"):
+    with pytest.raises(
+        UserError, match="template: 'nosuch' must be one of 'auto', 'symbols', 'ruler'"
+    ):
         evaluate_saved(stock, ("template=nosuch",), text)

@@ -108,7 +108,11 @@ def test_options_of_the_command(work, tmp_path, capsys):
     capsys.readouterr()
     for option, value, reason in (
         ("--dtype", "float8", "dtype is 'float8'; it must be float32 or bfloat16"),
-        ("--shard-size", "big", "'big' is no size; give a number and a unit, such as 5GB or 500MB"),
+        (
+            "--shard-size",
+            "big",
+            "'big' is not a size; give a number and a unit, such as 5GB or 500MB",
+        ),
     ):
         out = tmp_path / f"out{option}"
         assert main([*command[:2], "--out", str(out), option, value]) == 1
@@ -136,5 +140,5 @@ def test_sizes(text, size):
     "text", ["", "0GB", "0.1B", "-5GB", "5", "GB", "5XB", "5GBs", "nan GB", "1e3GB"]
 )
 def test_no_sizes(text):
-    with pytest.raises(UserError, match="is no size"):
+    with pytest.raises(UserError, match="is not a size"):
         parse_size(text)

@@ -145,7 +145,7 @@ def test_folder_formats(tmp_path):
     [
         ({"lengths": (10, 48)}, "lengths=.* must be ascending and between 31, which 3 needles"),
         ({"lengths": (40, 49)}, "and the row length 48"),
-        ({"share": 0.0}, r"share=0\.0 is not in"),
+        ({"share": 0.0}, r"share=0\.0 must be above 0"),
     ],
 )
 def test_impossible_needle_documents(change, message):

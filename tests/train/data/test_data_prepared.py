@@ -225,7 +225,7 @@ def damage(folder, what: str) -> str:
     manifest = json.loads((folder.path / MANIFEST).read_text())
     if what == "unfinished":
         (folder.path / MANIFEST).unlink()
-        return "holds no finished text.*give the `prepare` command that began it once more"
+        return "holds no finished text.*run the `prepare` command of this folder again"
     if what == "shard":
         shard = folder.path / manifest["shards"][0]["name"]
         shard.write_bytes(shard.read_bytes()[:-1])
@@ -263,7 +263,7 @@ def test_no_such_folder_and_another_tokenizer(folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prepared": (PreparedText(folder="a", weight=0.0),)}, "the weight 0.0 of a is not"),
+        ({"prepared": (PreparedText(folder="a", weight=0.0),)}, "the weight 0.0 of a must be"),
         (
             {"needles": NeedleData(share=1.0, lengths=(40, 48), needles=(1, 1))},
             "needle documents are made from `text`, not from `prepared` text",

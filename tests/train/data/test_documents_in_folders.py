@@ -51,7 +51,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
         "not read: 2 hidden (.git, sub/.x.txt); 4 with other endings (b.pdf, c, d.tar.gz, ...); "
         "2 links that lead nowhere (gone.txt, self.txt); 2 no regular files (pipe.jsonl, plug.txt)"
     )
-    for name, message in (("pipe.jsonl", "is no regular file"), ("e.bin", "is none of .txt")):
+    for name, message in (("pipe.jsonl", "is not a regular file"), ("e.bin", "must end in .txt")):
         with pytest.raises(UserError, match=message):
             find(tmp_path / name)
     for name in ("gone.txt", "self.txt"):
@@ -147,7 +147,7 @@ def test_sources_without_text(tmp_path):
     with pytest.raises(UserError) as error:
         find(tmp_path)
     left_out = "not read: 1 hidden (.b.txt); 1 with other endings (a.pdf)"
-    assert str(error.value).startswith(f"there is no text in {tmp_path} ({left_out}); files of")
+    assert str(error.value).startswith(f"there is no text in {tmp_path} ({left_out}); give files")
 
 
 def test_text_sources_follow_the_same_rules(tmp_path, caplog):

@@ -173,9 +173,9 @@ def test_flags_come_before_the_environment(flags, expected):
     [
         (("10.0.0.1:1234", 2, None), {}, "several processes need all of --coordinator"),
         ((None, 2, 1), {}, "several processes need all of"),
-        (("10.0.0.1", 2, 1), {}, "'10.0.0.1' is not of the form host:port"),
-        (("a:99999", 2, 1), {}, "not of the form host:port"),
-        (("a:1234", 2, 2), {}, "process 2 is not one of 2"),
+        (("10.0.0.1", 2, 1), {}, "'10.0.0.1' must be of the form host:port"),
+        (("a:99999", 2, 1), {}, "must be of the form host:port"),
+        (("a:1234", 2, 2), {}, "process 2 must be one of 0 to 1"),
         ((None, None, None), JOB, "need all of JAX_COORDINATOR_ADDRESS"),
         ((None, None, None), JOB | {"JAX_PROCESS_ID": "x"}, "'x' is not a number"),
     ],

@@ -48,9 +48,9 @@ def test_targets(name):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("v9:4x4", "unknown target 'v9:4x4'; targets are such as"),
-        ("v5p", "unknown target 'v5p'; targets are such as"),
-        ("h200:9", "a node has 1 to 8 H200s"),
+        ("v9:4x4", "unknown target 'v9:4x4'; use one such as"),
+        ("v5p", "unknown target 'v5p'; use one such as"),
+        ("h200:9", "a node must have 1 to 8 H200s"),
     ],
 )
 def test_unknown_targets(name, sentence):

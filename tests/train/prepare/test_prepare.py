@@ -296,15 +296,15 @@ def test_damaged_sources(tmp_path, tokenizer):
     ("change", "message"),
     [
         ({"workers": 0}, "--workers and --shard-tokens must be 1 or more"),
-        ({"held_out": 1.0}, "--held-out 1.0 is not a share"),
-        ({"split": "held_out"}, "writes nothing without --held-out"),
+        ({"held_out": 1.0}, "--held-out 1.0 must be a share"),
+        ({"split": "held_out"}, "--split held_out needs --held-out"),
         ({"source": "missing"}, "there is no file or folder"),
-        ({"source": "data.bin"}, "data.bin is none of .txt"),
+        ({"source": "data.bin"}, "data.bin must end in .txt"),
         ({"source": "empty"}, "there is no text in"),
         ({"tokenizer": "missing"}, "there is no tokenizer"),
-        ({"tokenizer": "data.bin"}, "is no tokenizer: "),
+        ({"tokenizer": "data.bin"}, "is not a tokenizer: "),
         ({"out": "empty/out"}, "lies in the source"),
-        ({"out": "data.bin/out"}, "cannot write to"),
+        ({"out": "data.bin/out"}, "cannot be written"),
     ],
 )
 def test_bad_input(change, message, tmp_path, tokenizer):

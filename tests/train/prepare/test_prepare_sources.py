@@ -140,7 +140,7 @@ def test_folders_of_an_older_version(source, tokenizer, tmp_path):
         del manifest[name]
     write_json(tmp_path / "out" / MANIFEST, manifest)
     assert len(prepared_text.documents_of(PreparedFolder(tmp_path / "out"))) == 4000
-    message = "out was made by another version.*; train on it as it is, or choose another --out"
+    message = "out was made by another version.*; choose another --out, or train on it unchanged"
     with pytest.raises(UserError, match=message):
         run(source, tokenizer, tmp_path / "out")
 

@@ -127,7 +127,7 @@ def test_damaged_newest_checkpoint_is_said_and_repaired(work, finished, capsys):
     for path in (newest / "params").glob("ocdbt.process_0/d/*"):
         path.write_bytes(path.read_bytes()[:100])
     assert main(["evaluate", str(run)]) == 1
-    assert "has changed); give the command that began the run once more" in capsys.readouterr().err
+    assert "has changed); run the command of this run again" in capsys.readouterr().err
     output = finish(start(work, run))
     sentences = [line for line in output.splitlines() if "damaged" in line]
     assert len(sentences) == 1

@@ -141,7 +141,7 @@ def test_a_stage_trains_from_it(config, folder):
     [
         (lambda c: dataclasses.replace(c, seed=1), "seed is 0 there and 1 here"),
         (lambda c: with_cache(config_with_stages(c), "nowhere"), "is not there; make it"),
-        (lambda c: staged(c, steps=9), "has 4 whole steps and the stage takes 9"),
+        (lambda c: staged(c, steps=9), "has 4 complete steps and the stage takes 9"),
         (lambda c: staged(c, data=dataclasses.replace(c.stages[0].data, length=12)), "length is"),
         (
             lambda c: staged(c, teacher_cache=TeacherCache(folder=cache_of(c), tokens=5)),

@@ -28,7 +28,9 @@ def look_at(path: Path) -> tuple[int, bool]:
         first = reader.read([0])[0] if count else b""
         reader.close()
     except _ERRORS as error:
-        raise UserError(f"cannot read {shown(path)}: {error}") from error
+        raise UserError(
+            f"cannot read {shown(path)}: {error}; copy the file again, or leave it out"
+        ) from error
     try:
         return count, isinstance(parse_json(first), dict)
     except Unusable:
@@ -50,4 +52,6 @@ def records(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         finally:
             reader.close()
     except _ERRORS as error:
-        raise UserError(f"cannot read {shown(path)}: {error}") from error
+        raise UserError(
+            f"cannot read {shown(path)}: {error}; copy the file again, or leave it out"
+        ) from error

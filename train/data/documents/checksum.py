@@ -70,9 +70,11 @@ def _fingerprint(file: SourceFile) -> Fingerprint:
                 digest.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise UserError(f"cannot read {shown(file.path)}: {error.strerror}") from error
+        raise UserError(
+            f"cannot read {shown(file.path)}: {error.strerror}; make it readable, or leave it out"
+        ) from error
     if size != file.bytes:
-        raise UserError(f"{shown(file.path)} changed while it was read; give the command once more")
+        raise UserError(f"{shown(file.path)} changed while it was read; run the command again")
     return Fingerprint([file.name, size, digest.hexdigest()], state)
 
 

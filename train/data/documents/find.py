@@ -78,25 +78,27 @@ def find_files(sources: tuple[Path, ...]) -> Found:
                 found.files.append(_named_file(number, source))
         except OSError as error:
             where = shown(error.filename or source)
-            raise UserError(f"cannot read {where}: {error.strerror}") from error
+            raise UserError(
+                f"cannot read {where}: {error.strerror}; make it readable, or leave it out"
+            ) from error
     if not any(file.bytes for file in found.files):
         names = ", ".join(map(shown, sources))
         left_out = found.left_out(named=1)
         raise UserError(
             f"there is no text in {names}" + (f" ({left_out})" if left_out else "") + "; "
-            f"files of text end in {ENDINGS}"
+            f"give files that end in {ENDINGS}"
         )
     return found
 
 
 def _named_file(number: int, path: Path) -> SourceFile:
     if not path.exists():
-        raise UserError(f"there is no file or folder {shown(path)}")
+        raise UserError(f"there is no file or folder {shown(path)}; check the path")
     if not path.is_file():
-        raise UserError(f"{shown(path)} is no regular file; write its content to one")
+        raise UserError(f"{shown(path)} is not a regular file; write its content to one")
     form = form_of(path.name)
     if form is None:
-        raise UserError(f"{shown(path)} is none of {ENDINGS}")
+        raise UserError(f"{shown(path)} must end in {ENDINGS}")
     return SourceFile(path, f"{number}/{path.name}", path.stat().st_size, form)
 
 

@@ -41,7 +41,10 @@ def _check_column(path: Path, schema: pyarrow.Schema, column: str) -> None:
     values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if not any(getattr(pyarrow.types, f"is_{name}")(values) for name in _TEXT):
         held = str(kind) if len(str(kind)) < 60 else "a nested type"
-        raise UserError(f"{shown(path)}: the column {column!r} holds {held}, not text")
+        raise UserError(
+            f"{shown(path)}: the column {column!r} holds {held}, not text; set the text field to "
+            "a column of text"
+        )
 
 
 def rows(
@@ -70,7 +73,9 @@ def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {shown(path)}: {_first_line(error)}") from error
+        raise UserError(
+            f"cannot read {shown(path)}: {_first_line(error)}; copy the file again, or leave it out"
+        ) from error
 
 
 def _as_bytes(array: pyarrow.Array) -> list[bytes | None]:

@@ -63,7 +63,9 @@ def make_parts(files: list[SourceFile], part_bytes: int, text_field: str) -> lis
 def _parts_of(file: SourceFile, part_bytes: int, text_field: str) -> Iterator[Part]:
     if file.form in ("parquet", "records"):
         if not file.bytes:
-            raise UserError(f"cannot read {shown(file.path)}: it is empty")
+            raise UserError(
+                f"cannot read {shown(file.path)}: it is empty; copy the file again, or leave it out"
+            )
         yield from _parts_of_units(file, part_bytes, text_field)
     elif file.form == "jsonl" and compression(file.path.name) is None:
         for start in range(0, file.bytes, part_bytes):

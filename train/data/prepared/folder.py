@@ -54,14 +54,14 @@ class PreparedFolder:
             )
         if not (path / MANIFEST).is_file():
             raise UserError(
-                f"{path} holds no finished text: it has no {MANIFEST}; give the `prepare` command "
-                f"that began it once more"
+                f"{path} holds no finished text: it has no {MANIFEST}; run the `prepare` command "
+                "of this folder again"
             )
         self.manifest = read_json(path / MANIFEST)
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{path} has another format; prepare it again with this version")
         if not self.manifest["documents"]:
-            raise UserError(f"{path} holds no documents")
+            raise UserError(f"{path} holds no documents; prepare other text")
         self._shards = self.manifest["shards"]
         for shard in self._shards:
             file = path / shard["name"]
@@ -138,7 +138,9 @@ class PreparedFolder:
         try:
             return self._reader(shard).read(records)
         except RuntimeError as error:
-            raise UserError(f"cannot read {self.path}: {error}") from error
+            raise UserError(
+                f"cannot read {self.path}: {error}; delete the folder and prepare it again"
+            ) from error
 
     def _open(self, shard: int) -> ArrayRecordReader:
         return ArrayRecordReader(
