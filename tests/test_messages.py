@@ -10,6 +10,7 @@ from tests.root import ROOT
 
 PACKAGES = ("hydrahead_jax", "train")
 PLACEHOLDER = "X"
+ADVICE = "choose X"  # stands for a variable `advice`, whose texts are checked by themselves
 LONGEST = 300
 PRIVATE = {  # what a stranger misreads, and a plain form
     r"\bwhole\b(?! numbers?\b)": "complete",
@@ -38,10 +39,11 @@ class Messages(ast.NodeVisitor):
 
     Attributes:
       found: the line of each message, and the text.
+      advice: the texts that variables named `advice` are given.
     """
 
     def __init__(self, source: str, errors: set[str]):
-        self.errors, self.found, self._texts = errors, [], {}
+        self.errors, self.found, self.advice, self._texts = errors, [], [], {}
         tree = ast.parse(source)
         for node in tree.body:
             match node:
@@ -57,6 +59,10 @@ class Messages(ast.NodeVisitor):
             case ast.Call(func=ast.Name(id=name), args=[text]) if name in self.errors:
                 self.found += [(node.lineno, text) for text in self.render(text)]
 
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if [ast.unparse(target) for target in node.targets] == ["advice"]:
+            self.advice += self.render(node.value)
+
     def render(self, node: ast.expr) -> list[str]:
         """All texts that an expression can have; what only a run can know is X."""
         match node:
@@ -70,6 +76,8 @@ class Messages(ast.NodeVisitor):
                 return self.render(body) + self.render(orelse)
             case ast.FormattedValue(value=value):
                 return self.render(value)
+            case ast.Name(id="advice"):
+                return [ADVICE]
             case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
                 return self._texts.get(name) or [PLACEHOLDER]
         return [PLACEHOLDER]
@@ -112,15 +120,15 @@ def user_errors(sources: dict[str, str]) -> set[str]:
 def test_every_message_says_what_is_wrong_and_what_to_do():
     read = sources()
     errors = user_errors(read)
-    found = [
-        (f"{place}:{line}", text)
-        for place, source in read.items()
-        if "Error" in source
-        for line, text in Messages(source, errors).found
-    ]
+    modules = {
+        place: Messages(source, errors) for place, source in read.items() if "Error" in source
+    }
+    found = [(f"{place}:{line}", text) for place, m in modules.items() for line, text in m.found]
+    advice = [text for module in modules.values() for text in module.advice]
     assert len(found) > 200 and len(errors) > 1
     bad = [f"{place}: {text!r}: {wrong}" for place, text in found if (wrong := faults(text))]
     assert not bad, "\n".join(bad)
+    assert advice and all(re.match(VERB, text) for text in advice), advice
 
 
 @pytest.mark.parametrize(
