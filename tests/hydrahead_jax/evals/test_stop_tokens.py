@@ -53,7 +53,7 @@ def test_stop_tokens_are_those_of_the_names_and_of_all_files(tokenizer, tmp_path
 
 def test_a_file_that_is_no_object_is_refused(tokenizer, tmp_path):
     write(tmp_path, generation_config=[])
-    with pytest.raises(UserError, match=r"generation_config\.json holds no JSON object"):
+    with pytest.raises(UserError, match=r"generation_config\.json must hold a JSON object"):
         stop_tokens(tokenizer, tmp_path)
 
 

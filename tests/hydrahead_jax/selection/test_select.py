@@ -12,7 +12,7 @@ from hydrahead_jax.config import Hydra
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import init_params
 from hydrahead_jax.selection import SelectionSettings, receivers_kept, select
-from hydrahead_jax.selection.plans.allocate import allocate
+from hydrahead_jax.selection.plans import allocate
 from hydrahead_jax.selection.probes.retrieval import SubProbe
 from tests.hydrahead_jax.selection.conftest import RECEIVER
 
