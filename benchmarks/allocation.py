@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="draws of each distribution")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # on layers that would have no head
+    logging.disable(logging.WARNING)  # hides warnings on layers without a softmax head
     config = qwen3("1.7b")
     draws = [
         measure(name, ratio, seed, config)

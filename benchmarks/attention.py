@@ -36,8 +36,8 @@ from tests.pallas_kernels.attention.implementations import bounds, error_ratios
 from tests.pallas_kernels.attention.oracle import Results, cotangents, float64_results
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
-LINEAR = False  # in the length
-LENGTH = 256  # that every library takes
+LINEAR = False  # time is quadratic in the length
+LENGTH = 256  # every library takes this length
 
 
 def shapes(options) -> list[Shape]:

@@ -21,8 +21,8 @@ from tests.pallas_kernels.attention.cases import HEADS, LOGITS, VISIBILITY, Case
 from tests.pallas_kernels.attention.oracle import Results, float64_results
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
-LINEAR = True  # in the length
-LENGTHS = (300, 129, 0, 1)  # of the rows of a case
+LINEAR = True  # time is linear in the length
+LENGTHS = (300, 129, 0, 1)  # lengths of the rows of a case
 
 
 class Outputs(NamedTuple):

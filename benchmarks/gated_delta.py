@@ -20,7 +20,7 @@ from tests.pallas_kernels.gated_delta.oracle import (
 from tests.tolerances import KERNEL, cosine, error_ratio
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
-LINEAR = True  # in the length
+LINEAR = True  # time is linear in the length
 _TORCH_DEVICE = "cuda"
 
 

@@ -130,6 +130,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import loss_memory  # by whose name the new process finds its functions
+    from benchmarks import loss_memory  # lets the new process import its functions by name
 
     loss_memory.main()

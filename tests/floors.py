@@ -74,7 +74,7 @@ MIXED = (
     "hydrahead_jax",
     "hydrahead_jax.selection",
     "train",
-)  # their rooms have floors of their own
+)  # packages whose rooms have floors of their own
 KERNELS_MAY_IMPORT = {"jax", "jaxtyping", "numpy"}
 FLAX_ROOMS = ("hydrahead_jax.mixers", "hydrahead_jax.models")
 

@@ -10,17 +10,17 @@ import tyro
 from hydrahead_jax.errors import UserError
 from train import command_line
 
-# C++ parts of the dependencies log to stderr whatever Python's own settings say.
+# C++ parts of the dependencies log to stderr and ignore Python's logging settings.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-_CRASHED = 70  # not 1, which is a mistake that starting again does not mend
+_CRASHED = 70  # not 1, which stands for mistakes that a restart cannot fix
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns the exit code; a user's mistake is one sentence on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    # orbax logs pages there about an error that it raises as well.
+    # orbax logs pages here about errors that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -33,11 +33,11 @@ def prepare(
             each (all of them also .gz, .bz2, .xz and .zst), .parquet, .arrayrecord.
         tokenizer: Folder with the tokenizer.json of the model, or that file.
         out: Folder of the shards.
-        workers: Processes; as many as there are cores if absent. The result is the same.
+        workers: Number of processes; by default the number of cores. The result is the same.
         shard_tokens: A shard ends with the document that reaches them.
         text_field: Field of JSON objects, or column of Parquet files, that holds the text.
         held_out: Share of the documents to set apart, by a hash of their text.
-        split: Which side to write, those for training or those held out.
+        split: Which documents to write, those for training or those held out.
         skip_bad: Leave out records that cannot be used, and count them, instead of stopping.
     """
     from train.prepare.command import prepare as command
@@ -99,8 +99,8 @@ def transfer(
         assignments: Changes to the config, such as stages.align.optim.learning_rate=3e-4.
         coordinator: host:port of the first of several processes, the same on all of them; "auto"
             on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
-        processes: How many there are.
-        process: The index of this one, from 0.
+        processes: Number of processes.
+        process: Index of this process, from 0.
     """
     from train import distributed
 
@@ -127,8 +127,8 @@ def cache_teacher(
         assignments: Changes to the config, such as stages.distill.steps=100.
         coordinator: host:port of the first of several processes, the same on all of them; "auto"
             on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
-        processes: How many there are.
-        process: The index of this one, from 0.
+        processes: Number of processes.
+        process: Index of this process, from 0.
     """
     from train import distributed
 
@@ -148,13 +148,13 @@ def plan(
     json: Path | None = None,
     alike: bool = False,
 ) -> None:
-    """Compile all stages for machines that are not there: memory, FLOP, traffic and least time.
+    """Plan all stages for machines you need not have: memory, FLOP, traffic and least time.
 
     Args:
         config: Python file whose config() returns a TransferConfig.
         assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32.
         target: A slice such as v5p:8x8x8 (v4, v5e, v5p, v6e, tpu7x), or h200, h200:8.
-        json: File for all figures.
+        json: JSON file to write all figures to.
         alike: Without a head plan, assume the same heads in every layer, which compiles faster.
     """
     from train.commands.transfer import TransferConfig
@@ -203,8 +203,8 @@ def export(
     Args:
         run: Folder of a finished run.
         out: New folder, or an earlier export, which is replaced.
-        dtype: Of the weights: float32 or bfloat16.
-        shard_size: Of a weight file at most, such as 5GB or 500MB.
+        dtype: Dtype of the weights: float32 or bfloat16.
+        shard_size: Largest size of a weight file, such as 5GB or 500MB.
         check: Compare with PyTorch, where it is installed; an export that computes something else
             is not written.
     """

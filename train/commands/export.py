@@ -40,8 +40,8 @@ def export_run(
       run: folder of the run, or of an earlier export.
       out: new folder, or an earlier export, which is replaced.
       say: takes a sentence for the user.
-      dtype: of the weights, "float32" or "bfloat16".
-      shard_bytes: of a weight file at most.
+      dtype: dtype of the weights, "float32" or "bfloat16".
+      shard_bytes: most bytes of a weight file.
       check: whether PyTorch's numbers are compared with ours, where PyTorch is installed.
 
     Returns:

@@ -53,7 +53,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"there is no tokenizer {path}; check the path")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more exact
+    except Exception as error:  # the library raises no narrower exception
         raise UserError(f"{path} is not a tokenizer: {error}; copy or download it again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -58,7 +58,7 @@ def watched(gate: Gate, peer_timeout: float):
     try:
         yield
     finally:
-        _monitor.gate = None  # the timeout stays: what ends the steps may be a peer that is gone
+        _monitor.gate = None  # the timeout stays, because a lost peer may have ended the steps
         _monitor.progress(None, "after the steps", None)
 
 

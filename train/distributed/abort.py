@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_CODE = 75  # "try again later": the run continues when it is started again
-_handlers = []  # the C library keeps a pointer only
+_handlers = []  # keeps them alive: the C library holds only a pointer
 
 
 def speak_on_abort(sentence: Callable[[], str | None]) -> None:

@@ -10,7 +10,7 @@ from train.distributed.abort import speak_on_abort
 
 AUTO = "auto"
 _JOIN_SECONDS = 300
-# jax ends a process by an abort when one is silent for so long; ours speaks long before.
+# jax aborts when a process is silent for this long; our monitor reports it much earlier.
 _ABORT_SECONDS = 600
 _SHUTDOWN_SECONDS = 60
 
@@ -59,7 +59,7 @@ def connect(cluster: Cluster) -> None:
     Raises:
       UserError: the other processes cannot be found.
     """
-    jax.config.update("jax_enable_preemption_service", False)  # our own stopping.py handles signals
+    jax.config.update("jax_enable_preemption_service", False)  # stopping.py handles signals
     speak_on_abort(lambda: _not_found(f"not all of them came within {_JOIN_SECONDS} s"))
     try:
         jax.distributed.initialize(

@@ -136,7 +136,7 @@ class Monitor:
             if gate.is_wanted or is_asked:
                 gate.close()
         except jax.errors.JaxRuntimeError:
-            return  # asked again at the next beat, if anyone is left
+            return  # tried again at the next heartbeat, if a peer is left
 
     def _decide(self) -> None:
         while not self._over.wait(BEAT_SECONDS / 2):

@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal ended the run in good order; the message says how to continue."""
+    """Says that a signal ended the run in good order; the message says how to continue."""
 
 
 class Gate:

@@ -134,7 +134,7 @@ def barrier(name: str, timeout: float) -> None:
 
     Args:
       name: name for the message where a process does not come.
-      timeout: in seconds.
+      timeout: seconds to wait.
 
     Raises:
       PeerLost: a process did not come in time; the message names it.

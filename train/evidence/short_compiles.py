@@ -9,7 +9,7 @@ _FLAGS = (
     "--xla_cpu_prefer_vector_width=128",
     "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_disable_slp_vectorizer",
 )
-_FLAG_OF_0_10 = "--xla_cpu_use_fusion_emitters=false"  # later releases of jaxlib have none such
+_FLAG_OF_0_10 = "--xla_cpu_use_fusion_emitters=false"  # unknown to later jaxlib
 
 
 def compile_quickly() -> None:

@@ -31,7 +31,7 @@ from train.losses.shared import (
 )
 from train.stage.stage import Stage
 
-# Vocabulary entries whose logits exist at one time, for some of the tokens.
+# Vocabulary entries in a tile of logits; a tile covers some of the tokens.
 VOCABULARY_AT_ONCE = 8192
 
 

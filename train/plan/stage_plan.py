@@ -146,7 +146,7 @@ def _memory(target: Target, compiled: Compiled) -> Memory:
     known = compiled.arguments
     activations = compiled.temporaries
     if activations is not None:
-        # The compiler's own figure for what did not fit is of the whole program at times.
+        # Where a program did not fit, the compiler sometimes reports the bytes of all of it.
         activations = max(0, activations + compiled.results + compiled.padding - known.trained)
     return Memory(
         **dataclasses.asdict(known),

@@ -193,7 +193,7 @@ class CheckpointStore:
         try:
             self._manager.close()
         except Exception:
-            if not self._has_failed:  # else it is the error that was raised already
+            if not self._has_failed:  # otherwise this error was raised before
                 raise
 
 

@@ -58,7 +58,7 @@ def write_failed(what: str, folder: Path, error: Exception, last: int | None) ->
       error: the error that was raised.
       last: step of the newest complete checkpoint.
     """
-    inner = re.search(r"([^:\]]+) \[os_error_code=", str(error))  # of tensorstore
+    inner = re.search(r"([^:\]]+) \[os_error_code=", str(error))  # the form of tensorstore's errors
     reason = getattr(error, "strerror", None) or (inner[1].strip() if inner else None)
     reason = reason or (str(error).splitlines() or [repr(error)])[0]
     kept = (

@@ -185,7 +185,7 @@ def _begin(job: Job, stage: Stage, layout: Layout | None, params: dict) -> Posit
     params = reshard(params, layout)
     if layout is None:
         state, frozen = init_state(stage, jax.tree.map(jnp.copy, params))
-        # As restored arrays are, so that a resumed process compiles the same program.
+        # Placed as restored arrays are, so that a resumed process compiles the same program.
         return Position(*jax.device_put((state, frozen), jax.devices()[0]), 0, None)
     where = jax.tree.map(lambda x: x.sharding, abstract_state(stage, job.model, layout))
     start = lambda params: init_state(stage, jax.tree.map(jnp.copy, params))

@@ -55,7 +55,7 @@ class MetricsLog:
     def close(self) -> None:
         if self._file is None:
             return
-        with contextlib.suppress(OSError):  # every line was written out when it was made
+        with contextlib.suppress(OSError):  # every line was flushed when it was written
             self._file.close()
         with contextlib.suppress(OSError):
             self._board.close()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from train.data.batches import Batch, Batches
 
-_AHEAD = 1  # beside the one that is being made
+_AHEAD = 1  # batches in the queue; one more is being made
 _LOOK_SECONDS = 0.2
 
 

@@ -27,7 +27,7 @@ from train.stage.optimizer import learning_rate
 from train.stage.stage import Stage, stage_seed
 from train.teacher.cached_batches import CachedBatches
 
-_IN_FLIGHT = 2  # steps that the devices have not finished when the next one is given to them
+_IN_FLIGHT = 2  # unfinished steps on the devices when the next one is started
 
 
 class Position(NamedTuple):

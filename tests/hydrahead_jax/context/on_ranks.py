@@ -84,7 +84,7 @@ def conv_whole(x, weight, tail):
     return (short_conv(x, weight, tail, cases.IDS_BT, cases.TAIL_IDS_BW),)
 
 
-OPS = {  # on ranks, whole, how arguments and results lie, and what comes besides
+OPS = {  # op on ranks, op on one device, places of arguments and results, further arguments
     "attention": (attention_on_ranks, attention_whole, (TOKENS,) * 3, (TOKENS,), ()),
     "delta": (delta_on_ranks, delta_whole, (TOKENS,) * 5 + (ROWS,), (TOKENS, ROWS), ()),
     "conv": (

@@ -22,7 +22,7 @@ from tests.pallas_kernels.attention.implementations import (
 )
 from tests.tolerances import error_ratio
 
-SMOKE = "T=1, H=128"  # of a kernel: with every version of jax
+SMOKE = "T=1, H=128"  # runs a kernel with every version of jax
 EVERY = [
     pytest.param(name, case, marks=() if case.name == SMOKE else x.marks)
     for name, x in IMPLEMENTATIONS.items()

@@ -39,7 +39,7 @@ def test_vmap_and_rematerialisation_change_nothing(name):
     case = case_of(name)
     inputs, interpret = make_inputs(case), IMPLEMENTATIONS[name].is_kernel  # without race detection
     run = call(name, case, interpret)
-    remat = jax.checkpoint if name != "gpu" else lambda f: f  # its interpreter has nothing else
+    remat = jax.checkpoint if name != "gpu" else lambda f: f  # its interpreter supports no remat
 
     def results(q, k, v, q_start, *ids):
         outputs, pull = jax.vjp(remat(lambda q, k, v: run(q, k, v, q_start, *ids)), q, k, v)

@@ -20,7 +20,7 @@ from tests.pallas_kernels.gated_delta.implementations import IMPLEMENTATIONS, as
 from tests.pallas_kernels.gated_delta.oracle import float64_results
 from tests.tolerances import KERNEL, error_ratio
 
-SMOKE = "1 head, H=128"  # of a kernel: with every version of jax
+SMOKE = "1 head, H=128"  # runs a kernel with every version of jax
 EVERY = [
     pytest.param(name, case, marks=() if case.name == SMOKE else x.marks)
     for name, x in IMPLEMENTATIONS.items()
@@ -119,7 +119,7 @@ def test_an_initial_state_belongs_to_the_first_document_only(name):
     other = IMPLEMENTATIONS[name].run(inputs._replace(state_BNHP=inputs.state_BNHP * 2))
     changed_BT = np.any(results.out != other.out, axis=(2, 3))
     assert not np.any(changed_BT & np.asarray(inputs.segment_ids_BT != 1))
-    assert np.all(changed_BT[:, :16])  # later on it may be forgotten
+    assert np.all(changed_BT[:, :16])  # later tokens may forget it
 
 
 @pytest.mark.parametrize("name", ["chunked", "reference"])

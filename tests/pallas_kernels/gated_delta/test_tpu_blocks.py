@@ -34,7 +34,7 @@ def shares(
     ("key_heads", "value_heads", "heads", "own_keys", "sharing"),
     [
         (16, 16, 16, 16, 1),
-        (17, 17, 9, 9, 1),  # filled up to 18
+        (17, 17, 9, 9, 1),  # padded to 18
         (23, 23, 12, 12, 1),
         (8, 32, 16, 4, 1),
         (1, 64, 16, 1, 4),  # four programs read one key head

@@ -42,7 +42,7 @@ def test_vmap_and_rematerialisation_change_nothing(name):
     inputs = make_inputs(case)
     out_bar, state_bar = cotangents(inputs)
     interpret = IMPLEMENTATIONS[name].is_kernel  # without the callbacks that look for races
-    remat = jax.checkpoint if name != "gpu" else lambda f: f  # its interpreter has nothing else
+    remat = jax.checkpoint if name != "gpu" else lambda f: f  # its interpreter supports no remat
 
     @remat
     def loss(*arrays):

@@ -13,7 +13,7 @@ from pallas_kernels.hardware.isolated import run_isolated
 from pallas_kernels.hardware.memory import Memory
 from pallas_kernels.hardware.topology import TPU_ENVIRONMENT, tpu_devices
 
-# In the ways that libtpu and XLA for GPU write them, names and shapes shortened.
+# Instructions as libtpu and XLA for GPU write them; names and shapes are shortened.
 PROGRAM = textwrap.dedent("""\
     HloModule jit_step, is_scheduled=true, replica_count=1, num_partitions=8
 

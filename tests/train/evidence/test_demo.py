@@ -26,7 +26,7 @@ SHORTER = [
 ]
 
 
-# As `python -m train`, where PyTorch computes something else.
+# Runs `python -m train` with a PyTorch that computes something else.
 BROKEN = """
 import sys
 from hydrahead_jax.interop import torch_export

@@ -30,7 +30,7 @@ def test_first_step_equals_that_of_one_device(on_processes, name):
     expected = {key.removeprefix(prefix): key for key in on_processes if key.startswith(prefix)}
     assert {"loss", "gradient_norm"} < set(expected) and len(expected) > 20
     ratios = {key: expected.pop(key) for key in list(expected) if key.startswith("rms_ratio")}
-    assert len(ratios) == 3  # of two layers, and their mean; statistics are float32
+    assert len(ratios) == 3  # two layers and their mean; statistics are float32
     for key, place in ratios.items():
         found = on_processes[f"{name}, found: {key}"]
         np.testing.assert_allclose(found, on_processes[place], rtol=2e-6)

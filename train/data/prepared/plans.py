@@ -40,7 +40,7 @@ def _save(plan: Plan, saved: Path) -> None:
     saved.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=saved.parent, prefix="partial-") as scratch:
         partial = Path(scratch) / saved.name
-        partial.mkdir()  # with the mode that any folder here has, unlike the scratch folder
+        partial.mkdir()  # has the usual mode; the scratch folder's is private
         for name, values in plan._asdict().items():
             np.save(partial / f"{name}.npy", values)
         if not saved.is_dir():
