@@ -64,7 +64,7 @@ class Messages(ast.NodeVisitor):
             self.advice += self.render(node.value)
 
     def render(self, node: ast.expr) -> list[str]:
-        """All texts that an expression can have; what only a run can know is X."""
+        """Returns all texts that an expression can have; what only a run can know is X."""
         match node:
             case ast.Constant(value=str(text)):
                 return [text]
@@ -84,7 +84,7 @@ class Messages(ast.NodeVisitor):
 
 
 def faults(text: str) -> list[str]:
-    """What is wrong with a message."""
+    """Says what is wrong with a message."""
     if text in EXCEPTIONS or text == PLACEHOLDER or PASSED_ON.fullmatch(text):
         return []
     found = [f"write {new} for {old!r}" for old, new in PRIVATE.items() if re.search(old, text)]
@@ -105,7 +105,7 @@ def sources() -> dict[str, str]:
 
 
 def user_errors(sources: dict[str, str]) -> set[str]:
-    """UserError and the project's classes of it."""
+    """Returns the names of UserError and of the project's subclasses of it."""
     bases = {
         name: set(re.findall(r"\w+", of))
         for source in sources.values()

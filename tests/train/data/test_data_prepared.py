@@ -183,7 +183,7 @@ def test_segments_and_weights(packing, folders, corpus):
 
 
 def test_plan_is_kept_beside_the_text(tmp_path, corpus):
-    """Where the folder is read-only the plan is not saved, and the rows are the same."""
+    """The plan is saved where it can be written; the rows are the same where it cannot."""
     folder = prepared_text.prepared(tmp_path / "kept", prepared_text.texts(40))
     kept = next(make_batches(config(folder), corpus, 0))
     assert [path.name.split("-")[0] for path in (folder.path / PLANS).iterdir()] == ["best_fit"]
