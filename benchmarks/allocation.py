@@ -17,8 +17,7 @@ import numpy as np
 
 from hydrahead_jax.config import ModelConfig, qwen3
 from hydrahead_jax.json_file import dumps
-from hydrahead_jax.selection import HeadScores, budget, plan_cost, trade_off
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection import HeadScores, allocate, budget, plan_cost, trade_off
 from hydrahead_jax.selection.probes.retrieval import SubProbe
 from hydrahead_jax.selection.scores.pair_effects import PairEffects
 from hydrahead_jax.selection.scores.scores import head_scores

@@ -13,8 +13,14 @@ from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop.hf_import import load_hf
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.resumable import cached
-from hydrahead_jax.selection import HeadScores, SelectionSettings, budget, receivers_kept, select
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection import (
+    HeadScores,
+    SelectionSettings,
+    allocate,
+    budget,
+    receivers_kept,
+    select,
+)
 from hydrahead_jax.selection.probes.file import save_probes
 from train.commands.transfer import TransferConfig, transfer
 from train.data.stdlib_text import Split

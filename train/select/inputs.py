@@ -13,11 +13,10 @@ from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.needle_questions import Questions
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.local_path import local_path
-from hydrahead_jax.selection import HeadScores, budget
+from hydrahead_jax.selection import HeadScores, allocate, budget
 from hydrahead_jax.selection.checks.knockout import KnockOutSettings
 from hydrahead_jax.selection.effects.pairwise import data_mesh, place_params
 from hydrahead_jax.selection.pipeline import softmax_heads
-from hydrahead_jax.selection.plans import allocate
 from hydrahead_jax.selection.probes.general import general_probes
 from hydrahead_jax.selection.scores.scores import RETRIEVAL, MeanEffects
 from train.data.text import Corpus, load_corpus

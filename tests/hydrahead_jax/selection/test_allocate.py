@@ -6,8 +6,7 @@ import pytest
 
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig, qwen3
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.selection import STRATEGIES, HeadScores, budget, receivers_kept
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection import STRATEGIES, HeadScores, allocate, budget, receivers_kept
 from hydrahead_jax.selection.plans.strategies import BY_LAYER, INTERP
 from hydrahead_jax.selection.scores.ranking import ranking
 from tests.hydrahead_jax.selection.made_scores import made_scores

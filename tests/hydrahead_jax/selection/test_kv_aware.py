@@ -9,8 +9,7 @@ import pytest
 
 from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.selection import HeadScores, plan_cost, trade_off
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection import HeadScores, allocate, plan_cost, trade_off
 from hydrahead_jax.selection.plans.strategies import INTERP, STRATEGIES
 from hydrahead_jax.selection.scores.ranking import levels, ranking
 from tests.hydrahead_jax.selection.made_scores import made_scores

@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, models
 from hydrahead_jax.config import Hydra
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import init_params
-from hydrahead_jax.selection import SelectionSettings, receivers_kept, select
-from hydrahead_jax.selection.plans import allocate
+from hydrahead_jax.selection import SelectionSettings, allocate, receivers_kept, select
 from hydrahead_jax.selection.probes.retrieval import SubProbe
 from tests.hydrahead_jax.selection.conftest import RECEIVER
 
