@@ -16,12 +16,12 @@ Fusion = Literal["scale", "none", "gated"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FullAttention:
-    """Is softmax attention with RoPE on every head: the teacher's mixer."""
+    """Chooses softmax attention with RoPE on every head: the teacher's mixer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HydraChoices:
-    """Holds the choices of a HydraHead layer; docs/architecture.md says which are the paper's.
+    """Says how a HydraHead layer computes; docs/architecture.md marks the paper's choices.
 
     Attributes:
       fusion: "scale" normalises each head and multiplies by its gamma; "gated" adds a softmax
@@ -51,7 +51,7 @@ class HydraChoices:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hydra:
-    """Is softmax attention on `fa_heads`, the gated delta rule on all other query heads."""
+    """Chooses softmax attention for `fa_heads`, the gated delta rule for all other query heads."""
 
     fa_heads: tuple[int, ...]
     choices: HydraChoices = HydraChoices()
@@ -64,7 +64,7 @@ _SIZES = ("vocab", "embed", "mlp", "query_heads", "kv_heads", "head_dim", "max_l
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Is the config of a Qwen3-architecture decoder.
+    """Configures a Qwen3-architecture decoder.
 
     `max_length` is the longest sequence it was trained for.
     """

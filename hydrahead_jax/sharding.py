@@ -70,7 +70,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Is a mesh and the order of tokens on it; static under jit.
+    """Says how arrays lie on a mesh, with the order of tokens on it; static under jit.
 
     Parameters and activations are partitioned by XLA, which is told the layout in a few places;
     kernels, attention over a mesh axis and the vocabulary losses run under `jax.shard_map`.

@@ -1,4 +1,4 @@
-"""Holds the ops of hybrid attention, arrays in, arrays out, each with reference and kernels."""
+"""Computes the ops of hybrid attention, from arrays to arrays, by reference and kernels."""
 
 from pallas_kernels.attention.api import attention, attention_decode
 from pallas_kernels.attention.gradients import attention_gradients

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Op:
-    """Is a function with several implementations, registered best first.
+    """Runs a function that has several implementations, registered best first.
 
     An implementation refuses arguments by raising NotImplementedError while tracing, with a
     sentence that says which argument and what it accepts.

@@ -1,4 +1,4 @@
-"""Holds what generation remembers between calls."""
+"""Stores what generation remembers between calls."""
 
 from hydrahead_jax.cache.layered import Cache, LayerCache, cache_bytes, init_cache
 

@@ -1,4 +1,4 @@
-"""Holds a model's cache: KV for softmax heads, constant-size states for the others."""
+"""Stores a model's cache: KV for softmax heads, constant-size states for the others."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ CONV_TAPS = 4
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Holds keys and values of the KV heads that some softmax head still reads."""
+    """Stores keys and values of the KV heads that some softmax head still reads."""
 
     k_BSKH: jax.Array
     v_BSKH: jax.Array
@@ -35,7 +35,7 @@ class KVCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecurrentCache:
-    """Holds the delta-rule state (float32) and the last inputs of the three convolutions."""
+    """Stores the delta-rule state (float32) and the last inputs of the three convolutions."""
 
     state_BNHP: jax.Array
     conv_q_BWNH: jax.Array
@@ -46,7 +46,7 @@ class RecurrentCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Holds both caches of a layer; either is None where the layer has no head of that kind."""
+    """Stores both caches of a layer; either is None where the layer has no head of that kind."""
 
     kv: KVCache | None
     recurrent: RecurrentCache | None
@@ -55,7 +55,7 @@ class LayerCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Holds the cache of a model.
+    """Stores the caches of all layers and where their tokens stand.
 
     Attributes:
       layers: one LayerCache for each layer.

@@ -94,7 +94,7 @@ class How:
 
 
 class Keys(NamedTuple):
-    """Holds what travels round the ring."""
+    """Carries what travels round the ring."""
 
     k_BTKH: jax.Array
     v_BTKH: jax.Array
@@ -102,7 +102,7 @@ class Keys(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Holds what stays on its rank; all but the first two only in the backward."""
+    """Carries what stays on its rank; all but the first two only in the backward."""
 
     q_BTNH: jax.Array
     segment_ids_BT: jax.Array | None

@@ -1,4 +1,4 @@
-"""Holds the real text that needles are put into."""
+"""Provides the real text that needles are put into."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ _MOST_WORDS = 10**6
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Haystack:
-    """Holds text, and the same as tokens, each made when it is asked for.
+    """Provides text, and the same as tokens, each made when it is asked for.
 
     Attributes:
       documents: empty where only tokens are known.

@@ -19,7 +19,7 @@ RULER_REPLY = 128
 
 
 class Questions(NamedTuple):
-    """Holds what a model is asked.
+    """Says what a model is asked and which replies are right.
 
     Attributes:
       prompts: token ids of each document up to its answer.

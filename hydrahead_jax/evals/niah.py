@@ -17,14 +17,14 @@ NEEDLE_LENGTH = 1 + VALUE_LENGTH
 
 
 class NeedleSymbols(NamedTuple):
-    """Holds the token ids that stand for keys and for values."""
+    """Lists the token ids that stand for keys and for values."""
 
     keys: np.ndarray
     values: np.ndarray
 
 
 class NeedleDocument(NamedTuple):
-    """Is a document that ends with its queries, each the key and then the answer.
+    """Says the tokens of a document that ends with queries, each a key and then its answer.
 
     Attributes:
       tokens_T: int32, the answers included.

@@ -31,7 +31,7 @@ _LONGEST_SENTENCE = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RulerTask:
-    """Is one of RULER's needle tasks.
+    """Says what one of RULER's needle tasks asks for.
 
     Attributes:
       haystack: lines of noise, real text, or lines that are needles themselves.

@@ -16,7 +16,7 @@ _LOGITS_AT_ONCE = 128
 
 
 class TextLoss(NamedTuple):
-    """Holds the loss on a text.
+    """Says what a model loses per token of a text, overall and by position.
 
     Attributes:
       mean: nats per token.

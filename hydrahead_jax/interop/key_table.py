@@ -23,7 +23,7 @@ ParamPath = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Is one Hugging Face weight.
+    """Maps one Hugging Face weight to our parameters.
 
     Attributes:
       name: name of the weight.

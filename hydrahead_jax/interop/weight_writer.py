@@ -16,7 +16,7 @@ _ALIGNMENT = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """Is a weight to be written: `make` is called when it is, and its result is freed at once."""
+    """Says what to write: `make` is called when its turn comes, and its result is freed at once."""
 
     name: str
     shape: tuple[int, ...]

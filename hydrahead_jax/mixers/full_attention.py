@@ -13,7 +13,7 @@ from hydrahead_jax.ops.rope import rope
 
 
 class FullAttentionMixer(nnx.Module):
-    """Is grouped-query attention with per-head QK norm and RoPE (arXiv 2505.09388)."""
+    """Computes grouped-query attention with per-head QK norm and RoPE (arXiv 2505.09388)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, N, H = config.embed, config.query_heads, config.head_dim

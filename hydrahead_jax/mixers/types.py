@@ -54,7 +54,7 @@ class HeadEdit:
 
 
 class MixerOutput(NamedTuple):
-    """Holds a mixer's results.
+    """Carries a mixer's results.
 
     heads_BTNH is the input of the output projection, in the teacher's head order; statistics are
     (sum, count) pairs by name, for monitoring.

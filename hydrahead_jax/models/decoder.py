@@ -20,7 +20,7 @@ from hydrahead_jax.sharding import Layout
 
 
 class Taps(NamedTuple):
-    """Holds what one layer read, wrote and measured; unused taps cost nothing under jit."""
+    """Shows what one layer read, wrote and measured; unused taps cost nothing under jit."""
 
     residual_BTD: jax.Array
     mixer_in_BTD: jax.Array
@@ -30,7 +30,7 @@ class Taps(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Holds results; `Decoder.logits` maps hidden_BTD, which is normalised, to the vocabulary."""
+    """Carries the results; `Decoder.logits` takes the normalised hidden_BTD, or a part of it."""
 
     hidden_BTD: jax.Array
     cache: Cache | None
@@ -38,7 +38,7 @@ class Output(NamedTuple):
 
 
 class MLP(nnx.Module):
-    """Is a SwiGLU MLP."""
+    """Computes the SwiGLU MLP."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, F = config.embed, config.mlp
@@ -94,7 +94,7 @@ def _layer_call(tap: Callable[[Taps], Any]) -> Callable:
 
 
 class Decoder(nnx.Module):
-    """Holds parameters only; everything that changes is an argument and a result."""
+    """Runs a decoder with parameters only; everything that changes is an argument and a result."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -1,1 +1,1 @@
-"""Holds pure functions: no parameters, no flax."""
+"""Defines pure functions: no parameters, no flax."""

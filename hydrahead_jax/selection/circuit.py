@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Circuit(NamedTuple):
-    """Holds the effects of all heads, and how they were found.
+    """Reports the effects of all heads, and how they were found.
 
     Attributes:
       sender_BLN: sender effects on each sub-probe; nan for heads that were not patched.
@@ -36,7 +36,7 @@ class Circuit(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """Holds one round's senders.
+    """Says which heads one round patched, and their effects.
 
     Attributes:
       drawn: the heads that were ruled out but patched as a sample.

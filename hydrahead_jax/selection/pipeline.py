@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class Selection(NamedTuple):
-    """Holds the scores of a model's heads and what they were made of.
+    """Reports the scores of a model's heads and what they were made of.
 
     Attributes:
       probes: the sub-probes.

@@ -19,7 +19,7 @@ _INSIDE_STRINGS = re.compile(rb'["\\]')
 
 
 class JsonRecord(NamedTuple):
-    """Is a record that is not parsed.
+    """Carries the bytes of a record that is not parsed, and says where it stands.
 
     Attributes:
       raw: None where it is longer than LONGEST_RECORD bytes.

@@ -16,7 +16,7 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class Kept(NamedTuple):
-    """Holds the stored part of a teacher's distribution.
+    """Stores the most probable part of a teacher's distribution.
 
     Attributes:
       ids_XK: the K most probable tokens, int32; no token twice.
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 
 
 class KeptScores(NamedTuple):
-    """Holds the scores of a student at X positions.
+    """Says how well a student agrees with its teacher and the target at X positions.
 
     Attributes:
       kl_X: KL over the K tokens and the bucket; at most the KL over the complete vocabulary.
@@ -51,7 +51,7 @@ class KeptScores(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """Holds the student's running values.
+    """Carries the student's running values.
 
     Attributes:
       all: softmax over the vocabulary.

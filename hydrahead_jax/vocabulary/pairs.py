@@ -13,7 +13,7 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class PairScores(NamedTuple):
-    """Holds the scores of a student and its teacher at X positions.
+    """Says how a student and its teacher predict the next token at X positions.
 
     Attributes:
       kl_X: KL(teacher || student) in nats.
@@ -29,7 +29,7 @@ class PairScores(NamedTuple):
 
 
 class _Both(NamedTuple):
-    """Holds the running values of both models.
+    """Carries the running values of both models.
 
     Attributes:
       gap_X: sum of exp(teacher's logit - its largest) (teacher's logit - student's).

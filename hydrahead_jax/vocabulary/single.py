@@ -12,7 +12,7 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class TokenScores(NamedTuple):
-    """Holds the scores of a model at X positions.
+    """Says how well a model predicts the next token at X positions.
 
     Attributes:
       nll_X: -log p(target).

@@ -11,7 +11,7 @@ NONE = -1e30  # below every logit
 
 
 class Running(NamedTuple):
-    """Holds the running softmax.
+    """Carries the softmax over the logits so far.
 
     Attributes:
       top_X: largest logit.

@@ -40,7 +40,7 @@ class TokenLoss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Holds all that is static of a sweep; one place for each model's unembedding."""
+    """Says all that is static of a sweep; `places` has one entry per model's unembedding."""
 
     loss: TokenLoss
     places: tuple[Place, ...]

@@ -15,7 +15,7 @@ from hydrahead_jax.vocabulary.unembedding import Unembedding
 
 
 class _Top(NamedTuple):
-    """Holds the running values.
+    """Carries the running values from one tile of the vocabulary to the next.
 
     Attributes:
       all: running softmax over the vocabulary so far.

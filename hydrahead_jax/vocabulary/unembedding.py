@@ -16,7 +16,7 @@ _NAMES = ("w_embed_VD", "w_unembed_DV")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Unembedding:
-    """Holds the unembedding in the orientation in which the model stores it.
+    """Wraps the unembedding in the orientation in which the model stores it.
 
     `weight` is [V, D] where `vocabulary_axis` is 0, and [D, V] where it is 1. So no transposed copy
     is made.
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Is entries start .. start + width of this rank's vocabulary.
+    """Selects entries start .. start + width of this rank's vocabulary.
 
     All spans are as wide, so the last one begins with entries of the one before, which are not new.
 

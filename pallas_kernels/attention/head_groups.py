@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Group(NamedTuple):
-    """Is a group of KV heads that are read by equally many query heads.
+    """Groups KV heads that are read by equally many query heads.
 
     Attributes:
       kv: the U KV heads.

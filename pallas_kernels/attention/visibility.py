@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Holds what is known of the mask while tracing.
+    """Says what is known of the mask while tracing.
 
     Attributes:
       causal: a query sees itself and what is before it.
@@ -35,7 +35,7 @@ class Visibility:
 
 
 class Segments(NamedTuple):
-    """Holds documents of queries [B, T] and keys [B, S]; a query sees its own, 0 sees nothing."""
+    """Names documents of queries [B, T] and keys [B, S]; a query sees its own, 0 sees nothing."""
 
     queries_BT: jax.Array
     keys_BS: jax.Array

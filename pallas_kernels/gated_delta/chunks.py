@@ -12,7 +12,7 @@ einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class Chunks(NamedTuple):
-    """Holds the inputs in float32 or float64, zeros after the last token; a loop removes axis Z."""
+    """Carries the inputs, float32 or float64, zeros after the last token; a loop removes axis Z."""
 
     q_ZBKCH: jax.Array
     k_ZBKCH: jax.Array
@@ -22,7 +22,7 @@ class Chunks(NamedTuple):
 
 
 class Within(NamedTuple):
-    """Holds the decays and products inside each chunk.
+    """Carries the decays and products inside each chunk.
 
     Attributes:
       decay_ZBNCC: decay of the write of token j until token i reads, 0 for j > i.

@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Assigned(NamedTuple):
-    """Holds the text of the scheduled program, as `hlo` reads it, and its memory on a device."""
+    """Carries the text of the scheduled program, as `hlo` reads it, and its device memory."""
 
     text: str
     memory: Memory

@@ -22,7 +22,7 @@ _EXIT_TESTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Is bundles `first` to `last`; `trips` is None where the exit test has no constant."""
+    """Spans bundles `first` to `last`; `trips` is None where the exit test has no constant."""
 
     first: int
     last: int
@@ -31,7 +31,7 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Region:
-    """Is bundles `first` to `last`, skipped when the branch at bundle `branch` is taken.
+    """Spans bundles `first` to `last`, skipped when the branch at bundle `branch` is taken.
 
     Attributes:
       runs_if: the comparison of a scalar with a constant under which it is not skipped, such as

@@ -30,7 +30,7 @@ _CALL = re.compile(r"inlined_call [^/]*/\* %([^ ]+) = ")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Is one kernel's schedule.
+    """Shows one kernel's schedule.
 
     Attributes:
       slots: for each unit, the slots held in each bundle.
@@ -79,7 +79,7 @@ def read_listing(name: str, instructions: str, utilization: str) -> Listing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Known:
-    """Holds what is known of a kernel beyond its listing.
+    """Says what is known of a kernel beyond its listing.
 
     Attributes:
       shares: by `Region.runs_if`, the share of a loop's passes that do not skip such regions in it.

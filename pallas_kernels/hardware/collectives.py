@@ -30,7 +30,7 @@ _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
-    """Is one collective, in all the times that a run of the program executes it.
+    """Says what one collective sends, in all its executions in a run of the program.
 
     Attributes:
       kind: one of KINDS.
@@ -46,7 +46,7 @@ class Collective(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Holds all collectives of a program.
+    """Lists all collectives of a program.
 
     Attributes:
       uncounted_loops: loops without a constant trip count, taken as running once.

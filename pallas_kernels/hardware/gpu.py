@@ -19,7 +19,7 @@ INSTALL = "pip install 'hydrahead_jax[hardware-free]' (Python 3.12 or newer)"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GpuProgram:
-    """Is a function as compiled for an H200.
+    """Shows a function as compiled for an H200.
 
     Attributes:
       kernels: its Mosaic GPU kernels, in order of name; XLA's own are not among them.

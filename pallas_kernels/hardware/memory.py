@@ -1,4 +1,4 @@
-"""Holds the device memory of a compiled program."""
+"""Reads the device memory of a compiled program."""
 
 import dataclasses
 

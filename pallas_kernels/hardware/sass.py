@@ -22,7 +22,7 @@ _WGMMA = re.compile(r"(?:@!?U?P\w+ )?HGMMA\.64x(\d+)x(\d+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Code:
-    """Is a stretch of machine code, taken once from top to bottom.
+    """Counts the instructions of a stretch of machine code, run once from top to bottom.
 
     Attributes:
       instructions: how many instructions it has.
@@ -40,7 +40,7 @@ class Code:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GpuKernel:
-    """Holds what the compiler says of one kernel.
+    """Shows what the compiler says of one kernel.
 
     Attributes:
       registers: per thread.

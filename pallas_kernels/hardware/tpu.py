@@ -32,7 +32,7 @@ _DUMP = re.compile(r"\d+-([^<].*)-\d+-packed-bundles-post-ra\.txt$")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuKernel:
-    """Is one Pallas kernel, fusion or copy, over the complete program.
+    """Says what one Pallas kernel, fusion or copy costs in the complete program.
 
     Attributes:
       executions: how often the program calls it.
@@ -61,7 +61,7 @@ class TpuKernel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuProgram:
-    """Is a function as scheduled for one TPU core.
+    """Shows a function as scheduled for one TPU core.
 
     Attributes:
       device_kind: as JAX names it.

@@ -1,1 +1,1 @@
-"""Holds what the Mosaic GPU kernels for Hopper have in common."""
+"""Defines what the Mosaic GPU kernels for Hopper have in common."""

@@ -1,4 +1,4 @@
-"""Describes softmax attention to the report: production shapes, programs and least work.
+"""Tells the report of softmax attention: production shapes, programs and least work.
 
 FLOP per query head, a multiply-add being 2 FLOP, for each pair of a query and a key that it sees:
 
@@ -33,7 +33,7 @@ SOME_OF_16 = (0, 0, 2, 5)  # KV heads, two query heads each, that 4 of 16 query 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Is causal attention of one sequence to itself, bf16.
+    """Says the sizes of causal bf16 attention of one sequence to itself.
 
     Attributes:
       kv_head_of_query: as in `attention`.

@@ -1,4 +1,4 @@
-"""Describes the decode step of softmax attention to the report: one query per row, a full cache.
+"""Tells the report of the decode step of softmax attention: one query per row, a full cache.
 
 FLOP: 4 H for each pair of a query head and a key that it sees. Bytes: keys and values of the KV
 heads that are read, below each row's length and inside the window, once; q read; out and the
@@ -24,7 +24,7 @@ TOKENS = (8192, 32768)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Is one decode step over full caches.
+    """Says the sizes of one decode step over full caches.
 
     Attributes:
       rows: number B of rows, each with a full cache.

@@ -1,4 +1,4 @@
-"""Describes the gated delta rule to the report: production shapes, programs and least work.
+"""Tells the report of the gated delta rule: production shapes, programs and least work.
 
 FLOP and bytes a token and value head, a multiply-add being 2 FLOP, chunk C, keys H, values P, r
 value heads a key head. Each product of the chunked form is counted once and in full:
@@ -35,7 +35,7 @@ HEADS = (16, 32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Is one sequence of bf16 inputs: `tokens`, `heads` for values, `key_heads`, one head size."""
+    """Says the sizes of one bf16 sequence: `tokens`, value `heads`, `key_heads`, one head size."""
 
     tokens: int
     heads: int

@@ -31,7 +31,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """Holds one row of the report.
+    """Says what one implementation costs at one shape on one target.
 
     Attributes:
       flops: matrix FLOP of the algorithm, whatever the implementation does.

@@ -1,1 +1,1 @@
-"""Holds the PyTorch code of an exported model; it imports torch and transformers only."""
+"""Runs an exported model in PyTorch; this code imports torch and transformers only."""

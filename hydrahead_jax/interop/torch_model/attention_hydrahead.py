@@ -38,7 +38,7 @@ def eager_attention(module, query, key, value, mask, scaling, dropout=0.0, **kwa
 
 
 class _Group:
-    """Holds what the library's attention functions read of a module."""
+    """Gives the library's attention functions what they read of a module."""
 
     is_causal = True
     training = False

@@ -1,4 +1,4 @@
-"""Holds what a HydraHead model remembers between calls, as layers of `DynamicCache`."""
+"""Stores what a HydraHead model remembers between calls, as layers of `DynamicCache`."""
 
 import torch
 from transformers.cache_utils import DynamicCache, LinearAttentionAndFullAttentionLayer
@@ -11,7 +11,7 @@ GROWTH = 256  # tokens by which the storage of keys and values grows at once
 
 
 class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
-    """Holds keys and values, three convolutions' last inputs, and the recurrent state.
+    """Stores keys and values, three convolutions' last inputs, and the recurrent state.
 
     Keys and values are [B, K, S, H]. A layer with softmax heads only, or with delta-rule heads
     only, leaves the others None.

@@ -20,7 +20,7 @@ if _VERSION > NEWEST:
 
 
 class HydraHeadConfig(PretrainedConfig):
-    """Is the config of a Qwen3-architecture decoder with layers of two token mixers.
+    """Configures a Qwen3-architecture decoder with layers of two token mixers.
 
     Each layer splits its heads between softmax attention and the gated delta rule.
 

@@ -10,7 +10,7 @@ from .tokens_hydrahead import Tokens
 
 
 class MLP(nn.Module):
-    """Is a SwiGLU MLP."""
+    """Computes the SwiGLU MLP."""
 
     def __init__(self, config: HydraHeadConfig):
         super().__init__()

@@ -66,7 +66,7 @@ class Projections(nn.Module):
 
 
 class Branch(Projections):
-    """Holds what both kinds of heads share: own or picked projections, gate, norm and gamma."""
+    """Computes what both kinds of heads share: own or picked projections, gate, norm, gamma."""
 
     def __init__(self, config: HydraHeadConfig, choices: dict, heads: list[int], kv: list[int]):
         super().__init__(config, len(heads), len(kv), own=choices["query_decomposition"])
@@ -209,7 +209,7 @@ class HydraHeadAttention(Projections):
 
 
 class FullAttention(Projections):
-    """Is Qwen3's attention: softmax with rotary embedding on every head."""
+    """Computes Qwen3's attention: softmax with rotary embedding on every head."""
 
     def __init__(self, config: HydraHeadConfig, layer_idx: int):
         N, K = config.num_attention_heads, config.num_key_value_heads

@@ -1,4 +1,4 @@
-"""Holds what every layer knows of the tokens of one call: where they are, and what they see.
+"""Says what every layer knows of the tokens of one call: where they are, and what they see.
 
 Dimension letters at the end of names, in all files of this model:
   B batch   T query time   S key time   D embed   N query heads   K key/value heads
@@ -12,7 +12,7 @@ from transformers.utils.import_utils import is_tracing
 
 
 class Tokens(NamedTuple):
-    """Holds tensors of one call, made once for all layers.
+    """Says where the tokens of one call are and what they see; made once for all layers.
 
     Attributes:
       positions_BT: counted from the first real token of the document; B may be 1.

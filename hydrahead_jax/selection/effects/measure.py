@@ -23,7 +23,7 @@ FRACTIONS = (0.0, 0.5, 1.0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measure:
-    """Is a model ready to be scored.
+    """Measures effects of a model's heads on pairs.
 
     Attributes:
       config: of the model.

@@ -16,7 +16,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class UsablePairs(NamedTuple):
-    """Holds one sub-probe's usable pairs, their readouts and direct effects."""
+    """Carries one sub-probe's usable pairs, their readouts and direct effects."""
 
     name: str
     pairs: ProbePairs
@@ -38,7 +38,7 @@ class UsablePairs(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """Holds first-order effects on one sub-probe; those of senders at F points between x and x'."""
+    """Carries first-order effects on one sub-probe, of senders at F points between x and x'."""
 
     direct_BLN: np.ndarray
     total_BLN: np.ndarray

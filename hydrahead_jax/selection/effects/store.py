@@ -15,7 +15,7 @@ _INPUTS = "inputs.json"
 
 
 class Store:
-    """Holds one .npz file for each stage and batch; without a folder it only computes.
+    """Stores one .npz file for each stage and batch; without a folder it only computes.
 
     Raises:
       UserError: the folder holds results of other inputs, or cannot be written.

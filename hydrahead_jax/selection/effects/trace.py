@@ -21,7 +21,7 @@ _STARTS, _SHORTEST_STEP = 8, 256
 
 
 class Trace(NamedTuple):
-    """Holds what the model computes on x and on x'; lists have one entry per layer.
+    """Records what the model computes on x and on x'; lists have one entry per layer.
 
     T counts tokens from the first that differs in some pair, rounded down so that few lengths are
     compiled; everything before is the same in x and x'.

@@ -17,7 +17,7 @@ _STRATEGY = "global-interp"
 
 
 class Budget(NamedTuple):
-    """Holds two plans of as many heads.
+    """Compares two plans of as many heads.
 
     Attributes:
       ratio: delta-rule heads to softmax heads.

@@ -33,7 +33,7 @@ def budget(config: ModelConfig, ratio: str) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """Holds the arguments of `allocate`, see there."""
+    """Checks the arguments of `allocate`, which explains them."""
 
     strategy: str
     fa_heads: int | None = None

@@ -27,7 +27,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Cloze(NamedTuple):
-    """Is one record.
+    """Says one question of a file, with its answer and its distractor.
 
     Answer and distractor follow the prompt unchanged, leading space included.
     """

@@ -1,4 +1,4 @@
-"""Holds counterfactual pairs as arrays: what the effects of heads are measured on."""
+"""Stores counterfactual pairs as arrays, on which the effects of heads are measured."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ NO_TOKEN = -1
 
 
 class ProbePairs(NamedTuple):
-    """Holds B pairs x, x' of one sub-probe, int32, row by row of equal token count.
+    """Stores B pairs x, x' of one sub-probe, int32, row by row of equal token count.
 
     Both end with the answer of x, so that one position of x and of x' predicts the same answer
     token. J is the longest answer; a shorter one is followed by padding.
@@ -32,7 +32,7 @@ class ProbePairs(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """Holds the token ids of one pair.
+    """Lists the token ids of one pair.
 
     Prompt and corrupt prompt are equally long, answer and distractor too, and these differ in their
     first token.

@@ -18,7 +18,7 @@ _TRIES = 300
 
 
 class _Draft(NamedTuple):
-    """Is a document, the facts of its counterfactual, and the pair in the smallest haystack."""
+    """Joins a document, its counterfactual's facts, and the pair in the smallest haystack."""
 
     document: RulerDocument
     other_facts: tuple[Fact, ...]

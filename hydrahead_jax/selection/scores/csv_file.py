@@ -16,7 +16,7 @@ _BASELINE = ["-1", "-1"]
 
 
 class Table(NamedTuple):
-    """Is the table of head scores.
+    """Says what the file has in its rows and columns.
 
     Attributes:
       probes: names of the sub-probes P.

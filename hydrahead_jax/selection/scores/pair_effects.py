@@ -12,7 +12,7 @@ MIN_PAIRS = 6
 
 
 class PairEffects(NamedTuple):
-    """Holds effects of all heads on the usable pairs of one sub-probe, not clamped.
+    """Reports the effects of all heads on the usable pairs of one sub-probe, not clamped.
 
     Attributes:
       receiver_BLN: direct effect (Eq 10, arXiv 2606.20097).

@@ -18,7 +18,7 @@ RETRIEVAL, GENERAL = "retrieval", "general"
 
 
 class MeanEffects(NamedTuple):
-    """Holds one kind of effect on every sub-probe P, as means over its pairs.
+    """Averages one kind of effect on every sub-probe P over its pairs.
 
     Attributes:
       clamped_PLN: mean of the effect clamped to [0, 1] in each pair.
@@ -31,7 +31,7 @@ class MeanEffects(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class HeadScores:
-    """Holds effects of every head on every sub-probe P, and the scores that follow from them.
+    """Computes the scores of all heads from their effects on every sub-probe P.
 
     Delta-rule heads, of a model that is a hybrid already, have effect and score 0.
 

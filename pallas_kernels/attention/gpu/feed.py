@@ -12,7 +12,7 @@ from pallas_kernels.hopper import blocks
 
 
 class Feed(NamedTuple):
-    """Holds buffers whose leading axis is the stage, and barriers: stage full, stage empty.
+    """Passes blocks through buffers whose leading axis is the stage; barriers say full or empty.
 
     All warpgroups take the same turns in the same order, and each turn takes the next stage.
     """

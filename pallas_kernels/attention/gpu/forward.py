@@ -33,7 +33,7 @@ FAR = -1e30  # below every score; finite, so that no difference of peaks is NaN
 
 
 class State(NamedTuple):
-    """Holds the softmax state of a warpgroup's rows, in units of powers of 2.
+    """Carries the softmax of a warpgroup's rows, in units of powers of 2.
 
     Attributes:
       out_RH: sum of weights times values, without those of the last block.

@@ -1,4 +1,4 @@
-"""Holds what all passes over scores share."""
+"""Defines what all passes over scores share."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ HIDDEN = 1e30  # log-sum-exp of a row that sees nothing: its weights are 0
 
 
 class Saved(NamedTuple):
-    """Holds float32 results of the forward, with T in complete tiles.
+    """Carries float32 results of the forward, with T in complete tiles.
 
     Attributes:
       lse_BNT: log-sum-exp in powers of 2; `HIDDEN` for queries that see nothing.

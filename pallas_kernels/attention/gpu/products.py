@@ -12,7 +12,7 @@ from pallas_kernels.hopper.blocks import product, registers
 
 
 class Product(NamedTuple):
-    """Is start + the sum of left @ right over the terms; a left operand may lie in registers."""
+    """Asks for start + the sum of left @ right over the terms; left may lie in registers."""
 
     terms: tuple
     start: jax.Array | None = None

@@ -12,7 +12,7 @@ _LEAST, _MOST = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
 
 
 class Cut(NamedTuple):
-    """Is a sequence cut into equal blocks; the last one may reach beyond the end."""
+    """Cuts a sequence into equal blocks; the last one may reach beyond the end."""
 
     length: int
     block: int

@@ -1,4 +1,4 @@
-"""Is the backward TPU kernel of softmax attention.
+"""Computes the gradients of softmax attention, in one TPU kernel.
 
 It walks the same steps as the forward and computes the weights again from its m and l. Scores are
 transposed, keys on sublanes and queries on lanes, and so are all sums, so that at a head dimension

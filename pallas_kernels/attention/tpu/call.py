@@ -1,4 +1,4 @@
-"""Holds what the forward and the backward kernel share: their scalars, grid and block specs.
+"""Defines what the forward and the backward kernel share: scalars, grid and block specs.
 
 The grid is (batch row, group of query heads, head of the group, step). Groups may run on different
 cores; within one, everything is in order.
@@ -20,7 +20,7 @@ from pallas_kernels.attention.visibility import Visibility
 
 
 class Scalars(NamedTuple):
-    """Holds what lies in scalar memory, before the arrays; X is groups * heads of a group.
+    """Lists what lies in scalar memory, before the arrays; X is groups * heads of a group.
 
     Attributes:
       steps: the lists of all rows, one after the other.

@@ -1,4 +1,4 @@
-"""Is the kernel of the decode step on TPU: an online softmax over the blocks of one row's keys.
+"""Runs the decode step on TPU: an online softmax over the blocks of one row's keys.
 
 The grid is (batch row b, group g of query heads, share p of the positions, step y); R are the query
 heads of a group and X the cache rows of a step, which are positions, or positions by KV heads.

@@ -1,4 +1,4 @@
-"""Is the forward TPU kernel of softmax attention.
+"""Computes softmax attention, in one TPU kernel.
 
 A step takes a block of queries and a block of keys of one head, scores transposed: keys on
 sublanes, queries on lanes. The sums over keys are then sums over sublanes, what belongs to a query

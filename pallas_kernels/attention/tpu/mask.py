@@ -12,7 +12,7 @@ from pallas_kernels.attention.visibility import Visibility
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Is the general mask of one step.
+    """Computes the general mask of one step.
 
     Attributes:
       visibility: which keys a query sees, by position.

@@ -60,7 +60,7 @@ def attention_tpu(
 
 
 class Problem(NamedTuple):
-    """Holds the arguments in the kernels' form: heads side by side, lengths and lanes padded."""
+    """Brings the arguments into the kernels' form: heads side by side, lengths and lanes padded."""
 
     settings: Settings
     q_BTD: jax.Array

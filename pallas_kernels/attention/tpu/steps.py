@@ -38,7 +38,7 @@ KINDS = (Do.FULL, Do.DIAGONAL, Do.MASKED)
 
 
 class Steps(NamedTuple):
-    """Holds lists of steps.
+    """Lists the steps of each row and part.
 
     Attributes:
       words: int32 [B, parts, steps], by query block and then by key block; B may be 1.
@@ -51,7 +51,7 @@ class Steps(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Is a step taken apart: a scalar in a kernel, or an array of them."""
+    """Unpacks a step, a scalar in a kernel, or an array of steps."""
 
     word: jax.Array
 

@@ -1,4 +1,4 @@
-"""Holds sizes and products of the gated delta rule on Hopper, and what every kernel there uses."""
+"""Defines sizes, products and tools that the gated delta rule's kernels for Hopper share."""
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp

@@ -42,7 +42,7 @@ DBETA = HALVES * SUMS
 
 
 class Gradients(NamedTuple):
-    """Holds dq and dk of each value head, and the gates' gradients [B, N, Z, C] in float32."""
+    """Carries dq and dk of each value head, and the gates' gradients [B, N, Z, C] in float32."""
 
     dq_BTNH: jax.Array
     dk_BTNH: jax.Array

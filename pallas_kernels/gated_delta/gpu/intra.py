@@ -15,7 +15,7 @@ from pallas_kernels.gated_delta.gpu.gates import BETA, GATES, SUM
 
 
 class Intra(NamedTuple):
-    """Holds chunk by chunk matrices [B, N, Z, 2, C, C] in two bf16 parts.
+    """Carries chunk by chunk matrices [B, N, Z, 2, C, C] in two bf16 parts.
 
     Attributes:
       inverse: (I + L)^-1 with L_ij = beta_i k_i.k_j, times the decay from j to i.

@@ -1,4 +1,4 @@
-"""Holds what the two scans over chunks share: one warpgroup copies, another has the state."""
+"""Scans over chunks in either direction: one warpgroup copies, another has the state."""
 
 from typing import NamedTuple
 

@@ -20,7 +20,7 @@ from pallas_kernels.gated_delta.gpu.gates import BETA_ENTRY, EXIT, OUT_ENTRY
 
 
 class Cotangents(NamedTuple):
-    """Holds what the adjoint recurrence computes.
+    """Carries what the adjoint recurrence computes.
 
     Attributes:
       states_BNZPH: cotangent of the state that leaves each chunk, in bf16.

@@ -64,7 +64,7 @@ def _call(q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, state_BNHP, *, scale, inte
 
 
 def _kernel(q_BKH, k_BKH, v_BNP, gates_BN2, state_BNHP, out_BNP, *refs, group, interpret):
-    """Is the kernel; `refs` are the new state, unless it replaces the old one, and a buffer."""
+    """Runs the step; `refs` are the new state, unless it replaces the old one, and a buffer."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
     from pallas_kernels.gated_delta.gpu import blocks

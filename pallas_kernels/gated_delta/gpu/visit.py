@@ -10,7 +10,7 @@ from pallas_kernels.gated_delta.gpu import blocks, pipeline, scan
 
 
 class Visited(NamedTuple):
-    """Holds what the recurrence computed for each chunk.
+    """Records what the recurrence computed for each chunk.
 
     Attributes:
       states_BNZPH: the state that enters each chunk, in bf16: as the products read it.

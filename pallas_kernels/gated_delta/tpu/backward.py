@@ -1,4 +1,4 @@
-"""Is the backward TPU kernel of the gated delta rule.
+"""Computes the gradients of the gated delta rule, in one TPU kernel.
 
 Chunks come in reverse; the gradient of the state stays in VMEM. In the notation of `forward`, with
 R = scale (Q K^T * D) and A = (I + L)^-1:

@@ -1,4 +1,4 @@
-"""Is the forward TPU kernel of the gated delta rule.
+"""Runs the gated delta rule forward, in one TPU kernel.
 
 A program takes a few heads and a few chunks of 128 tokens; the state of each head stays in VMEM
 from one grid step to the next. With S the state that enters a chunk and D_ij the decay of the

@@ -15,7 +15,7 @@ LEAST_BETA = 1e-30
 
 
 class Gates(NamedTuple):
-    """Holds the gates, each [B, N / heads, heads, T] float32.
+    """Carries the gates, each [B, N / heads, heads, T] float32.
 
     Attributes:
       reading: log2 decay from the chunk's start through this token; for float32 kernels the log2

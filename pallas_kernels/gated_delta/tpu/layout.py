@@ -13,7 +13,7 @@ VMEM_BYTES = 60 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Is the grid (batch, block of heads, step along time), with heads side by side on the lanes.
+    """Cuts arrays with heads side by side for the grid (batch, block of heads, step along time).
 
     Attributes:
       reverse: steps run from the end of the sequence to its start.

@@ -85,7 +85,7 @@ def _heads_a_program(heads: int, group: int, state_size: int) -> int:
 
 
 def _kernel(q_ref, k_ref, v_ref, gates_ref, state_ref, out_ref, new_state_ref, *, scale):
-    """Is the kernel; the state's rows lie on sublanes, so q and k are turned into columns."""
+    """Runs the step; the state's rows lie on sublanes, so q and k are turned into columns."""
     group = v_ref.shape[1] // q_ref.shape[1]
     v_XP = v_ref[0].astype(jnp.float32)
     columns = [ref[0].astype(jnp.float32).T for ref in (q_ref, k_ref)]
