@@ -1,4 +1,4 @@
-"""Writes metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on the terminal."""
+"""Writes metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
 import importlib.util
