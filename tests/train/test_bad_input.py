@@ -31,11 +31,11 @@ def refused(work, capsys, *assignments: str) -> str:
 
 def test_unknown_key(work, capsys):
     sentence = refused(work, capsys, "stages.align.optim.lr=1")
-    assert "AdamW has no field 'lr'; it has learning_rate, " in sentence
+    assert "AdamW has no field 'lr'; use one of learning_rate, " in sentence
 
 
 def test_wrong_type(work, capsys):
-    assert "stages.align.steps: 'ten' is not an integer" in refused(
+    assert "stages.align.steps: 'ten' must be an integer" in refused(
         work, capsys, "stages.align.steps=ten"
     )
 
