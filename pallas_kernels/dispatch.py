@@ -2,46 +2,63 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 
 logger = logging.getLogger(__name__)
 
+Choice = str | Sequence[str] | None
+
+
+@runtime_checkable
+class Implementation(Protocol):
+    """Computes an op from arrays that the op's public function has checked.
+
+    All implementations of an op take the same arrays by position and the same settings by keyword,
+    and return the same results. One that does not take some shape, dtype, setting or machine raises
+    NotImplementedError while it is traced, with a sentence that says which argument and what it
+    accepts; it never computes something else. It is differentiable in every floating-point array,
+    and works under `jax.vmap`, `jax.checkpoint` and `jax.shard_map`. Its numbers are compared with
+    the "reference" by the op's test suite, forward and backward.
+    """
+
+    def __call__(self, *arrays: jax.Array, **settings) -> Any: ...
+
 
 class Op:
-    """Runs a function that has several implementations, registered best first.
-
-    An implementation refuses arguments by raising NotImplementedError while tracing, with a
-    sentence that says which argument and what it accepts.
-    """
+    """Runs a function that has several implementations, registered best first."""
 
     def __init__(self, name: str):
         self.name = name
-        self.implementations: dict[str, Callable] = {}
+        self.implementations: dict[str, Implementation] = {}
         self._chosen: list[str] = []
 
-    def register(self, name: str, implementation: Callable, *, by_name_only: bool = False) -> None:
+    def register(
+        self, name: str, implementation: Implementation, *, by_name_only: bool = False
+    ) -> None:
         """Adds an implementation; one `by_name_only` runs only where a caller asks for it."""
         self.implementations[name] = implementation
         if not by_name_only:
             self._chosen.append(name)
 
-    def __call__(self, *args, implementation: str | None = None, **kwargs):
-        """Runs `implementation`, or with None the first that accepts the arguments.
+    def __call__(self, *args, implementation: Choice = None, **kwargs):
+        """Runs the first implementation that accepts the arguments.
+
+        Args:
+          *args: arrays of the op.
+          implementation: a name, or names to try in that order; None tries all, the best first, but
+            for those that run by name only.
+          **kwargs: settings of the op.
 
         Raises:
-          ValueError: no implementation has that name.
-          NotImplementedError: the named implementation, or every one that may be chosen, refuses
-            the arguments.
+          ValueError: no implementation has that name, or there is no name in the sequence.
+          NotImplementedError: every implementation that was tried refuses the arguments.
         """
-        if implementation is not None and implementation not in self.implementations:
-            raise ValueError(
-                f"{self.name} has no implementation {implementation!r}, "
-                f"only {', '.join(self.implementations)}"
-            )
         refusals = []
-        for name in [implementation] if implementation else self._chosen:
+        for name in self._names(implementation):
             try:
                 result = self.implementations[name](*args, **kwargs)
             except NotImplementedError as refusal:
@@ -50,6 +67,16 @@ class Op:
             _log_choice(self.name, name, str([jnp.shape(x) for x in args]))
             return result
         raise NotImplementedError(f"{self.name}: " + "; ".join(refusals))
+
+    def _names(self, choice: Choice) -> Sequence[str]:
+        if choice is None:
+            return self._chosen
+        names = [choice] if isinstance(choice, str) else list(choice)
+        unknown = [name for name in names if name not in self.implementations]
+        if unknown or not names:
+            what = f"implementation {unknown[0]!r}" if unknown else "implementation without a name"
+            raise ValueError(f"{self.name} has no {what}, only {', '.join(self.implementations)}")
+        return names
 
 
 @functools.cache

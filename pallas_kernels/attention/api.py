@@ -14,7 +14,7 @@ from pallas_kernels.attention.splash import attention_splash
 from pallas_kernels.attention.tpu.decode import attention_decode_tpu
 from pallas_kernels.attention.tpu.op import attention_tpu
 from pallas_kernels.attention.visibility import Segments, Visibility
-from pallas_kernels.dispatch import Op
+from pallas_kernels.dispatch import Choice, Op
 
 _attention = Op("attention")
 _attention.register("tpu", attention_tpu)
@@ -44,7 +44,7 @@ def attention(
     q_start: int | Int[Array, ""] = 0,
     scale: float | None = None,
     return_lse: bool = False,
-    implementation: str | None = None,
+    implementation: Choice = None,
     interpret=False,
 ) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Computes softmax(scale q k^T) v for each query head, over the KV head that it reads.
@@ -68,7 +68,8 @@ def attention(
       return_lse: also return the log-sum-exp of the scaled scores, float32.
       implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX, memory linear in T),
         "reference" (every score at once, float32), or None for the best of these that accepts the
-        arguments, logged once; and by name only "splash" and "cudnn", those of JAX itself.
+        arguments, logged once; and by name only "splash" and "cudnn", those of JAX itself. A
+        sequence of names tries these in order.
       interpret: runs the Pallas kernels of a named implementation in an interpreter, on any
         machine: True, or `pltpu.InterpretParams()` or `plgpu.InterpretGPUParams()`, which also
         find races. Inside `jax.shard_map` use True with `check_vma=False`.
@@ -112,7 +113,7 @@ def attention_decode(
     kv_segment_ids_BS: Int[Array, "B S"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
-    implementation: str | None = None,
+    implementation: Choice = None,
     interpret=False,
 ) -> Float[Array, "B N H"] | tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Runs `attention` for one query per row over a cache: the decode step.

@@ -10,7 +10,7 @@ from pallas_kernels.attention.chunked_gradients import (
 from pallas_kernels.attention.gpu.op import attention_gradients_gpu
 from pallas_kernels.attention.tpu.gradients import attention_gradients_tpu
 from pallas_kernels.attention.visibility import Visibility
-from pallas_kernels.dispatch import Op
+from pallas_kernels.dispatch import Choice, Op
 
 _attention_gradients = Op("attention_gradients")
 _attention_gradients.register("tpu", attention_gradients_tpu)
@@ -34,7 +34,7 @@ def attention_gradients(
     kv_segment_ids_BS: Int[Array, "B S"] | None = None,
     q_start: int | Int[Array, ""] = 0,
     scale: float | None = None,
-    implementation: str | None = None,
+    implementation: Choice = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Computes what a part of the keys adds to the gradients of attention over all of them.

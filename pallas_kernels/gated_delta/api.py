@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.dispatch import Op
+from pallas_kernels.dispatch import Choice, Op
 from pallas_kernels.gated_delta.chunked import gated_delta_chunked
 from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
@@ -53,7 +53,7 @@ def gated_delta(
     initial_state_BNHP: Float[Array, "B N H P"] | None = None,
     segment_ids_BT: Int[Array, "B T"] | None = None,
     scale: float | None = None,
-    implementation: str | None = None,
+    implementation: Choice = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule over a sequence.
@@ -75,7 +75,8 @@ def gated_delta(
         segment of the first token that is not padding.
       scale: factor of the output; 1 / sqrt(H) if None.
       implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX), "reference"
-        (sequential, float32), or None for the best that accepts the arguments, logged once.
+        (sequential, float32), or None for the best that accepts the arguments, logged once. A
+        sequence of names tries these in order.
       interpret: runs the Pallas kernels of a named implementation in an interpreter, on any
         machine: True, or `pltpu.InterpretParams()` or `plgpu.InterpretGPUParams()`, which also
         find races. Inside `jax.shard_map` use True with `check_vma=False`.
@@ -118,7 +119,7 @@ def gated_delta_step(
     state_BNHP: Float[Array, "B N H P"],
     *,
     scale: float | None = None,
-    implementation: str | None = None,
+    implementation: Choice = None,
     interpret=False,
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule for one token, the decode step; see `gated_delta`."""

@@ -41,6 +41,21 @@ def test_some_run_by_name_only():
         op(1)
 
 
+def test_names_are_tried_in_the_order_of_the_caller():
+    op = make_op(best=lambda x: x, odd=refuses, slow=lambda x: x + 2)
+    assert op(1, implementation=("odd", "slow", "best")) == 3
+    assert op(1, implementation=["best", "slow"]) == 1
+    with pytest.raises(NotImplementedError, match=r"^toy: odd: T must be even$"):
+        op(1, implementation=["odd"])
+
+
+@pytest.mark.parametrize("names", [("best", "fast"), ["fast"], ()])
+def test_a_sequence_with_an_unknown_name_or_none_runs_nothing(names):
+    op = make_op(best=lambda x: x)
+    with pytest.raises(ValueError, match=r"^toy has no implementation .*, only best$"):
+        op(1, implementation=names)
+
+
 def test_all_refusals_are_told():
     op = make_op(one=refuses, two=refuses)
     with pytest.raises(NotImplementedError, match=r"one: T must be even; two: T must be even"):
@@ -61,3 +76,10 @@ def test_value_heads_must_be_a_multiple_of_key_heads():
         gated_delta(q, k, *two)
     with pytest.raises(ValueError, match="2 value heads are not a multiple of 3 key heads"):
         gated_delta_step(q[:, 0], k[:, 0], *(x[:, 0] for x in two), inputs.state_BNHP[:, :2])
+
+
+def test_the_public_function_takes_a_sequence():
+    inputs = make_inputs(Case(name="dispatch", length=4))[:5]
+    expected = gated_delta(*inputs, implementation="reference")
+    found = gated_delta(*inputs, implementation=("gpu", "reference"))
+    assert (found[0] == expected[0]).all() and (found[1] == expected[1]).all()
