@@ -91,6 +91,14 @@ def pytest_collection_modifyitems(items) -> None:
             raise pytest.UsageError(f"{item.nodeid} would run in no cell: {found}")
 
 
+@pytest.fixture(autouse=True)
+def _same_folder():
+    """Fails a test that leaves the process in another folder, where later ones find no configs."""
+    before = os.getcwd()
+    yield
+    assert os.getcwd() == before
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     cell = item.config.getoption("cell")

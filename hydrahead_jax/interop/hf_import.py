@@ -20,7 +20,7 @@ from hydrahead_jax.text_files.names import shown
 _FLOATS = ("F32", "BF16", "F16")
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_LONGEST = 270
+_LONGEST = 250
 
 
 def read_config(folder: str | Path) -> ModelConfig:

@@ -139,7 +139,7 @@ def test_the_counts_are_those_given_or_shares_of_the_heads():
     assert KnockOutSettings().counts_for(448) == (0, 4, 9, 22, 45, 90, 157, 224, 336, 448)
     assert KnockOutSettings().counts_for(8) == (0, 1, 2, 3, 4, 6, 8)
     assert KnockOutSettings(counts=(0, 3)).counts_for(8) == (0, 3)
-    with pytest.raises(UserError, match="the model has 2 softmax heads"):
+    with pytest.raises(UserError, match="must be at most 2, the softmax heads of the model"):
         KnockOutSettings(counts=(0, 3)).counts_for(2)
 
 
