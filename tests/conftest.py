@@ -44,6 +44,21 @@ ONE_TARGET = {
 }
 
 
+# What these compute goes through models and kernels that both cells test. test_select.py and the
+# commands of tests/train/commands run with the newest jax too.
+ONE_CELL = (
+    "tests/hydrahead_jax/selection",
+    "tests/train/data",
+    "tests/train/evidence",
+    "tests/train/files",
+    "tests/train/prepare",
+    "tests/train/reports",
+    "tests/train/select",
+    "tests/train/teacher",
+)
+BOTH_CELLS = "tests/hydrahead_jax/selection/test_select.py"
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption(
         "--cell",
@@ -62,6 +77,8 @@ def targets(item) -> dict[str, str]:
         if mark.name == "only_in":
             target, reason = mark.args
             found[target] = reason
+    if not found and item.nodeid.startswith(ONE_CELL) and not item.nodeid.startswith(BOTH_CELLS):
+        found["test"] = "computes no other way with another jax"
     return found
 
 
