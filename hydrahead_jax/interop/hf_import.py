@@ -20,7 +20,7 @@ from hydrahead_jax.text_files.names import shown
 _FLOATS = ("F32", "BF16", "F16")
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_LONGEST = 250
+_LONGEST = 240  # of a folder and its problems; with the words around them 300
 
 
 def read_config(folder: str | Path) -> ModelConfig:

@@ -38,6 +38,7 @@ class Progress:
         self._first: dict[str, tuple[float, int]] = {}
         self._last_line: dict[str, float] = {}
         self._notes: dict[str, str] = {}
+        self._finished: set[str] = set()
 
     def __enter__(self) -> "Progress":
         if self._bars is not None:
@@ -61,8 +62,11 @@ class Progress:
         now = time.monotonic()
         began, already = self._first.setdefault(part, (now, done))
         last = self._last_line.setdefault(part, now)
-        if done < total and now - last < _SECONDS_BETWEEN_LINES:
+        is_done = done >= total
+        if part in self._finished or (not is_done and now - last < _SECONDS_BETWEEN_LINES):
             return
+        if is_done:
+            self._finished.add(part)
         self._last_line[part] = now
         left = ""
         if already < done < total:

@@ -160,10 +160,11 @@ def test_another_selection_is_not_overwritten(work, finished, capsys):
 def test_progress_is_lines_without_a_terminal_and_bars_with_one():
     lines, screen = [], io.StringIO()
     with Progress(lines.append, Console(file=io.StringIO())) as progress:
-        for done in range(1, 4):
+        for done in (1, 2, 3, 3):
             progress("receivers", done, 3)
-    assert lines == ["receivers: 3 of 3"]
+        progress("knock-out", 1, 1, "loss 0.5")
+    assert lines == ["receivers: 3 of 3", "knock-out: 1 of 1, loss 0.5"]
     with Progress(lines.append, Console(file=screen, force_terminal=True, width=80)) as progress:
         progress("receivers", 1, 3)
         progress("knock-out", 3, 3)
-    assert "receivers" in screen.getvalue() and "3 of 3" in screen.getvalue() and len(lines) == 1
+    assert "receivers" in screen.getvalue() and "3 of 3" in screen.getvalue() and len(lines) == 2
