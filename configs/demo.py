@@ -1,7 +1,7 @@
 """Runs the complete conversion on one machine: `make demo`.
 
 Command:  python -m train demo configs/demo.py
-Hardware: 2 CPU cores, 3 to 4 minutes, nearly half of it compiling.
+Hardware: 2 CPU cores, 3 to 4 minutes, much of it compiling.
 Expected: global-interp keeps retrieval, random heads that miss every receiver lose it.
 
 One student and one control, at the training length: configs/evidence.py has more of both.

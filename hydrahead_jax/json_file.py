@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from hydrahead_jax.errors import UserError
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
@@ -28,7 +30,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
             yield file
         return
     path = Path(os.path.realpath(path))
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open(mode, encoding=encoding) as file:
             yield file

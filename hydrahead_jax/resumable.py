@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import plain, read_json, write_json
+from hydrahead_jax.json_file import PARTIAL, plain, read_json, write_json
 
 _SHOWN = 3
 _LONGEST_VALUE = 60
@@ -43,13 +43,19 @@ def open_folder(
             else:
                 check(folder, read_json(path), inputs)
             return True
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _is_new(folder, record):
             raise UserError(f"{folder} exists and holds no {holds}; {advice}")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, inputs)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; {advice}") from error
     return False
+
+
+def _is_new(folder: Path, record: str) -> bool:
+    """Returns whether nothing lies in it but what a process left that was killed as it began."""
+    begun = record + PARTIAL
+    return folder.is_dir() and all(path.name == begun for path in folder.iterdir())
 
 
 def check_same(folder: Path, old: dict, new: dict, *, holds: str, advice: str) -> None:

@@ -1,13 +1,12 @@
 """Provides XLA's flags for programs that compile longer than they run."""
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Iterator
 
-FLAGS = "--xla_backend_optimization_level=0"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+from train.evidence.short_compiles import OLD_EMITTERS
+
+FLAGS = " ".join(("--xla_backend_optimization_level=0", *OLD_EMITTERS))
 
 
 def flags(*, devices: int = 1) -> str:

@@ -18,6 +18,7 @@ from hydrahead_jax.json_file import (
     replacing,
     write_json,
 )
+from hydrahead_jax.resumable import open_folder
 from hydrahead_jax.selection.effects.store import Store
 from train.commands.evaluate import evaluate_saved
 from train.reports.loss_curves import save_loss_curves
@@ -123,3 +124,17 @@ def test_a_loss_that_is_not_finite_is_null_in_the_metrics_and_a_gap_in_the_plot(
     assert [line["loss"] for line in lines] == [2.0, None, 1.0]
     save_loss_curves(tmp_path / "a.png", {"run": tmp_path / "metrics.jsonl"}, ("align",))
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_folder_that_a_killed_process_began_is_new_and_one_with_more_is_not(tmp_path):
+    how = {"holds": "run", "advice": "choose another folder"}
+    (tmp_path / "config.json.partial").write_text("{")
+    assert not open_folder(tmp_path, "config.json", {"seed": 1}, **how)
+    assert open_folder(tmp_path, "config.json", {"seed": 1}, **how)
+    with pytest.raises(UserError, match="holds a different run: seed is 1 there and 2 here"):
+        open_folder(tmp_path, "config.json", {"seed": 2}, **how)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json.partial").write_text("{")
+    (tmp_path / "other/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and holds no run; choose another folder"):
+        open_folder(tmp_path / "other", "config.json", {"seed": 1}, **how)

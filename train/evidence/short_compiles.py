@@ -4,12 +4,16 @@ import importlib.metadata
 import importlib.util
 import os
 
+OLD_EMITTERS = ()
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later releases have no such flag
+    OLD_EMITTERS = ("--xla_cpu_use_fusion_emitters=false",)
+
 _FLAGS = (
     "--xla_backend_optimization_level=1",
     "--xla_cpu_prefer_vector_width=128",
     "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_disable_slp_vectorizer",
+    *OLD_EMITTERS,
 )
-_FLAG_OF_0_10 = "--xla_cpu_use_fusion_emitters=false"  # unknown to later jaxlib
 
 
 def compile_quickly() -> None:
@@ -20,10 +24,7 @@ def compile_quickly() -> None:
     """
     if "XLA_FLAGS" in os.environ or not _only_cpu():
         return
-    flags = _FLAGS
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        flags += (_FLAG_OF_0_10,)
-    os.environ["XLA_FLAGS"] = " ".join(flags)
+    os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
 
 
 def _only_cpu() -> bool:

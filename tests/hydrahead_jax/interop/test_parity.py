@@ -128,6 +128,25 @@ def test_a_token_that_is_nearly_tied_is_no_fault_and_another_one_is(monkeypatch)
     assert shifted.greedy_tokens_equal and not shifted.ok
 
 
+def test_how_far_rounding_moves_the_logits_is_computed_where_it_may_decide(monkeypatch):
+    logits_BTV = np.zeros((2, 3, 4), np.float32)
+    passes, moved = [], 2e-5
+
+    def ours(*_, nudge=None):
+        passes.append(nudge)
+        return logits_BTV if nudge is None else logits_BTV + np.float32(moved)
+
+    monkeypatch.setattr(parity, "_generation_problem", lambda _: "")
+    monkeypatch.setattr(parity, "rounded_logits", ours)
+    for shift, count, ok in ((9e-5, 1, True), (1.5e-4, 2, True), (1.7e-4, 2, False)):
+        passes.clear()
+        found = (logits_BTV + np.float32(shift), np.zeros((2, 2), int))
+        monkeypatch.setattr(parity, "_run_torch", lambda *_, found=found: found)
+        verdict = check_parity("out", toy.MIXED, {}, length=2, new_tokens=2)
+        assert verdict.ok == ok and len(passes) == count
+        assert verdict.bound == pytest.approx(1e-4 if count == 1 else 8 * moved)
+
+
 def test_what_transformers_does_not_accept_of_a_generation_config_is_reported(tmp_path):
     pytest.importorskip("transformers", reason="needs transformers: the 3.11 cell")
     path = tmp_path / "generation_config.json"
