@@ -128,8 +128,9 @@ def _size(layers: int, query_heads: int, margin: tuple[float, float]) -> tuple[i
 
 
 def _grid(axes, layers: int, heads: int) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(min(heads, 16), integer=True, steps=[1, 2, 4, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(min(layers, 16), integer=True, steps=[1, 2, 4, 5, 10]))
+    whole = {"integer": True, "steps": [1, 2, 4, 5, 10], "min_n_ticks": 1}
+    axes.xaxis.set_major_locator(MaxNLocator(min(heads, 16), **whole))
+    axes.yaxis.set_major_locator(MaxNLocator(min(layers, 16), **whole))
     axes.set_xticks(np.arange(heads + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(layers + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="0.85", lw=0.6)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.train.reports.look import figures_of
 from train.evidence.evidence import markdown, summary
 from train.reports.comparison_page import table_rows, write_report
 
@@ -42,11 +43,12 @@ def test_the_table_has_a_row_for_each_model_and_a_column_for_each_length(report)
 
 
 def test_the_page_holds_everything_itself_and_escapes_names(report, tmp_path):
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(PNG)
-    page = write_report(tmp_path, report, {"heads & scores": picture}).read_text()
-    assert "data:image/png;base64,iVBORw0KGgo=" in page
-    assert "heads &amp; scores" in page and "&lt;random&gt;" in page and "<random>" not in page
+    pictures = {"heads & scores": tmp_path / "b.png", "a loss": tmp_path / "a.png"}
+    for path in pictures.values():
+        path.write_bytes(PNG + path.stem.encode())
+    page = write_report(tmp_path, report, pictures).read_text()
+    assert figures_of(page) == [("heads &amp; scores", PNG + b"b"), ("a loss", PNG + b"a")]
+    assert "&lt;random&gt;" in page and "<random>" not in page
     assert "1.2e-05" in page
     assert json.loads((tmp_path / "report.json").read_text()) == report
 

@@ -1,5 +1,7 @@
 """Checks the page of a selection that measured everything, with handwritten numbers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from hydrahead_jax.selection import Selection
 from hydrahead_jax.selection.probes.pairs import ProbePairs
 from hydrahead_jax.selection.probes.retrieval import SubProbe
 from tests.hydrahead_jax.selection.made_scores import made_scores
+from tests.train.reports.look import figures_of
 from train.reports.select_page import write_select_report
 
 CONFIG = ModelConfig(
@@ -70,6 +73,53 @@ def page(folder, selection, knock_out, stability) -> str:
     return path.read_text()
 
 
+CAPTIONS = {
+    "receiver": "Direct effect:",
+    "sender": "Effect through receivers:",
+    "total": "Total effect, nothing frozen;",
+    "fused": "Fused score, with a ring",
+    "retrieval": "Score of retrieval alone,",
+    "chosen": "The plan.",
+    "knock_out": "Accuracy over heads removed.",
+    "stability": "Agreement of the fused score with that of all pairs,",
+    "length": "Agreement of the scores at other document lengths",
+    "quality": "Score mass kept over KV bytes",
+}
+
+
+def check_figures(page: str, folder: Path, names: list[str]) -> None:
+    """Checks that a page shows these pictures of a folder, in order and under their captions."""
+    shown = figures_of(page)
+    assert [data for _, data in shown] == [(folder / f"{n}.png").read_bytes() for n in names]
+    for name, (caption, _) in zip(names, shown, strict=True):
+        assert caption.startswith(CAPTIONS[name])
+    assert sorted(names) == sorted(path.stem for path in folder.glob("*.png"))
+
+
+def test_the_maps_show_the_measured_effects_and_the_plan(selection, tmp_path, figures):
+    scores = selection.scores
+    page(tmp_path, selection, None, None)
+    expected = {
+        "receiver": ("Receiver score", scores.receiver.clamped_PLN.mean(axis=0), False),
+        "sender": ("Sender score", scores.sender.clamped_PLN.mean(axis=0), False),
+        "total": ("Total effect", np.abs(scores.total_PLN).mean(axis=0), False),
+        "fused": ("Fused score", scores.score_LN, True),
+        "retrieval": ("Retrieval alone", scores.normalised_LN("retrieval"), True),
+    }
+    for name, (title, values_LN, marked) in expected.items():
+        axes = figures[f"{name}.png"].axes[0]
+        assert axes.get_title(loc="left") == title
+        shown_LN = axes.images[0].get_array()
+        missing_LN = np.isnan(values_LN) | ~SOFTMAX_LN
+        np.testing.assert_array_equal(shown_LN.mask, missing_LN)
+        np.testing.assert_array_equal(shown_LN[~missing_LN], values_LN[~missing_LN])
+        rings = [offset for found in axes.collections for offset in found.get_offsets().tolist()]
+        assert rings == ([[1, 0], [0, 1]] if marked else [])
+    axes = figures["chosen.png"].axes[0]
+    assert axes.get_title(loc="left") == "global-interp"
+    assert axes.images[0].get_array().tolist() == [[1, 2, 0, 0], [2, 1, 0, 0]]
+
+
 def test_everything_that_was_measured_is_on_the_page(selection, tmp_path):
     curves = {name: [1.0, 0.375] for name in ("score order", "reverse order", "random order 1")}
     knock_out = {
@@ -88,7 +138,7 @@ def test_everything_that_was_measured_is_on_the_page(selection, tmp_path):
         "over_length": [{"length": 32, **ROW}, {"length": 128, **ROW}],
     }
     text = page(tmp_path, selection, knock_out, stability)
-    assert text.count("data:image/png;base64,") == 10 == len(list(tmp_path.glob("*.png")))
+    check_figures(text, tmp_path, list(CAPTIONS))
     for expected in (
         "<td>0.625</td>",
         "<td>-0.625</td>",
@@ -120,9 +170,4 @@ def test_what_was_left_out_is_said_to_be(selection, tmp_path):
     parts = (value[:1] for value in selection[:3])
     text = page(tmp_path, Selection(*parts, scores, account), None, None)
     assert text.count("Not measured.") == 2 and "Senders were not measured." in text
-    assert sorted(p.stem for p in tmp_path.glob("*.png")) == [
-        "chosen",
-        "fused",
-        "quality",
-        "receiver",
-    ]
+    check_figures(text, tmp_path, ["receiver", "fused", "chosen", "quality"])
