@@ -12,11 +12,11 @@ import pkgutil
 from pathlib import Path
 
 import configs
+from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.json_file import dumps
 from pallas_kernels.report.__main__ import replace_block
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.tables import markdown
-from train.files.config_file import to_plain
 from train.plan.command import device_count, plan_stage
 from train.plan.models import models_of
 from train.plan.stage_plan import GIB, Memory, StagePlan

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hydrahead_jax.config import Hydra, HydraChoices
-from hydrahead_jax.interop.config_json import mixers_to_json
+from hydrahead_jax.interop.hf_config import mixers_to_json
 from hydrahead_jax.interop.torch_model.cache_hydrahead import CACHE_FIELD
 from hydrahead_jax.interop.torch_model.configuration_hydrahead import HydraHeadConfig
 from hydrahead_jax.interop.torch_model.modeling_hydrahead import HydraHeadForCausalLM

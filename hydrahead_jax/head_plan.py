@@ -1,13 +1,13 @@
 """Says which query heads of which layer stay softmax: the central data type."""
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 
 import jax.numpy as jnp
 
 from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.dataclass_json import from_plain, to_plain, untagged
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import write_json
 from hydrahead_jax.local_path import local_path
@@ -112,14 +112,15 @@ class HeadPlan:
 
     def save(self, path: Path) -> None:
         """Writes JSON; a failure leaves no incomplete file."""
-        write_json(local_path(path), dataclasses.asdict(self))
+        write_json(local_path(path), to_plain(self, untagged))
 
     @classmethod
     def load(cls, path: Path) -> "HeadPlan":
         """Raises UserError, with the file's name, where it is not a head plan."""
         path = local_path(path)
         try:
-            return _parse(json.loads(path.read_text(encoding="utf-8-sig")))
+            fields = json.loads(path.read_text(encoding="utf-8-sig"))
+            return from_plain(cls, fields, tags=untagged)
         except OSError as error:
             raise UserError(
                 f"{path} is not a head plan: {error.strerror}; make one by `python -m train select`"
@@ -140,22 +141,3 @@ def kv_head_bytes(config: ModelConfig, dtype: str = "bfloat16") -> int:
         return 2 * config.head_dim * jnp.dtype(dtype).itemsize
     except TypeError as error:
         raise UserError(f"{dtype!r} is not a dtype of a cache; use one such as bfloat16") from error
-
-
-def _parse(fields: object) -> HeadPlan:
-    names = {field.name for field in dataclasses.fields(HeadPlan)}
-    if not isinstance(fields, dict):
-        raise ValueError("it holds no object with names")
-    for kind, found in (("lacks", names - fields.keys()), ("has unknown", fields.keys() - names)):
-        if found:
-            raise ValueError(f"it {kind} {', '.join(sorted(found))}")
-    layers = fields["fa_heads"]
-    if not isinstance(layers, list) or not all(isinstance(heads, list) for heads in layers):
-        raise ValueError("fa_heads is no list of one list for each layer")
-    numbers = [fields["query_heads"], fields["kv_heads"], *itertools.chain(*layers)]
-    for number in numbers:
-        if type(number) is not int:
-            raise ValueError(f"{number!r} is no whole number")
-    if not isinstance(fields["strategy"], str):
-        raise ValueError(f"strategy {fields['strategy']!r} is no text")
-    return HeadPlan(**{**fields, "fa_heads": tuple(map(tuple, layers))})

@@ -1,6 +1,5 @@
 """Converts between Hugging Face folders and our parameters, and from a teacher to a hybrid."""
 
-from hydrahead_jax.interop.config_json import config_from_json, config_to_json
 from hydrahead_jax.interop.hf_export import save_hf_teacher
 from hydrahead_jax.interop.hf_import import load_hf, read_config
 from hydrahead_jax.interop.migrate import head_rms, migrate
@@ -11,8 +10,6 @@ __all__ = [
     "ExportReport",
     "Parity",
     "check_parity",
-    "config_from_json",
-    "config_to_json",
     "export_torch",
     "head_rms",
     "load_hf",

@@ -1,13 +1,14 @@
 """Converts between config.json as transformers writes it and our ModelConfig."""
 
-from hydrahead_jax.config import FullAttention, ModelConfig
+from hydrahead_jax.config import FullAttention, Hydra, Mixer, ModelConfig
+from hydrahead_jax.dataclass_json import from_plain, short, to_plain
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.interop.config_json import config_from_json, mixers_to_json, short
 from hydrahead_jax.interop.rope_settings import positive, rope_theta
 
 TEACHER_TYPE = "qwen3"
 HYBRID_TYPE = "hydrahead"
 
+_KINDS = {FullAttention: "full_attention", Hydra: "hydra"}
 _SIZES = {  # ours: theirs
     "vocab": "vocab_size",
     "embed": "hidden_size",
@@ -23,6 +24,16 @@ _LIMITS = dict.fromkeys(_SIZES.values(), 2**31 - 1) | {
     "num_key_value_heads": 2**12,
     "num_hidden_layers": 2**12,
 }
+
+
+def mixers_to_json(mixers: tuple[Mixer, ...]) -> list[dict]:
+    """Returns one object per layer: its kind, and what the kind asks for."""
+    return to_plain(mixers, _kind)
+
+
+def _kind(mixer: type) -> dict[str, str]:
+    """Returns the tag of a mixer; HydraChoices have none."""
+    return {"kind": _KINDS[mixer]} if mixer in _KINDS else {}
 
 
 def to_hf_config(config: ModelConfig, dtype: str) -> dict:
@@ -80,24 +91,24 @@ def _from_hf_config(fields: dict) -> ModelConfig:
     theta = rope_theta(fields)
     layers = fields["num_hidden_layers"]
     if model_type == TEACHER_TYPE:
-        mixers = mixers_to_json((FullAttention(),) * layers)
+        mixers = (FullAttention(),) * layers
     else:
-        mixers = fields.get("mixers")
-    config = config_from_json(
-        {ours: fields[theirs] for ours, theirs in _SIZES.items()}
-        | {
-            "rms_eps": _positive(fields, "rms_norm_eps"),
-            "mixers": mixers,
-            "rope_theta": theta,
-            "tied_embeddings": _tied(fields),
-        }
-    )
-    if config.layers != layers:
+        mixers = from_plain(tuple[Mixer, ...], fields.get("mixers"), "mixers", _kind)
+    if len(mixers) != layers:
         raise UserError(
-            f"num_hidden_layers is {layers} and 'mixers' has {config.layers} layers; set both to "
+            f"num_hidden_layers is {layers} and 'mixers' has {len(mixers)} layers; set both to "
             "the same number"
         )
-    return config
+    try:
+        return ModelConfig(
+            **{ours: fields[theirs] for ours, theirs in _SIZES.items()},
+            rms_eps=_positive(fields, "rms_norm_eps"),
+            mixers=mixers,
+            rope_theta=theta,
+            tied_embeddings=_tied(fields),
+        )
+    except ValueError as error:
+        raise UserError(f"model config: {error}") from error
 
 
 def is_teacher(config: ModelConfig) -> bool:

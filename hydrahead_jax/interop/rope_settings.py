@@ -1,7 +1,7 @@
 """Reads the RoPE settings of a config.json, in every place where transformers has written them."""
 
+from hydrahead_jax.dataclass_json import short
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.interop.config_json import short
 
 _PLACES = ("rope_parameters", "rope_scaling")
 _LAYER_TYPE = "full_attention"

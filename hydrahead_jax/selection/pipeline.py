@@ -1,6 +1,5 @@
 """Scores all softmax heads of a model on the probes."""
 
-import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import to_plain, untagged
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.template import family
@@ -175,7 +175,7 @@ def _inputs(config, params, settings, pairs, chosen: AtOnce, mesh) -> dict[str, 
         "model": repr(config),
         "parameters": _digest(first_rows),
         "dtype": str(params["w_embed_VD"].dtype),
-        "settings": dataclasses.asdict(settings),
+        "settings": to_plain(settings, untagged),
         "pairs": _digest([x for arrays in pairs for x in arrays]),
         "at_once": chosen._asdict(),
         "devices": 1 if mesh is None else mesh.size,

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.template import Template
 from hydrahead_jax.selection.scores.pair_effects import MIN_PAIRS
@@ -41,7 +42,7 @@ class SelectionSettings:
     seed: int = 0
     senders: Method = "exact"
     total: bool = True
-    compare_attribution: bool = True
+    compare_attribution: bool = dataclasses.field(default=True, metadata=RECORDED_IF_SET)
     sender_rounds: int = 8
     sample: int = 32
     memory_gib: float = 8.0

@@ -13,8 +13,9 @@ from hydrahead_jax.interop.tokenizer_files import (
     tokenizer_files,
 )
 from hydrahead_jax.interop.weights import SHARD_BYTES
+from hydrahead_jax.json_file import read_json
 from hydrahead_jax.local_path import local_path
-from train.files.run_folder import CONFIG, read_json
+from train.files.run_folder import CONFIG
 from train.run.saved_model import load_saved
 
 _DTYPES = ("float32", "bfloat16")

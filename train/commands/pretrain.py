@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from hydrahead_jax.config import FullAttention, ModelConfig
+from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import EvalSettings, evaluate
 from hydrahead_jax.interop import save_hf_teacher
@@ -22,7 +23,6 @@ from hydrahead_jax.token_ids import check_tokenizer
 from train.data.batches import make_batches
 from train.data.text import Corpus, TextSource, read_documents
 from train.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from train.files.config_file import to_plain
 from train.files.run_folder import METRICS, TOKENIZER, open_run, save_model, write_json
 from train.run.loop import Job, run
 from train.run.settings import RunSettings

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hydrahead_jax.config import HydraChoices, ModelConfig
+from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import head_rms, migrate, read_config
 from hydrahead_jax.local_path import local_path
@@ -15,7 +16,6 @@ from hydrahead_jax.sharding import MeshConfig, make_layout
 from train import distributed
 from train.data.batches import calibration_tokens, make_batches
 from train.data.text import Corpus, load_corpus
-from train.files.config_file import to_plain
 from train.files.run_folder import PLAN, copy_tokenizer, open_run, save_model
 from train.run.loop import Job, run
 from train.run.settings import RunSettings

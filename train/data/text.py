@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.stop_tokens import stop_tokens
@@ -23,7 +24,6 @@ from train.data.documents.parts import make_parts
 from train.data.documents.read import read_part
 from train.data.stdlib_text import Split, stdlib_documents
 from train.data.tokenizer import added_ids, end_of_text, load_tokenizer, vocabulary_checksum
-from train.files.config_file import RECORDED_IF_SET
 
 _log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from hydrahead_jax.cache import cache_bytes
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop.hf_import import load_hf
@@ -26,7 +27,6 @@ from train.commands.transfer import TransferConfig, transfer
 from train.data.stdlib_text import Split
 from train.data.text import Corpus, TextSource, load_corpus
 from train.evidence.parallel import Task, run_parallel
-from train.files.config_file import to_plain
 from train.files.run_folder import METRICS, PLAN, PROBES
 
 

@@ -1,26 +1,17 @@
-"""Loads experiments from Python files, applies `key=value` changes, and converts to JSON and back.
-
-A value from the command line or from JSON is checked against the field's annotation.
-"""
+"""Loads experiments from Python files, and applies `key=value` changes."""
 
 import ast
 import dataclasses
 import importlib.util
-import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
+from hydrahead_jax.dataclass_json import from_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.local_path import local_path
 
 C = TypeVar("C")
-RECORDED_IF_SET = {"recorded": "if set"}
-"""Metadata of a field that is left out of JSON while it has its default.
-
-So runs that began before there was such a field can continue.
-"""
-_PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
 
 
 def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = ()) -> C:
@@ -123,7 +114,7 @@ def _parse(annotation, text: str, key: str):
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False}.get(text, text)
     try:
-        return convert(annotation, value, key)
+        return from_plain(annotation, value, key)
     except UserError:
         if isinstance(value, str) or not _accepts_text(annotation):
             raise
@@ -132,86 +123,3 @@ def _parse(annotation, text: str, key: str):
 
 def _accepts_text(annotation) -> bool:
     return annotation is str or str in typing.get_args(annotation)
-
-
-def convert(annotation, value, where: str) -> Any:
-    """Converts `value`, plain Python or JSON, to the annotated type.
-
-    Raises:
-      UserError: the value is of another type.
-    """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{where}: {value!r} must be one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, where)
-    if origin is tuple:
-        return _convert_tuple(arguments, value, where)
-    if dataclasses.is_dataclass(annotation):
-        return _convert_dataclass(annotation, value, where)
-    if annotation is types.NoneType and value is None:
-        return None
-    if annotation is float and type(value) is int:
-        return float(value)
-    if annotation in _PLAIN and type(value) is annotation:
-        return value
-    wanted = _PLAIN.get(annotation, "None" if annotation is types.NoneType else str(annotation))
-    raise UserError(f"{where}: {value!r} must be {wanted}")
-
-
-def _convert_union(members, value, where: str):
-    if isinstance(value, dict) and "type" in value:
-        members = [m for m in members if getattr(m, "__name__", None) == value["type"]] or members
-    failures = []
-    for member in members:
-        try:
-            return convert(member, value, where)
-        except UserError as error:
-            failures.append(str(error).removeprefix(f"{where}: "))
-    raise UserError(f"{where}: " + " or ".join(failures))
-
-
-def _convert_tuple(arguments, value, where: str) -> tuple:
-    if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: {value!r} must be a list of values such as (1, 2)")
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        raise UserError(f"{where}: {value!r} must have {len(arguments)} elements")
-    pairs = zip(arguments, value, strict=True)
-    return tuple(convert(a, v, f"{where}.{i}") for i, (a, v) in enumerate(pairs))
-
-
-def _convert_dataclass(kind, value, where: str):
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {value!r} is not a {kind.__name__}; set its fields one by one")
-    annotations = typing.get_type_hints(kind)
-    fields = {name: item for name, item in value.items() if name != "type"}
-    for name in fields:
-        if name not in annotations:
-            raise UserError(
-                f"{where}: {kind.__name__} has no field {name!r}; use one of "
-                f"{', '.join(annotations)}"
-            )
-    try:
-        return kind(**{n: convert(annotations[n], v, f"{where}.{n}") for n, v in fields.items()})
-    except (TypeError, ValueError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
-
-
-def to_plain(value):
-    """Converts a config to dicts, lists and plain values; `convert` is the inverse."""
-    if dataclasses.is_dataclass(value):
-        fields = {
-            field.name: to_plain(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.metadata != RECORDED_IF_SET or getattr(value, field.name) != field.default
-        }
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, (tuple, list)):
-        return [to_plain(item) for item in value]
-    return value

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from hydrahead_jax import json_file
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import read_as, to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.tokenizer_files import copy_tokenizer_files
-from hydrahead_jax.json_file import read_json
 from hydrahead_jax.resumable import open_folder
 from train import distributed
-from train.files.config_file import convert, to_plain
 
 CONFIG = "config.json"
 MODEL = "model.json"
@@ -82,7 +81,7 @@ def load_model(folder: Path) -> ModelConfig:
         raise UserError(
             f"{folder} is not a run folder: it has no {MODEL}; give the folder of a run"
         )
-    return convert(ModelConfig, read_json(path), str(path))
+    return read_as(ModelConfig, path)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import load_hf
+from hydrahead_jax.json_file import read_json
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import abstract_params
 from train.files.param_paths import flatten, unflatten
-from train.files.run_folder import CHECKPOINTS, FINISHED, MODEL, TOKENIZER, load_model, read_json
+from train.files.run_folder import CHECKPOINTS, FINISHED, MODEL, TOKENIZER, load_model
 from train.run.checkpoint import CheckpointStore
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.local_path import local_path
@@ -19,7 +20,6 @@ from hydrahead_jax.selection import (
 from hydrahead_jax.selection.checks.stability import stability
 from hydrahead_jax.selection.probes.file import save_probes
 from hydrahead_jax.selection.scores.scores import RETRIEVAL
-from train.files.config_file import to_plain
 from train.files.progress import Progress
 from train.files.run_folder import PLAN, PROBES, open_run, write_json
 from train.reports.select_page import write_select_report

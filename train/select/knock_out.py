@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.needle_questions import Questions, needle_questions
 from hydrahead_jax.evals.niah_accuracy import share_answered
 from hydrahead_jax.evals.template import Template
+from hydrahead_jax.json_file import read_json
 from hydrahead_jax.selection import HeadScores
 from hydrahead_jax.selection.checks.ablation import mean_heads
 from hydrahead_jax.selection.checks.knockout import (
@@ -23,8 +25,7 @@ from hydrahead_jax.selection.checks.knockout import (
 from hydrahead_jax.selection.probes.pairs import ProbePairs
 from hydrahead_jax.token_ids import check_token_ids
 from train.data.text import Corpus
-from train.files.config_file import to_plain
-from train.files.run_folder import read_json, write_json
+from train.files.run_folder import write_json
 
 KNOCK_OUT = "knock_out.json"
 _CALIBRATION = 32

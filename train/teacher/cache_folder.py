@@ -10,10 +10,11 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from hydrahead_jax import resumable
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import read_as, to_plain, untagged
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json
 from hydrahead_jax.local_path import local_path
-from train.files.config_file import to_plain
-from train.files.run_folder import read_json, write_json
+from train.files.run_folder import write_json
 from train.stage.stage import Stage
 from train.teacher.cache_record import RowFormat
 
@@ -153,7 +154,7 @@ def open_for_reading(stage: Stage, wanted: dict) -> CacheFolder:
 
 def write_block(path: Path, block: Block) -> None:
     """Records that a block is complete; call it when its files are written."""
-    write_json(_block_file(path, block.first), dataclasses.asdict(block))
+    write_json(_block_file(path, block.first), to_plain(block, untagged))
 
 
 def part_name(first: int, process: int) -> str:
@@ -167,13 +168,9 @@ def _block_file(path: Path, first: int) -> Path:
 def _read_block(path: Path, first: int) -> Block | None:
     if not _block_file(path, first).is_file():
         return None
-    found = read_json(_block_file(path, first))
-    parts = tuple(
-        Part(name=part["name"], rows=tuple(part["rows"]), bytes=part["bytes"])
-        for part in found["parts"]
-    )
-    for part in parts:
+    block = read_as(Block, _block_file(path, first), untagged)
+    for part in block.parts:
         file = path / part.name
         if not file.is_file() or file.stat().st_size != part.bytes:
             return None
-    return Block(first=first, steps=found["steps"], parts=parts, state=found["state"])
+    return block

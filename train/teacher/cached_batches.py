@@ -8,11 +8,11 @@ import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.vocabulary import Kept
 from train.data.batches import Batch, Batches, make_batches
 from train.data.text import Corpus
-from train.files.run_folder import read_json
 from train.stage.stage import Stage, stage_seed
 from train.teacher.cache_folder import MANIFEST, CacheFolder, identity, open_for_reading
 from train.teacher.cache_record import row_checksums

@@ -315,13 +315,16 @@ def test_plain_rope_in_every_form_is_read(folder, rope):
 
 
 MIXERS = [
-    (None, "'mixers' must be a list"),
-    (LONG, "'mixers' must be a list"),
-    ([{"kind": ["hydra"]}] * 3, "mixer of layer 0: 'kind' must be one of"),
-    ([{"kind": "hydra", "fa_heads": LONG}] * 3, "'fa_heads' must be a list"),
+    (None, "mixers: None must be a list"),
+    (LONG, "xxx' must be a list"),
+    (
+        [{"kind": ["hydra"]}] * 3,
+        "mixers.0: {'kind': ['hydra']} must be an object with kind ",
+    ),
+    ([{"kind": "hydra", "fa_heads": LONG}] * 3, "mixers.0.fa_heads: 'xxx"),
     ([{"kind": "hydra", "fa_heads": [0] * 999}] * 3, "layer 0: fa_heads=(0, 0, 0, 0, 0, 0, ...)"),
-    ([{"kind": "hydra", "fa_heads": [0], "choices": LONG}] * 3, "'choices' must be"),
-    ([{"kind": "hydra", "fa_heads": [0], LONG: 1}] * 3, "unknown field 'xxx"),
+    ([{"kind": "hydra", "fa_heads": [0], "choices": LONG}] * 3, "mixers.0.choices: 'xxx"),
+    ([{"kind": "hydra", "fa_heads": [0], LONG: 1}] * 3, "mixers.0: there is no field 'xxx"),
     (
         [{"kind": "hydra", "fa_heads": [0], "choices": {"log_scale_base": math.nan}}] * 3,
         "log_scale_base=nan must be above 1",

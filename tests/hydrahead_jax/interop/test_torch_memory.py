@@ -18,7 +18,7 @@ def _peaks(padded: bool) -> list[int]:
     """Returns what prefills of 16384 and then 32768 tokens add to the peak memory."""
     import torch
 
-    from hydrahead_jax.interop.config_json import mixers_to_json
+    from hydrahead_jax.interop.hf_config import mixers_to_json
     from hydrahead_jax.interop.torch_model.configuration_hydrahead import HydraHeadConfig
     from hydrahead_jax.interop.torch_model.modeling_hydrahead import HydraHeadForCausalLM
     from tests.hydrahead_jax.interop import toy

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import pytest
 
+from hydrahead_jax.dataclass_json import from_plain
 from hydrahead_jax.json_file import read_json
 from train.commands.transfer import TransferConfig, transfer
-from train.files.config_file import convert
 from train.files.param_paths import flatten
 from train.files.run_folder import CHECKPOINTS, CONFIG, METRICS
 
@@ -48,9 +48,8 @@ def test_old_run_continues_to_the_old_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [path.name for path in Path("run", CHECKPOINTS).iterdir()] == ["6"]
     fields = read_json(Path("run", CONFIG))["config"]
-    config = convert(
-        TransferConfig, fields | {"run": "run", "head_plan": "head_plan.json"}, "config"
-    )
+    fields |= {"run": "run", "head_plan": "head_plan.json"}
+    config = from_plain(TransferConfig, fields)
     said = []
     _, params = transfer(config, said.append)
     assert "resuming run at step 6 of 12" in said
