@@ -6,7 +6,6 @@ at the end must be bitwise those of runs that were left alone.
 """
 
 import argparse
-import json
 import random
 import re
 import shutil
@@ -78,9 +77,8 @@ def two_processes(folder: Path, kills: int) -> Trial:
 
 
 def last_step(run: Path) -> int:
-    path = run / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("\n") else 0
+    lines = small.logged(run)
+    return lines[-1]["step"] if lines else 0
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

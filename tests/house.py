@@ -30,7 +30,7 @@ def circles(pairs: set[tuple[str, str]]) -> list[list[str]]:
 
     Imports between a package and what it holds do not count.
     """
-    apart = {(a, b) for a, b in pairs if not (f"{a}.".startswith(f"{b}.") or _holds(a, b))}
+    apart = {(a, b) for a, b in pairs if not (f"{a}.".startswith(f"{b}.") or b.startswith(f"{a}."))}
     below = {room: {b for a, b in apart if a == room} for room in {a for a, _ in apart}}
 
     def reached(room: str) -> set[str]:
@@ -48,10 +48,6 @@ def circles(pairs: set[tuple[str, str]]) -> list[list[str]]:
         if room in others
     }
     return [list(ring) for ring in sorted(rings)]
-
-
-def _holds(package: str, room: str) -> bool:
-    return room.startswith(f"{package}.")
 
 
 def function_lengths() -> list[int]:

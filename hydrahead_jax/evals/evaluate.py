@@ -1,6 +1,7 @@
 """Runs all evaluations of one model."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -9,8 +10,8 @@ from tokenizers import Tokenizer
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
-from hydrahead_jax.evals.needle_questions import RULER_REPLY, Questions, needle_questions
-from hydrahead_jax.evals.niah_accuracy import MULTIKEY_NEEDLES, SINGLE_NEEDLES, share_answered
+from hydrahead_jax.evals.needle_questions import RULER_REPLY, needle_questions
+from hydrahead_jax.evals.niah_accuracy import niah_accuracy
 from hydrahead_jax.evals.ruler import RULER_TASKS
 from hydrahead_jax.evals.template import Template, family
 from hydrahead_jax.evals.text_loss import check_text, text_loss
@@ -36,7 +37,7 @@ class EvalSettings:
     lengths: tuple[int, ...]
     template: Template = "auto"
     documents: int = 64
-    needles: int = MULTIKEY_NEEDLES
+    needles: int = 8
     reply: int = RULER_REPLY
     text_windows: int = 32
     batch: int = 16
@@ -85,16 +86,18 @@ def evaluate(
     """
     check_tokenizer(tokenizer, config.vocab)
     haystack = Haystack.of(haystack)
-    kinds = {kind: how | {"stops": stops} for kind, how in _kinds(tokenizer, settings).items()}
-    asked = {
-        (kind, length): _questions(tokenizer, haystack, settings, kind, length, how)
-        for kind, how in kinds.items()
-        for length in settings.lengths
-    }
+    kinds, asked = _kinds(tokenizer, settings), {}
+    common = {"documents": settings.documents, "seed": settings.seed, "reply": settings.reply}
+    for kind, length in itertools.product(kinds, settings.lengths):
+        how = {"length": length, "stops": stops, **common, **kinds[kind]}
+        try:
+            asked[kind, length] = needle_questions(tokenizer, haystack, **how)
+        except UserError as error:
+            raise UserError(f"{kind}: {error}") from error
     check_text(haystack.tokens, settings.lengths[0], config.vocab)
     report = {kind: {} for kind in kinds}
     for done, ((kind, length), questions) in enumerate(asked.items(), start=1):
-        report[kind][str(length)] = share_answered(
+        report[kind][str(length)] = niah_accuracy(
             config, params, questions, batch=settings.batch, prefill_chunk=settings.prefill_chunk
         )
         progress(f"{kind} {length}", done, len(asked) + 1)
@@ -119,30 +122,8 @@ def _kinds(tokenizer: Tokenizer, settings: EvalSettings) -> dict[str, dict]:
     """Returns the arguments of `needle_questions` for each kind of document."""
     if family(settings.template, tokenizer) == "ruler":
         return {name: {"task": task} for name, task in RULER_TASKS.items()}
-    needles = {"niah_single": SINGLE_NEEDLES, "niah_multikey": settings.needles}
+    needles = {"niah_single": 1, "niah_multikey": settings.needles}
     return {kind: {"template": "symbols", "needles": count} for kind, count in needles.items()}
-
-
-def _questions(
-    tokenizer: Tokenizer,
-    haystack: Haystack,
-    settings: EvalSettings,
-    kind: str,
-    length: int,
-    how: dict,
-) -> Questions:
-    try:
-        return needle_questions(
-            tokenizer,
-            haystack,
-            length=length,
-            documents=settings.documents,
-            seed=settings.seed,
-            reply=settings.reply,
-            **how,
-        )
-    except UserError as error:
-        raise UserError(f"{kind}: {error}") from error
 
 
 def _means(report: dict[str, dict[str, float]], lengths: tuple[int, ...]) -> dict:

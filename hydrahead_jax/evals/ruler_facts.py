@@ -22,12 +22,15 @@ class FactSource:
 
     def __init__(self, kind: ValueKind, rng: np.random.Generator):
         self._words = _words()
-        self._draw_value = {"number": _number, "uuid": _uuid}[kind]
+        self._draw_value = {
+            "number": lambda: str(rng.integers(10**6, 10**7)),
+            "uuid": lambda: str(uuid.UUID(bytes=rng.bytes(16), version=4)),
+        }[kind]
         self._rng = rng
         self._seen: set[str] = set()
 
     def fact(self) -> Fact:
-        return Fact(self._new(self._key), self._new(lambda: self._draw_value(self._rng)))
+        return Fact(self._new(self._key), self._new(self._draw_value))
 
     def value_unlike(self, value: str) -> str:
         """Draws a value of the same form that differs wherever the form leaves a choice.
@@ -62,14 +65,6 @@ def _same_form(value: str, place: int) -> str:
     if place == _UUID_VERSION or character == "-":
         return character
     return "0123456789" if character.isdigit() else "abcdef"
-
-
-def _number(rng: np.random.Generator) -> str:
-    return str(rng.integers(10**6, 10**7))
-
-
-def _uuid(rng: np.random.Generator) -> str:
-    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
 @functools.cache

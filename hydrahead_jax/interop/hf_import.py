@@ -40,9 +40,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def load_hf(
-    folder: str | Path,
-    dtype=None,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    folder: str | Path, dtype=None, place: Callable[[str, np.ndarray], jax.Array] | None = None
 ) -> tuple[ModelConfig, dict]:
     """Reads config and parameters, one weight after the other.
 
@@ -103,7 +101,12 @@ def _check(folder: Path, config: ModelConfig, weights: Weights) -> None:
     in_missing_files = {name for names in weights.missing_files.values() for name in names}
     found = {name: shape for name, shape in weights.shapes.items() if name in expected}
     if _OUTPUT in weights.shapes and config.tied_embeddings and _INPUT in found:
-        _check_tied_copy(weights)
+        if not np.array_equal(weights.read(_OUTPUT), weights.read(_INPUT)):
+            raise UserError(
+                f"{weights.files[_OUTPUT]} holds {_OUTPUT} with other numbers than the embeddings, "
+                "and config.json ties the two; set tie_word_embeddings to false, or remove the "
+                "weight"
+            )
     problems = {
         "missing files": [
             f"{file} ({len(names)} weights)" for file, names in weights.missing_files.items()
@@ -148,12 +151,3 @@ def _named(problems: dict[str, list[str]], used: int) -> str:
     while count < len(listed) and len("; ".join(listed[: count + 1])) < room:
         count += 1
     return "; ".join(listed[:count]) + ("; and more" if count < len(listed) else "")
-
-
-def _check_tied_copy(weights: Weights) -> None:
-    """Raises UserError unless the output matrix repeats the embeddings that it is tied to."""
-    if not np.array_equal(weights.read(_OUTPUT), weights.read(_INPUT)):
-        raise UserError(
-            f"{weights.files[_OUTPUT]} holds {_OUTPUT} with other numbers than the embeddings, and "
-            "config.json ties the two; set tie_word_embeddings to false, or remove the weight"
-        )

@@ -152,10 +152,7 @@ def _run_torch(folder, tokens_BT, real_BT, new_tokens: int) -> tuple[np.ndarray,
     with torch.no_grad():
         logits_BTV = model(**inputs).logits
         out = model.generate(
-            **inputs,
-            max_new_tokens=new_tokens,
-            output_logits=True,
-            return_dict_in_generate=True,
+            **inputs, max_new_tokens=new_tokens, output_logits=True, return_dict_in_generate=True
         )
     logits_BTV = torch.cat([logits_BTV[:, :-1], torch.stack(out.logits, dim=1)], dim=1)
     return logits_BTV.float().numpy(), out.sequences[:, tokens_BT.shape[1] :].numpy()

@@ -7,14 +7,7 @@ from flax import nnx
 from hydrahead_jax.cache.layered import CONV_TAPS, RecurrentCache
 from hydrahead_jax.config import HydraChoices, ModelConfig
 from hydrahead_jax.mixers.hydra_heads import HydraHeads
-from hydrahead_jax.mixers.init import (
-    decay_rate,
-    fan_in,
-    identity_conv,
-    ones,
-    time_step_bias,
-    zeros,
-)
+from hydrahead_jax.mixers.init import decay_rate, fan_in, identity_conv, ones, time_step_bias, zeros
 from hydrahead_jax.mixers.parallel import gated_delta_on, short_conv_on
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.statistics import over_tokens
@@ -81,9 +74,7 @@ class DeltaBranch(nnx.Module):
             out_BTNH, state_BNHP = _decode(inputs, stream.segment_ids_BT, cache.state_BNHP)
         else:
             out_BTNH, state_BNHP = gated_delta(
-                *inputs,
-                initial_state_BNHP=cache.state_BNHP,
-                segment_ids_BT=stream.segment_ids_BT,
+                *inputs, initial_state_BNHP=cache.state_BNHP, segment_ids_BT=stream.segment_ids_BT
             )
         return out_BTNH, RecurrentCache(state_BNHP, *tails), statistics
 

@@ -22,11 +22,7 @@ class FullAttentionMixer(nnx.Module):
         self.w_o_NHD = fan_in(rngs, (N, H, D), N * H)
 
     def __call__(
-        self,
-        x_BTD,
-        stream: Stream,
-        cache: LayerCache | None = None,
-        edit: HeadEdit | None = None,
+        self, x_BTD, stream: Stream, cache: LayerCache | None = None, edit: HeadEdit | None = None
     ) -> MixerOutput:
         heads_BTNH, kv = self._heads(x_BTD, stream, cache and cache.kv)
         if edit is not None:

@@ -37,11 +37,7 @@ class HydraMixer(nnx.Module):
             self.w_fusion_DX = zeros((config.embed, 2))
 
     def __call__(
-        self,
-        x_BTD,
-        stream: Stream,
-        cache: LayerCache | None = None,
-        edit: HeadEdit | None = None,
+        self, x_BTD, stream: Stream, cache: LayerCache | None = None, edit: HeadEdit | None = None
     ) -> MixerOutput:
         shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
         parts, kv, recurrent, statistics = [], None, None, {}

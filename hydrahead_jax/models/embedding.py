@@ -24,10 +24,7 @@ def embed_on(layout: Layout, w_embed_VD, tokens_BT) -> jax.Array:
         return x_BTD
 
     mapped = jax.shard_map(
-        local,
-        mesh=layout.mesh,
-        in_specs=(table, layout.spec("BT")),
-        out_specs=layout.spec("BTD"),
+        local, mesh=layout.mesh, in_specs=(table, layout.spec("BT")), out_specs=layout.spec("BTD")
     )
     return mapped(w_embed_VD, tokens_BT)
 

@@ -1,7 +1,4 @@
-"""Finds the heads that retrieval needs: probes, scores, head plans and checks on them.
-
-`heat_map` is imported by name only: it needs matplotlib.
-"""
+"""Finds the heads that retrieval needs: probes, scores, head plans and checks on them."""
 
 from hydrahead_jax.selection.pipeline import Selection, select
 from hydrahead_jax.selection.plans.allocate import allocate, receivers_kept, trade_off

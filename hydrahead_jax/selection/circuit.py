@@ -51,10 +51,7 @@ class _Round(NamedTuple):
 
 
 def find_circuit(
-    measure: Measure,
-    probes: Sequence[UsablePairs],
-    settings: SelectionSettings,
-    progress: Progress,
+    measure: Measure, probes: Sequence[UsablePairs], settings: SelectionSettings, progress: Progress
 ) -> Circuit:
     """Measures sender effects, and total effects if asked for, by the method of the settings.
 
@@ -71,7 +68,8 @@ def find_circuit(
         rounds.append({"receivers": len(listening), "patched": len(last.patched), "new": len(new)})
         listening = listening | new
     if not rounds:
-        return _nobody(probes, settings)
+        silent = [np.zeros_like(probe.receiver_BLN) for probe in probes]  # nobody listens
+        return Circuit(silent, None, {"method": settings.senders, "rounds": [], "converged": True})
     if new:
         _log.warning("senders were still being found in round %s", len(rounds))
     estimates = last.estimates
@@ -162,12 +160,6 @@ def _silent_from(layer: int, sender_BLN: list[np.ndarray]) -> list[np.ndarray]:
     for effect_BLN in sender_BLN:
         effect_BLN[:, layer:] = 0.0
     return sender_BLN
-
-
-def _nobody(probes: Sequence[UsablePairs], settings: SelectionSettings) -> Circuit:
-    """Returns the circuit without receivers: there is nothing to send to."""
-    zeros = [np.zeros_like(probe.receiver_BLN) for probe in probes]
-    return Circuit(zeros, None, {"method": settings.senders, "rounds": [], "converged": True})
 
 
 def _mean(effect_BLN: np.ndarray) -> np.ndarray:

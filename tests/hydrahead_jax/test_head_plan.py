@@ -4,23 +4,13 @@ import json
 import pytest
 
 from hydrahead_jax.cache import cache_bytes
-from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.config import FullAttention, Hydra, HydraChoices
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
+from tests.toy_config import toy_config
 
+TEACHER = toy_config(3, 6, 3)
 PLAN = HeadPlan(fa_heads=((0, 1), (3,), ()), query_heads=6, kv_heads=3, strategy="global-interp")
-
-
-def _teacher(layers=3, query_heads=6, kv_heads=3) -> ModelConfig:
-    return ModelConfig(
-        vocab=10,
-        embed=8,
-        mlp=8,
-        query_heads=query_heads,
-        kv_heads=kv_heads,
-        head_dim=4,
-        mixers=(FullAttention(),) * layers,
-    )
 
 
 def test_counts():
@@ -30,7 +20,7 @@ def test_counts():
 
 def test_student_has_the_plan_in_its_mixers():
     choices = HydraChoices(fusion="none")
-    student = PLAN.student(_teacher(), choices)
+    student = PLAN.student(TEACHER, choices)
     assert student.mixers == tuple(Hydra(fa_heads=h, choices=choices) for h in PLAN.fa_heads)
     assert student.embed == 8
 
@@ -49,12 +39,13 @@ def test_student_has_the_plan_in_its_mixers():
 )
 def test_a_model_of_another_shape_is_a_user_error(shape, message):
     with pytest.raises(UserError, match=f"the head plan is for another model: {message}"):
-        PLAN.student(_teacher(*shape))
+        PLAN.student(toy_config(*shape))
 
 
 def test_a_head_that_is_no_softmax_in_the_model_is_a_user_error():
     hybrid = dataclasses.replace(
-        _teacher(), mixers=(Hydra(fa_heads=(0, 1, 2)), Hydra(fa_heads=(2, 4)), FullAttention())
+        TEACHER,
+        mixers=(Hydra(fa_heads=(0, 1, 2)), Hydra(fa_heads=(2, 4)), FullAttention()),
     )
     with pytest.raises(UserError, match=r"layer 1: heads \[3\] are delta-rule heads in the model"):
         PLAN.check(hybrid)
@@ -62,30 +53,25 @@ def test_a_head_that_is_no_softmax_in_the_model_is_a_user_error():
 
 
 def test_a_mesh_needs_multiples_in_every_layer():
-    PLAN.check(_teacher(), tensor_multiple=1)
-    dataclasses.replace(PLAN, fa_heads=((0, 1), (), (2, 3, 4, 5))).check(
-        _teacher(), tensor_multiple=2
-    )
-    with pytest.raises(
-        UserError, match=r"layer 1: 1 softmax and 5 .* allocate with tensor_multiple=2"
-    ):
-        PLAN.check(_teacher(), tensor_multiple=2)
+    PLAN.check(TEACHER, tensor_multiple=1)
+    even = dataclasses.replace(PLAN, fa_heads=((0, 1), (), (2, 3, 4, 5)))
+    even.check(TEACHER, tensor_multiple=2)
+    with pytest.raises(UserError, match=r"layer 1: 1 softmax and 5 .* with tensor_multiple=2"):
+        PLAN.check(TEACHER, tensor_multiple=2)
     with pytest.raises(UserError, match="tensor_multiple=0 must be at least 1"):
-        PLAN.check(_teacher(), tensor_multiple=0)
-    with pytest.raises(UserError, match="layer 0: 4 softmax and 2 delta-rule heads"):
-        dataclasses.replace(PLAN, fa_heads=((0, 1, 2, 3), (), ())).check(
-            _teacher(), tensor_multiple=4
-        )
+        PLAN.check(TEACHER, tensor_multiple=0)
+    with pytest.raises(UserError, match="layer 0: 2 softmax and 4 delta-rule heads"):
+        even.check(TEACHER, tensor_multiple=4)
 
 
 def test_kv_bytes_per_token_are_those_of_the_cache():
-    assert PLAN.kv_bytes_per_token(_teacher()) == 2 * 2 * 4 * 2
-    assert PLAN.kv_bytes_per_token(_teacher(), "float32") == 2 * 2 * 4 * 4
-    student = PLAN.student(_teacher())
+    assert PLAN.kv_bytes_per_token(TEACHER) == 2 * 2 * 4 * 2
+    assert PLAN.kv_bytes_per_token(TEACHER, "float32") == 2 * 2 * 4 * 4
+    student = PLAN.student(TEACHER)
     more = cache_bytes(student, 512) - cache_bytes(student, 256)
-    assert more == 256 * PLAN.kv_bytes_per_token(_teacher())
+    assert more == 256 * PLAN.kv_bytes_per_token(TEACHER)
     with pytest.raises(UserError, match="'int3' is not a dtype of a cache"):
-        PLAN.kv_bytes_per_token(_teacher(), "int3")
+        PLAN.kv_bytes_per_token(TEACHER, "int3")
 
 
 def test_json_round_trip(tmp_path):

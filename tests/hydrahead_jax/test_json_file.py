@@ -10,14 +10,7 @@ import pytest
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
-from hydrahead_jax.json_file import (
-    check_target,
-    dumps,
-    plain,
-    read_json,
-    replacing,
-    write_json,
-)
+from hydrahead_jax.json_file import check_target, dumps, plain, read_json, replacing, write_json
 from hydrahead_jax.resumable import open_folder
 from hydrahead_jax.selection.effects.store import Store
 from train.commands.evaluate import evaluate_saved

@@ -1,37 +1,33 @@
 """Provides a model, text and stages that train in seconds."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tokenizers import Tokenizer
 
-from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.config import Hydra
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import save_hf_teacher
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import training_policy
+from tests.toy_config import toy_config
 from train.commands.transfer import TransferConfig
 from train.data.batches import DataConfig, NeedleData
 from train.data.text import Corpus, TextSource
 from train.data.tokenizer import save_tokenizer, train_tokenizer
+from train.files.param_paths import flatten
+from train.files.run_folder import METRICS
 from train.run.loop import Job
 from train.run.train_step import Teacher
 from train.stage.optimizer import AdamW
 from train.stage.stage import MIXERS, Stage
 
 VOCAB = 300
-TEACHER = ModelConfig(
-    vocab=VOCAB,
-    embed=16,
-    mlp=32,
-    query_heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mixers=(FullAttention(),) * 2,
-    max_length=64,
-)
+TEACHER = toy_config(vocab=VOCAB, embed=16, mlp=32, head_dim=8, max_length=64)
 STUDENT = dataclasses.replace(TEACHER, mixers=(Hydra(fa_heads=(1,)), Hydra(fa_heads=(0, 3))))
 
 
@@ -115,6 +111,21 @@ def with_needles(config: TransferConfig) -> TransferConfig:
             for stage in config.stages
         ),
     )
+
+
+def logged(run: Path) -> list[dict]:
+    """Returns what a run has logged of its steps; a line that is being written does not count."""
+    path = run / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def assert_bitwise(actual: dict, expected: dict) -> None:
+    """Checks that parameters are equal bit by bit."""
+    actual, expected = flatten(actual), flatten(expected)
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(np.asarray(actual[path]), np.asarray(leaf), err_msg=path)
 
 
 def job(folder: Path, text: TextSource, stages: tuple[Stage, ...], say=print) -> Job:

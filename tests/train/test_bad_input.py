@@ -29,15 +29,22 @@ def refused(work, capsys, *assignments: str) -> str:
     return output.err
 
 
-def test_unknown_key(work, capsys):
-    sentence = refused(work, capsys, "stages.align.optim.lr=1")
-    assert "AdamW has no field 'lr'; use one of learning_rate, " in sentence
-
-
-def test_wrong_type(work, capsys):
-    assert "stages.align.steps: 'ten' must be an integer" in refused(
-        work, capsys, "stages.align.steps=ten"
-    )
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("stages.align.optim.lr=1", "AdamW has no field 'lr'; use one of learning_rate, "),
+        ("stages.align.steps=ten", "stages.align.steps: 'ten' must be an integer"),
+        ("stages.distill.data.length=65", "'distill': rows of 65 tokens are longer than the 64"),
+        ("stages.distill.data.text.folder=WORK/empty", "there is no text in WORK/empty"),
+        ("stages.distill.data.text.folder=WORK/none", "there is no data folder WORK/none"),
+        ("run=WORK/text", "WORK/text exists and holds no run"),
+        ("head_plan=WORK/none.json", "WORK/none.json is not a head plan"),
+    ],
+)
+def test_bad_settings(work, capsys, assignment, message):
+    (work / "empty").mkdir()
+    sentence = refused(work, capsys, assignment.replace("WORK", str(work)))
+    assert message in sentence.replace(str(work), "WORK")
 
 
 def test_missing_shard(work, capsys):
@@ -59,57 +66,36 @@ def test_weight_of_the_wrong_shape(work, capsys):
     assert name in sentence and "(31, 16) in place of (32, 16)" in sentence
 
 
-def test_sequence_longer_than_the_model_allows(work, capsys):
-    sentence = refused(work, capsys, "stages.distill.data.length=65")
-    assert "stage 'distill': rows of 65 tokens are longer than the 64" in sentence
-
-
-def test_empty_data_folder(work, capsys):
-    (work / "empty").mkdir()
-    sentence = refused(work, capsys, f"stages.distill.data.text.folder={work / 'empty'}")
-    assert f"there is no text in {work / 'empty'}" in sentence
-
-
-def test_missing_data_folder(work, capsys):
-    sentence = refused(work, capsys, f"stages.distill.data.text.folder={work / 'none'}")
-    assert f"there is no data folder {work / 'none'}" in sentence
-
-
-def test_output_folder_of_a_different_run(work, capsys, monkeypatch):
-    run = ["transfer", str(work / "experiment.py"), f"run={work / 'other'}"]
+@pytest.fixture
+def begun(work, capsys, monkeypatch) -> str:
+    """Begins a run, and returns the assignment that names its folder."""
+    assignment = f"run={work / 'other'}"
     with monkeypatch.context() as patch:
         patch.setattr(transfer_module, "run", lambda job: Result({}, False))
-        assert main(run) == 0
+        assert main(["transfer", str(work / "experiment.py"), assignment]) == 0
     capsys.readouterr()
-    sentence = refused(work, capsys, run[2], "seed=3", "stages.align.optim.b1=0.5")
+    return assignment
+
+
+def test_output_folder_of_a_different_run(work, capsys, begun):
+    sentence = refused(work, capsys, begun, "seed=3", "stages.align.optim.b1=0.5")
     assert f"{work / 'other'} holds a different run: " in sentence
     assert "config.stages.0.optim.b1 is 0.9 there and 0.5 here" in sentence
     assert "config.seed is 0 there and 3 here" in sentence
 
 
-def test_output_folder_after_the_teacher_changed(work, capsys, monkeypatch):
-    run = ["transfer", str(work / "experiment.py"), f"run={work / 'other'}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(transfer_module, "run", lambda job: Result({}, False))
-        assert main(run) == 0
+def test_output_folder_after_the_teacher_changed(work, capsys, begun):
     path = work / "teacher" / "model.safetensors"
     weights = load_file(path)
     weights["model.norm.weight"][0] += 1
     save_file(weights, path)
-    capsys.readouterr()
-    assert "teacher_checksum is" in refused(work, capsys, run[2])
-
-
-def test_output_folder_that_holds_something_else(work, capsys):
-    sentence = refused(work, capsys, f"run={work / 'text'}")
-    assert f"{work / 'text'} exists and holds no run" in sentence
+    assert "teacher_checksum is" in refused(work, capsys, begun)
 
 
 def test_head_plan_of_another_model(work, capsys):
     path = work / "other_plan.json"
     HeadPlan(fa_heads=((1,),), query_heads=4, kv_heads=2, strategy="x").save(path)
     assert "the head plan is for" in refused(work, capsys, f"head_plan={path}")
-    assert "is not a head plan" in refused(work, capsys, f"head_plan={work / 'none.json'}")
 
 
 def test_needles_without_symbols(work, capsys):

@@ -7,11 +7,7 @@ from pathlib import Path
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import export_torch
-from hydrahead_jax.interop.tokenizer_files import (
-    GENERATION,
-    copy_tokenizer_files,
-    tokenizer_files,
-)
+from hydrahead_jax.interop.tokenizer_files import GENERATION, copy_tokenizer_files, tokenizer_files
 from hydrahead_jax.interop.weights import SHARD_BYTES
 from hydrahead_jax.json_file import read_json
 from hydrahead_jax.local_path import local_path

@@ -75,10 +75,7 @@ def needle_maker(
 
 
 def _symbols(tokenizer: Tokenizer, needles: NeedleData) -> NeedleSymbols:
-    try:
-        symbols = needle_symbols(tokenizer)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    symbols = needle_symbols(tokenizer)
     if len(symbols.keys) < needles.needles[1]:
         raise UserError(
             f"the tokenizer has {len(symbols.keys)} key symbols, fewer than the "

@@ -27,7 +27,6 @@ from train.losses.shared import (
     real_tokens,
     run_model,
     unembedding,
-    whole_counts,
 )
 from train.stage.stage import Stage
 
@@ -41,13 +40,11 @@ class Objective(NamedTuple):
     Attributes:
       targets: (stage, config, params, batch, layout) -> what the loss needs of the teacher; None
         without a teacher.
-      counts: (stage, batch) -> the divisors of a loss's sums; `batch` is complete.
       loss: (stage, config, params, batch, targets, counts, layout) -> (loss, metrics); `batch` may
         be a part, and the loss is then its share.
     """
 
     targets: Callable[[Stage, ModelConfig, dict, ModelBatch, Layout | None], Any] | None
-    counts: Callable[[Stage, ModelBatch], Counts]
     loss: Callable[..., tuple[jax.Array, Metrics]]
 
 
@@ -58,19 +55,20 @@ class DistillTargets(NamedTuple):
     unembedding: Unembedding
 
 
-def _next_token_loss(stage, config, params, batch, targets, counts, layout):
+def _scored(score, teacher: tuple, stage, config, params, batch, layout) -> tuple[Any, Metrics]:
+    """Scores the next tokens, after what `score` takes of the teacher, and measures the heads."""
     model = merge(config, params)
     output = run_model(stage, model, batch, layout, keep_statistics)
-    scores = token_scores(
-        output.hidden_BTD,
-        unembedding(model),
-        batch.target_BT,
-        at_once=VOCABULARY_AT_ONCE,
-        layout=layout,
-    )
+    what = (*teacher, output.hidden_BTD, unembedding(model), batch.target_BT)
+    scores = score(*what, at_once=VOCABULARY_AT_ONCE, layout=layout)
+    return scores, head_metrics(output.taps)
+
+
+def _next_token_loss(stage, config, params, batch, targets, counts, layout):
+    scores, heads = _scored(token_scores, (), stage, config, params, batch, layout)
     total = jnp.sum(scores.nll_X * batch.target_weight_BT)
     metrics = {"loss": (total, jnp.sum(batch.target_weight_BT))}
-    metrics |= next_token_metrics(stage, batch, scores) | head_metrics(output.taps)
+    metrics |= next_token_metrics(stage, batch, scores) | heads
     return total / counts["weights"], metrics
 
 
@@ -81,36 +79,19 @@ def _distill_targets(stage, config, params, batch, layout) -> DistillTargets:
 
 def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts, layout):
     """Computes eq 16: KL(teacher || student) on real tokens, plus ce_weight times cross entropy."""
-    model = merge(config, params)
-    output = run_model(stage, model, batch, layout, keep_statistics)
-    scores = pair_scores(
-        *targets,
-        output.hidden_BTD,
-        unembedding(model),
-        batch.target_BT,
-        at_once=VOCABULARY_AT_ONCE,
-        layout=layout,
-    )
+    scores, heads = _scored(pair_scores, targets, stage, config, params, batch, layout)
     is_target_BT = batch.target_weight_BT > 0
     loss, metrics = _distilled(stage, batch, scores, counts)
     metrics["teacher_nll"] = mean(scores.teacher_nll_X, is_target_BT)
-    return loss, metrics | head_metrics(output.taps)
+    return loss, metrics | heads
 
 
 def _cached_distill_loss(stage, config, params, batch, targets, counts, layout):
     """Computes the KL over the cached tokens and all others as one; a lower bound of the KL."""
-    model = merge(config, params)
-    output = run_model(stage, model, batch, layout, keep_statistics)
-    scores = kept_scores(
-        batch.teacher.normalised(),
-        output.hidden_BTD,
-        unembedding(model),
-        batch.target_BT,
-        at_once=VOCABULARY_AT_ONCE,
-        layout=layout,
-    )
+    teacher = (batch.teacher.normalised(),)
+    scores, heads = _scored(kept_scores, teacher, stage, config, params, batch, layout)
     loss, metrics = _distilled(stage, batch, scores, counts)
-    return loss, metrics | head_metrics(output.taps)
+    return loss, metrics | heads
 
 
 def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):
@@ -134,8 +115,8 @@ def objective_of(stage: Stage) -> Objective:
 
 
 OBJECTIVES = {
-    "next_token": Objective(None, whole_counts, _next_token_loss),
-    "align": Objective(align_targets, whole_counts, align_loss),
-    "distill": Objective(_distill_targets, whole_counts, _distill_loss),
+    "next_token": Objective(None, _next_token_loss),
+    "align": Objective(align_targets, align_loss),
+    "distill": Objective(_distill_targets, _distill_loss),
 }
-_CACHED_DISTILL = Objective(None, whole_counts, _cached_distill_loss)
+_CACHED_DISTILL = Objective(None, _cached_distill_loss)

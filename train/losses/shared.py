@@ -14,7 +14,7 @@ Counts = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def whole_counts(stage: Stage, batch: ModelBatch) -> Counts:
+def whole_counts(batch: ModelBatch) -> Counts:
     """Returns the divisors of a loss's sums; `batch` is complete."""
     return {
         "tokens": jnp.maximum(jnp.sum(real_tokens(batch)), 1.0),
@@ -40,18 +40,13 @@ def unembedding(model: Decoder) -> Unembedding:
     return Unembedding(model.w_unembed_DV[...], 1)
 
 
-def keep_nothing(taps: Taps) -> None:
-    """Saves nothing of a layer; a tap of the model."""
-    return None
-
-
 def keep_statistics(taps: Taps) -> dict:
     """Saves the statistics of a layer's heads; a tap of the model."""
     return taps.statistics
 
 
 def run_model(
-    stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None, tap=keep_nothing
+    stage: Stage, model: Decoder, batch: ModelBatch, layout: Layout | None, tap=lambda taps: None
 ):
     """Returns the model's output for a batch; `tap` says what is saved of each layer."""
     return model(

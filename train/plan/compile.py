@@ -13,7 +13,7 @@ import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.precision import training_policy
-from hydrahead_jax.sharding import MeshConfig
+from hydrahead_jax.sharding import MeshConfig, make_layout
 from pallas_kernels.hardware.assigned import Assigned, compile_until_assigned
 from pallas_kernels.hardware.collectives import traffic
 from train.plan.target import Target
@@ -37,7 +37,15 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Counts the bytes of a step's arguments on one device, from shapes and shardings."""
+    """Counts the bytes of a step's arguments on one device, from shapes and shardings.
+
+    Attributes:
+      trained: float32 parameters that the stage trains.
+      frozen: parameters that it leaves alone.
+      optimizer: state of the optimizer.
+      teacher: parameters of the teacher.
+      batch: tokens of the batch.
+    """
 
     trained: int
     frozen: int
@@ -81,7 +89,8 @@ def compile_stage(task: Task) -> Compiled:
     from train.run.train_step import abstract_arguments, make_train_step
 
     jax.config.update("jax_enable_compilation_cache", False)
-    layout = _layout(task)
+    # A layout even of one device, because it is not this machine's.
+    layout = make_layout(task.mesh, task.target.devices())
     policy = training_policy("bfloat16" if task.precision == "auto" else task.precision)
     teacher = None if task.stage.loss == "next_token" else task.teacher
     what = (task.stage, task.student, teacher, policy, layout)
@@ -104,18 +113,11 @@ def compile_stage(task: Task) -> Compiled:
     return _read(assigned, time.monotonic() - traced, known)
 
 
-def _layout(task: Task):
-    """Makes the layout on the target's devices, even of one device: it is not this machine's."""
-    from hydrahead_jax.sharding import make_layout
-
-    return make_layout(task.mesh, task.target.devices())
-
-
 def _read(assigned: Assigned, seconds: float, known: dict) -> Compiled:
     sent = traffic(assigned.text)
     return Compiled(
         **known,
-        padding=assigned.memory.arguments - _total(known["arguments"]),
+        padding=assigned.memory.arguments - sum(dataclasses.asdict(known["arguments"]).values()),
         results=assigned.memory.results,
         temporaries=assigned.memory.temporaries,
         sent=sent.sent(),
@@ -161,7 +163,3 @@ def _bytes(tree) -> int:
         for x in jax.tree.leaves(tree)
     ]
     return sum(parts)
-
-
-def _total(arguments: Arguments) -> int:
-    return sum(dataclasses.asdict(arguments).values())

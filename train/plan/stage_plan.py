@@ -4,7 +4,7 @@ import dataclasses
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.sharding import MeshConfig
-from train.plan.compile import Compiled
+from train.plan.compile import Arguments, Compiled
 from train.plan.target import Target
 from train.stage.flops import StepFlops, step_flops
 from train.stage.stage import Stage
@@ -14,26 +14,16 @@ _SECONDS_A_DAY = 86_400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Counts bytes on one device.
+class Memory(Arguments):
+    """Counts bytes on one device, those of the arguments and others.
 
     Attributes:
-      trained: float32 parameters that the stage trains.
-      frozen: parameters that it leaves alone.
-      optimizer: state of the optimizer.
-      teacher: parameters of the teacher.
-      batch: tokens of the batch.
       gradients: float32, of the trained parameters.
       activations: the other temporaries at their peak: what the forward pass saves for the backward
         pass, gathered parameters, and the work space of both; None where it is not known.
       capacity: bytes that a program can use.
     """
 
-    trained: int
-    frozen: int
-    optimizer: int
-    teacher: int
-    batch: int
     gradients: int
     activations: int | None
     capacity: float

@@ -14,7 +14,7 @@ from train.reports.figure import (
     GREY,
     ORANGE,
     legend_above,
-    make_figure,
+    make_axes,
     plain_axes,
     save,
 )
@@ -42,8 +42,7 @@ def save_knock_out_curves(
     `budget` heads.
     """
     at_random_SC = np.array([y for name, y in curves.items() if name.startswith(RANDOM_ORDER)])
-    figure = make_figure(*CURVE_SIZE)
-    axes = figure.add_subplot()
+    axes = make_axes(*CURVE_SIZE)
     line = lambda y_C, colour, style, marker, name: axes.plot(
         counts, y_C, color=colour, ls=style, marker=marker, ms=4.5, label=name, clip_on=False
     )
@@ -63,8 +62,8 @@ def save_knock_out_curves(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     plain_axes(axes)
     legend_above(axes)
-    figure.suptitle(title)
-    save(figure, path)
+    axes.figure.suptitle(title)
+    save(axes, path)
 
 
 def save_stability_curves(stability: dict, path: Path, *, title: str = "Stability") -> None:
@@ -73,8 +72,7 @@ def save_stability_curves(stability: dict, path: Path, *, title: str = "Stabilit
     Lines compare a part of the pairs with all of them; a lone mark compares one half with the
     other. Bars are the range.
     """
-    figure = make_figure(*CURVE_SIZE)
-    axes = figure.add_subplot()
+    axes = make_axes(*CURVE_SIZE)
     for place, (key, (name, colour, style, marker)) in enumerate(_MEASURES.items()):
         shape = {"color": colour, "marker": marker, "ms": 5, "capsize": 3}
         part = {"ls": style, "label": name, "dodge": _DODGE ** (place - 2), **shape}
@@ -87,27 +85,25 @@ def save_stability_curves(stability: dict, path: Path, *, title: str = "Stabilit
     pairs = [row["pairs"] for row in stability["over_pairs"]]
     axes.set(xlabel="pairs a sub-probe", ylabel="agreement")
     _finish(axes, pairs)
-    figure.suptitle(title)
-    save(figure, path)
+    axes.figure.suptitle(title)
+    save(axes, path)
 
 
 def save_length_curve(stability: dict, path: Path, *, title: str = "Probe length") -> None:
     """Writes a PNG: agreement of the scores at other document lengths with the selection's."""
-    figure = make_figure(*CURVE_SIZE)
-    axes = figure.add_subplot()
+    axes = make_axes(*CURVE_SIZE)
     for key, (name, colour, style, marker) in _MEASURES.items():
         shape = {"color": colour, "marker": marker, "ms": 5, "ls": style}
         _error_bars(axes, stability["over_length"], "length", key, label=name, **shape)
     axes.set(xlabel="tokens of a document", ylabel="agreement with the selection's scores")
     _finish(axes, [row["length"] for row in stability["over_length"]])
-    figure.suptitle(title)
-    save(figure, path)
+    axes.figure.suptitle(title)
+    save(axes, path)
 
 
 def save_quality_curve(quality: Quality, path: Path, *, title: str = "Quality per byte") -> None:
     """Writes a PNG of the share of the score mass that plans keep, over KV bytes per token."""
-    figure = make_figure(*CURVE_SIZE)
-    axes = figure.add_subplot()
+    axes = make_axes(*CURVE_SIZE)
     points = lambda costs: (
         [cost.kv_bytes_per_token / 1024 for cost in costs],
         [cost.score_mass for cost in costs],
@@ -127,20 +123,16 @@ def save_quality_curve(quality: Quality, path: Path, *, title: str = "Quality pe
         label="the plan",
         **{**marks, "marker": "*", "ms": 13, "mfc": GREEN},
     )
-    for row in quality.budgets:
-        _name_ratio(axes, row)
+    for ratio, naive, _ in quality.budgets:
+        at = (naive.kv_bytes_per_token / 1024, naive.score_mass)
+        axes.annotate(ratio, at, xytext=(7, -12), textcoords="offset points", fontsize="small")
     axes.set(xlabel="KV cache, KiB a token", ylabel="score mass kept", ylim=(0, 1.03))
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     plain_axes(axes)
     legend_above(axes, columns=3)
-    figure.suptitle(title)
-    save(figure, path)
-
-
-def _name_ratio(axes, row) -> None:
-    at = (row.naive.kv_bytes_per_token / 1024, row.naive.score_mass)
-    axes.annotate(row.ratio, at, xytext=(7, -12), textcoords="offset points", fontsize="small")
+    axes.figure.suptitle(title)
+    save(axes, path)
 
 
 def _error_bars(axes, rows: list[dict], x: str, key: str, dodge: float = 1.0, **style) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -9,16 +10,16 @@ DPI = 150
 BLUE, ORANGE, GREEN, GREY = "#0b559f", "#b87700", "#00664d", "0.35"
 
 
-def make_figure(width: int, height: int) -> Figure:
-    """Makes an empty figure of that many pixels."""
+def make_axes(width: int, height: int) -> Axes:
+    """Makes the axes of a new figure of that many pixels."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure
+    return figure.add_subplot()
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(axes: Axes, path: Path) -> None:
     """Writes a PNG that holds nothing but the picture, so that equal pictures are equal files."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    axes.figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
 def plain_axes(axes) -> None:

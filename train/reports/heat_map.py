@@ -9,7 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hydrahead_jax.head_plan import HeadPlan
-from train.reports.figure import DPI, make_figure, save
+from train.reports.figure import DPI, make_axes, save
 
 _MARGIN = (2.1, 1.5)
 _PLAN_MARGIN = (1.0, 1.7)
@@ -45,8 +45,7 @@ def save_heat_map(
     """
     layers, heads = score_LN.shape
     missing_LN = np.isnan(score_LN) if softmax_LN is None else np.isnan(score_LN) | ~softmax_LN
-    figure = make_figure(*heat_map_size(layers, heads))
-    axes = figure.add_subplot()
+    axes = make_axes(*heat_map_size(layers, heads))
     top = max(float(np.max(score_LN, initial=0.0, where=~missing_LN)), 1e-6)
     image = axes.imshow(
         np.ma.masked_array(score_LN, missing_LN),
@@ -62,7 +61,7 @@ def save_heat_map(
         _hatch(axes, missing_LN)
     if plan is not None and plan.count:
         _mark(axes, plan)
-    figure.colorbar(
+    axes.figure.colorbar(
         image,
         ax=axes,
         label=label,
@@ -72,7 +71,7 @@ def save_heat_map(
         pad=0.02,
         aspect=40,
     )
-    save(figure, path)
+    save(axes, path)
 
 
 def save_plan_map(
@@ -95,8 +94,7 @@ def save_plan_map(
         for kv_head in {head // group for head in chosen}:
             state_LN[layer, kv_head * group : (kv_head + 1) * group] = 1
         state_LN[layer, list(chosen)] = 2
-    figure = make_figure(*plan_map_size(layers, heads))
-    axes = figure.add_subplot()
+    axes = make_axes(*plan_map_size(layers, heads))
     colours = ListedColormap([_DROPPED, _KEPT, _SOFTMAX])
     axes.imshow(
         state_LN, cmap=colours, vmin=0, vmax=2, origin="lower", aspect="auto", interpolation="none"
@@ -117,7 +115,7 @@ def save_plan_map(
         columnspacing=1.0,
         handlelength=1.0,
     )
-    save(figure, path)
+    save(axes, path)
 
 
 def _size(layers: int, query_heads: int, margin: tuple[float, float]) -> tuple[int, int]:

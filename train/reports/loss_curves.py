@@ -1,9 +1,9 @@
 """Draws loss curves of several runs, as one PNG."""
 
 import json
-import math
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,9 +26,9 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
     for panel, stage in zip(panels, stages, strict=True):
         for index, (name, file) in enumerate(metrics.items()):
             records = [json.loads(line) for line in file.read_text().splitlines()]
-            points = [(r["step"], _number(r["loss"])) for r in records if r["stage"] == stage]
+            points = [(r["step"], r["loss"]) for r in records if r["stage"] == stage]
             panel.plot(
-                *zip(*points, strict=True),
+                *np.array(points, float).T,  # a loss that is not finite is None, and becomes nan
                 label=name,
                 color=_COLOURS[index % len(_COLOURS)],
                 linestyle=_STYLES[index % len(_STYLES)],
@@ -40,8 +40,3 @@ def save_loss_curves(path: Path, metrics: dict[str, Path], stages: tuple[str, ..
     panels[0].set_ylabel("loss")
     panels[0].legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def _number(value: float | None) -> float:
-    """Returns a value of metrics.jsonl, where null is a number that is not finite."""
-    return math.nan if value is None else value

@@ -29,7 +29,8 @@ def head_table(scores: HeadScores, config: ModelConfig, plan: HeadPlan) -> str:
     rows = []
     for place, (layer, head) in enumerate(order[:count], start=1):
         at = (layer, head)
-        numbers = [score_LN[at], direct_LN[at], *(_at(x, at) for x in (sent_LN, total_LN))]
+        others = (np.nan if x_LN is None else x_LN[at] for x_LN in (sent_LN, total_LN))
+        numbers = [score_LN[at], direct_LN[at], *others]
         flags = [bool(critical_LN[at]), head in plan.fa_heads[layer]]
         rows.append(
             [
@@ -81,7 +82,11 @@ def quality_table(quality: Quality) -> str:
     rows = []
     for ratio, naive, aware in quality.budgets:
         saved = 1 - aware.kv_bytes_per_token / naive.kv_bytes_per_token
-        of = lambda cost: [str(cost.kv_heads), str(cost.kv_bytes_per_token), _mass(cost)]
+        of = lambda cost: [
+            str(cost.kv_heads),
+            str(cost.kv_bytes_per_token),
+            f"{100 * cost.score_mass:.1f} %",
+        ]
         rows.append([ratio, str(naive.fa_heads), *of(naive), *of(aware), f"{100 * saved:.0f} %"])
     return html.table(header, rows)
 
@@ -133,7 +138,7 @@ def _senders(account: dict[str, Any] | None) -> list[str]:
             )
         )
     rows = [
-        [kind, str(a["heads"]), _or_none(a["spearman"]), str(a["top"]), _share(a["overlap"])]
+        [kind, str(a["heads"]), _number(a["spearman"]), str(a["top"]), _percent(a["overlap"])]
         for kind, a in account.get("attribution", {}).items()
     ]
     header = ["effect", "heads compared", "rank correlation", "top", "overlap of the top"]
@@ -141,28 +146,12 @@ def _senders(account: dict[str, Any] | None) -> list[str]:
     return [*parts, html.table(header, rows, caption)] if rows else parts
 
 
-def _at(values_LN: np.ndarray | None, at: tuple[int, int]) -> float:
-    return np.nan if values_LN is None else values_LN[at]
+def _number(value: float | None) -> str:
+    return _NONE if value is None or np.isnan(value) else f"{value:.3f}"
 
 
-def _number(value: float) -> str:
-    return _NONE if np.isnan(value) else f"{value:.3f}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def _mass(cost) -> str:
-    return f"{100 * cost.score_mass:.1f} %"
-
-
-def _share(value: float | None) -> str:
-    return _NONE if value is None else _percent(value)
-
-
-def _or_none(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3f}"
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.0f} %"
 
 
 def _spread(values: dict[str, float] | None) -> str:

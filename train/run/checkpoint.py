@@ -93,9 +93,7 @@ class CheckpointStore:
             self.wait()
 
     def restore_newest(
-        self,
-        abstract: Callable[[int], tuple[TrainState, dict]],
-        say: Callable[[str], None],
+        self, abstract: Callable[[int], tuple[TrainState, dict]], say: Callable[[str], None]
     ) -> Saved | None:
         """Restores the newest complete checkpoint; reports newer ones as flawed, and removes them.
 

@@ -127,7 +127,7 @@ def _run(job: Job, store: CheckpointStore, gate: distributed.Gate) -> Result:
     elif step == first + job.stages[index].steps:
         params, saved = _params(saved.state, saved.frozen), None
         index, first = index + 1, step
-    needs_teacher = [_needs_teacher(stage) for stage in job.stages]
+    needs_teacher = [objective_of(stage).targets is not None for stage in job.stages]
     teacher = job.teacher() if any(needs_teacher[index:]) else None
     if teacher is None and job.release is not None:
         job.release()
@@ -139,9 +139,10 @@ def _run(job: Job, store: CheckpointStore, gate: distributed.Gate) -> Result:
                 teacher = None
             if teacher is not None:
                 teacher = Teacher(teacher.config, reshard(teacher.params, layout))
-            position = (
-                _begin(job, stage, layout, params) if saved is None else _resume(saved, first)
-            )
+            if saved is None:
+                position = _begin(job, stage, layout, params)
+            else:
+                position = Position(saved.state, saved.frozen, saved.step - first, saved.data)
             params = saved = None
             loop = StageLoop(
                 stage=stage,
@@ -192,10 +193,6 @@ def _begin(job: Job, stage: Stage, layout: Layout | None, params: dict) -> Posit
     return Position(*jax.jit(start, out_shardings=where)(params), 0, None)
 
 
-def _resume(saved: Saved, first: int) -> Position:
-    return Position(saved.state, saved.frozen, saved.step - first, saved.data)
-
-
 def _check_disk(job: Job) -> None:
     """Raises UserError where checkpoints have no room."""
     largest = max(tree_bytes(abstract_state(stage, job.model)) for stage in job.stages)
@@ -204,10 +201,6 @@ def _check_disk(job: Job) -> None:
         check_space(job.folder, largest, job.running.keep_checkpoints, job.say)
 
     distributed.agree("disk", check)
-
-
-def _needs_teacher(stage: Stage) -> bool:
-    return objective_of(stage).targets is not None
 
 
 def _params(state, frozen: dict) -> dict:

@@ -116,7 +116,11 @@ class StageLoop:
                 if not is_saved:
                     store.save(self.first + done - 1, state, frozen, position)
                 store.wait()
-                raise distributed.Stopped(self._stopped(done - 1))
+                raise distributed.Stopped(
+                    f"stopped by a signal after step {self.first + done - 1}, stage {stage.name!r};"
+                    f" everything is saved in {self.folder}, and the same command continues from "
+                    "there"
+                )
             store.check()
             (batch, placed, position), waited = prefetch.next()
             tokens = real_tokens(placed)
@@ -150,12 +154,6 @@ class StageLoop:
         if self.layout is None:
             return batch
         return self.layout.place_batch(batch, self.stage.data.batch)
-
-    def _stopped(self, done: int) -> str:
-        return (
-            f"stopped by a signal after step {self.first + done}, stage {self.stage.name!r}; "
-            f"everything is saved in {self.folder}, and the same command continues from there"
-        )
 
 
 class _Reader:

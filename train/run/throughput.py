@@ -13,6 +13,8 @@ from train.data.batches import Batch
 from train.stage.flops import train_flops
 from train.stage.stage import Stage
 
+_count = jax.jit(jnp.count_nonzero)
+
 
 class Throughput:
     """Measures the throughput between lines of the log."""
@@ -66,11 +68,6 @@ def peak_flops(device_kind: str) -> float | None:
         return None
     chip = CHIPS[name]
     return chip.flops * chip.compiled_cores / chip.cores
-
-
-@jax.jit
-def _count(segment_ids_BT: jax.Array) -> jax.Array:
-    return jnp.count_nonzero(segment_ids_BT)
 
 
 def real_tokens(batch: Batch):

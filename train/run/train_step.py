@@ -18,7 +18,7 @@ from train.data.batches import abstract_batch
 from train.files.param_paths import flatten, split, unflatten
 from train.losses.model_batch import make_model_batch
 from train.losses.objectives import objective_of
-from train.losses.shared import with_rms_ratios
+from train.losses.shared import whole_counts, with_rms_ratios
 from train.run.microbatches import in_parts, sum_over
 from train.stage.optimizer import make_optimizer
 from train.stage.stage import Stage
@@ -126,7 +126,7 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen, teacher_params, batch):
         batch = make_model_batch(batch, layout)
-        counts = objective.counts(stage, batch)
+        counts = whole_counts(batch)
         grads, metrics = sum_over(
             lambda part: gradients(state.trainable, frozen, teacher_params, part, counts),
             in_parts(batch, stage.microbatches, layout),

@@ -10,13 +10,7 @@ from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.local_path import local_path
-from hydrahead_jax.selection import (
-    HeadScores,
-    Selection,
-    SelectionSettings,
-    receivers_kept,
-    select,
-)
+from hydrahead_jax.selection import HeadScores, Selection, SelectionSettings, receivers_kept, select
 from hydrahead_jax.selection.checks.stability import stability
 from hydrahead_jax.selection.probes.file import save_probes
 from hydrahead_jax.selection.scores.scores import RETRIEVAL

@@ -10,7 +10,7 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.needle_questions import Questions, needle_questions
-from hydrahead_jax.evals.niah_accuracy import share_answered
+from hydrahead_jax.evals.niah_accuracy import niah_accuracy
 from hydrahead_jax.evals.template import Template
 from hydrahead_jax.json_file import read_json
 from hydrahead_jax.selection import HeadScores
@@ -86,14 +86,8 @@ def measure_knock_out(
     known = _known(path, record)
     if all(len(known.get(name, ())) == len(counts) for name in orders):
         return {**record, "curves": known}
-    accuracy = lambda edits: share_answered(
-        config,
-        params,
-        questions,
-        batch=settings.batch,
-        prefill_chunk=settings.prefill_chunk,
-        edits=edits,
-    )
+    at_once = {"batch": settings.batch, "prefill_chunk": settings.prefill_chunk}
+    accuracy = lambda edits: niah_accuracy(config, params, questions, **at_once, edits=edits)
 
     def on_point(curves: Curves, done: int, total: int) -> None:
         write_json(path, {**record, "curves": curves})

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Literal
 
-import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -73,15 +72,13 @@ def make_optimizer(optim: Optimizer, steps: int) -> optax.GradientTransformation
         update = muon(
             rate,
             adam_learning_rate=learning_rate(optim, steps, optim.adam_learning_rate),
-            muon_weight_dimension_numbers=_matrices,
+            muon_weight_dimension_numbers=lambda params: {
+                path: _matrix_axes(path) for path in params
+            },
             adam_b1=optim.b1,
             adam_b2=optim.b2,
         )
     return optax.chain(optax.clip_by_global_norm(optim.clip), update)
-
-
-def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:
-    return {path: _matrix_axes(path) for path in params}
 
 
 def _matrix_axes(path: str) -> MuonDimensionNumbers | None:

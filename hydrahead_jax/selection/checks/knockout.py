@@ -104,7 +104,7 @@ def knock_out_curves(
       orders: orders of heads, by name.
       counts: how many heads are removed, from 0 to the length of an order.
       mean_LNH: output that replaces a removed head's, see `mean_heads`.
-      accuracy: maps edits to accuracy, such as `niah_accuracy` with all but its edits given.
+      accuracy: maps edits to accuracy, such as `niah_accuracy` of some questions.
       known: points measured earlier: the first of some curves, for the same arguments.
       on_point: called after each new point with all curves so far, and the numbers of points done
         and in all.

@@ -53,12 +53,7 @@ class Measure:
         return self._batches(name, pairs, compute, tick)
 
     def senders(
-        self,
-        name: str,
-        pairs: ProbePairs,
-        receivers: Receivers,
-        heads: Sequence[Head],
-        tick: Tick,
+        self, name: str, pairs: ProbePairs, receivers: Receivers, heads: Sequence[Head], tick: Tick
     ) -> np.ndarray:
         """Returns readouts [B, L, N] of the senders in `heads`, nan for all others."""
         run = lambda trace, layer, some: sender.patched_readouts(
@@ -115,7 +110,8 @@ class Measure:
 
     def _batches(self, name: str, pairs: ProbePairs, compute, tick: Tick) -> dict[str, np.ndarray]:
         """Runs pairs of similar beginnings together; returns results in the order of the pairs."""
-        order = np.argsort(_first_differences(pairs), kind="stable")
+        first_B = np.argmax(pairs.tokens_BT != pairs.corrupt_BT, axis=1)
+        order = np.argsort(first_B, kind="stable")
         pairs = ProbePairs(*(x[order] for x in pairs))
         devices = 1 if self.mesh is None else self.mesh.size
         size = min(self.at_once.pairs, -(-len(order) // devices)) * devices
@@ -131,10 +127,6 @@ class Measure:
             tick(real)
         back = np.argsort(order, kind="stable")
         return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
-
-
-def _first_differences(pairs: ProbePairs) -> np.ndarray:
-    return np.argmax(pairs.tokens_BT != pairs.corrupt_BT, axis=1)
 
 
 def _groups(heads: Sequence[Head], size: int) -> Iterator[tuple[int, list[int]]]:

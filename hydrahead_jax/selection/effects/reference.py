@@ -18,10 +18,7 @@ from hydrahead_jax.selection.scores.ranking import Head
 
 def clean_readouts(config: ModelConfig, params: dict, pairs: ProbePairs):
     """Returns m(x) and m(x')."""
-    return tuple(
-        _run(config, params, pairs, tokens_BT, {})[0]
-        for tokens_BT in (pairs.tokens_BT, pairs.corrupt_BT)
-    )
+    return _both(config, params, pairs)[0]
 
 
 def receiver_readouts(
@@ -31,7 +28,7 @@ def receiver_readouts(
 
     All heads of later layers, hence their mixers, are frozen to their outputs in x.
     """
-    clean, corrupted = _both(config, params, pairs)
+    _, (clean, corrupted) = _both(config, params, pairs)
     readouts_XB = []
     for layer, head in heads:
         frozen = np.zeros((config.layers, config.query_heads))
@@ -54,7 +51,7 @@ def sender_readouts(
     are frozen to x. The second pass runs x with these receivers as they were in that pass, all
     others frozen.
     """
-    clean, corrupted = _both(config, params, pairs)
+    _, (clean, corrupted) = _both(config, params, pairs)
     readouts_XB = []
     for layer, head in heads:
         frozen = np.ones((config.layers, config.query_heads))
@@ -72,7 +69,7 @@ def total_readouts(
     config: ModelConfig, params: dict, pairs: ProbePairs, heads: Sequence[Head]
 ) -> np.ndarray:
     """Returns m(x) [B, len(heads)] with each head taken from x' everywhere and nothing frozen."""
-    clean, corrupted = _both(config, params, pairs)
+    _, (clean, corrupted) = _both(config, params, pairs)
     free = np.zeros((config.layers, config.query_heads))
     readouts_XB = [
         _run(config, params, pairs, pairs.tokens_BT, _edits(free, clean, {head: corrupted}))[0]
@@ -82,11 +79,9 @@ def total_readouts(
 
 
 def _both(config, params, pairs):
-    """Returns the heads of every layer, in x and in x'."""
-    return tuple(
-        _run(config, params, pairs, tokens_BT, {})[1]
-        for tokens_BT in (pairs.tokens_BT, pairs.corrupt_BT)
-    )
+    """Returns the readouts, and the heads of every layer, each in x and in x'."""
+    runs = (_run(config, params, pairs, x_BT, {}) for x_BT in (pairs.tokens_BT, pairs.corrupt_BT))
+    return tuple(zip(*runs, strict=True))
 
 
 def _edits(frozen_LN: np.ndarray, clean: list, others: dict[Head, list]) -> dict[int, HeadEdit]:

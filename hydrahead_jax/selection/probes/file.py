@@ -59,7 +59,8 @@ def load_probes(path: Path) -> tuple[tuple[SubProbe, ProbePairs], ...]:
 def _line(probe: SubProbe, length: int, row: PairRow, tokenizer: Tokenizer) -> dict:
     text = lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
     at = [i for i, (a, b) in enumerate(zip(row.prompt, row.corrupt, strict=True)) if a != b]
-    stretches = [(int(part[0]), int(part[-1]) + 1) for part in _stretches(at)]
+    parts = np.split(np.array(at), np.flatnonzero(np.diff(at) > 1) + 1)
+    stretches = [(int(part[0]), int(part[-1]) + 1) for part in parts]
     return {
         "probe": probe.name,
         "capability": probe.capability,
@@ -78,11 +79,6 @@ def _line(probe: SubProbe, length: int, row: PairRow, tokenizer: Tokenizer) -> d
         "corrupt_ids": [row.corrupt[i] for i in at],
         "prompt_ids": row.prompt,
     }
-
-
-def _stretches(places: Sequence[int]) -> list[np.ndarray]:
-    """Joins places next to each other."""
-    return np.split(np.array(places), np.flatnonzero(np.diff(places) > 1) + 1)
 
 
 def _parsed(line: dict) -> tuple[SubProbe, int, PairRow]:

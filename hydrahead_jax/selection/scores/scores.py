@@ -215,9 +215,7 @@ class HeadScores:
 
 
 def head_scores(
-    probes: Sequence[SubProbe],
-    effects: Sequence[PairEffects],
-    softmax_LN: Bool[np.ndarray, "L N"],
+    probes: Sequence[SubProbe], effects: Sequence[PairEffects], softmax_LN: Bool[np.ndarray, "L N"]
 ) -> HeadScores:
     """Computes means over the pairs of each sub-probe.
 

@@ -45,11 +45,7 @@ def attention_on_ranks(q, k, v, ids_BT, starts_BT, **where):
 def delta_on_ranks(*arrays, **where):
     *tokens, state_BNHP, ids_BT, starts_BT = arrays
     return context_gated_delta(
-        *tokens,
-        segment_ids_BT=ids_BT,
-        starts_BT=starts_BT,
-        initial_state_BNHP=state_BNHP,
-        **where,
+        *tokens, segment_ids_BT=ids_BT, starts_BT=starts_BT, initial_state_BNHP=state_BNHP, **where
     )
 
 
@@ -87,13 +83,7 @@ def conv_whole(x, weight, tail):
 OPS = {  # op on ranks, op on one device, places of arguments and results, further arguments
     "attention": (attention_on_ranks, attention_whole, (TOKENS,) * 3, (TOKENS,), ()),
     "delta": (delta_on_ranks, delta_whole, (TOKENS,) * 5 + (ROWS,), (TOKENS, ROWS), ()),
-    "conv": (
-        conv_on_ranks,
-        conv_whole,
-        (TOKENS, SAME, ROWS),
-        (TOKENS,),
-        (cases.TAIL_IDS_BW,),
-    ),
+    "conv": (conv_on_ranks, conv_whole, (TOKENS, SAME, ROWS), (TOKENS,), (cases.TAIL_IDS_BW,)),
 }
 
 

@@ -7,7 +7,15 @@ import json
 import pytest
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals import EvalSettings, Haystack, TextLoss, evaluate, niah_accuracy, text_loss
+from hydrahead_jax.evals import (
+    EvalSettings,
+    Haystack,
+    TextLoss,
+    evaluate,
+    needle_questions,
+    niah_accuracy,
+    text_loss,
+)
 from tests.hydrahead_jax.evals.tokenizers import digit_splitting
 from tests.hydrahead_jax.evals.toy import CONFIG, HAYSTACK, params, tokenizer
 
@@ -17,19 +25,14 @@ def test_report_is_json_and_holds_what_the_parts_measure():
         lengths=(64, 96), documents=4, needles=3, text_windows=4, batch=4, seed=7
     )
     told = []
-    report = evaluate(
-        CONFIG,
-        params(),
-        tokenizer(),
-        HAYSTACK,
-        settings,
-        progress=lambda *step: told.append(step),
-    )
+    what = (CONFIG, params(), tokenizer(), HAYSTACK, settings)
+    report = evaluate(*what, progress=lambda *step: told.append(step))
     assert json.loads(json.dumps(report)) == report
     assert set(report) == {"niah_single", "niah_multikey", "text_loss", "text_loss_by_position"}
     assert list(report["niah_single"]) == list(report["niah_multikey"]) == ["64", "96"]
-    shared = (CONFIG, params(), tokenizer(), HAYSTACK)
-    alone = niah_accuracy(*shared, length=96, needles=3, documents=4, batch=4, seed=7)
+    how = {"length": 96, "needles": 3, "documents": 4, "seed": 7}
+    questions = needle_questions(tokenizer(), HAYSTACK, **how)
+    alone = niah_accuracy(CONFIG, params(), questions, batch=4)
     assert report["niah_multikey"]["96"] == alone
     loss = text_loss(CONFIG, params(), HAYSTACK, length=64, windows=4, batch=4)
     assert report["text_loss"] == loss.mean
@@ -57,21 +60,15 @@ def test_report_is_json_and_holds_what_the_parts_measure():
 def test_impossible_settings_are_refused_before_anything_runs(settings, message):
     told = []
     with pytest.raises(UserError, match=message):
-        evaluate(
-            CONFIG,
-            params(),
-            tokenizer(),
-            HAYSTACK,
-            EvalSettings(**settings),
-            progress=lambda *step: told.append(step),
-        )
+        what = (CONFIG, params(), tokenizer(), HAYSTACK, EvalSettings(**settings))
+        evaluate(*what, progress=lambda *step: told.append(step))
     assert not told
 
 
 def test_a_tokenizer_without_symbols_is_asked_all_tasks_of_ruler(monkeypatch):
     module = importlib.import_module("hydrahead_jax.evals.evaluate")
     shares = iter([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
-    monkeypatch.setattr(module, "share_answered", lambda *args, **settings: next(shares))
+    monkeypatch.setattr(module, "niah_accuracy", lambda *args, **settings: next(shares))
     monkeypatch.setattr(module, "text_loss", lambda *args, **settings: TextLoss(2.0, {"0-9": 2.0}))
     prose = Haystack(("Time went by. Was it late? " * 30,), lambda: HAYSTACK)
     settings = EvalSettings(lengths=(700, 900), documents=2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.evals import Haystack, niah_accuracy
+from hydrahead_jax.evals import Haystack, needle_questions, niah_accuracy
 from hydrahead_jax.evals.niah import needle_symbols
 from hydrahead_jax.evals.ruler import RULER_TASKS
 from tests.hydrahead_jax.evals.tokenizers import digit_splitting
@@ -44,8 +44,9 @@ def prompts(monkeypatch):
 
 
 def measure(**settings) -> float:
-    settings = dict(length=96, needles=8, documents=12, batch=4, seed=0) | settings
-    return niah_accuracy(CONFIG, {}, tokenizer(), HAYSTACK, **settings)
+    settings = dict(length=96, needles=8, documents=12, seed=0) | settings
+    questions = needle_questions(tokenizer(), HAYSTACK, **settings)
+    return niah_accuracy(CONFIG, {}, questions, batch=4)
 
 
 @pytest.mark.parametrize("needles", [1, 8])
@@ -81,8 +82,8 @@ def test_the_seed_determines_the_documents(prompts):
 
 def test_an_untrained_model_gets_nothing_at_four_times_its_length():
     """The model really generates here, from prompts that take two chunks."""
-    settings = dict(length=256, needles=1, documents=3, batch=3, prefill_chunk=128)
-    assert niah_accuracy(CONFIG, params(), tokenizer(), HAYSTACK, **settings) == 0.0
+    questions = needle_questions(tokenizer(), HAYSTACK, length=256, documents=3)
+    assert niah_accuracy(CONFIG, params(), questions, batch=3, prefill_chunk=128) == 0.0
 
 
 @pytest.fixture
@@ -105,10 +106,11 @@ def reader(monkeypatch):
     return seen
 
 
-def ask(**settings) -> float:
-    settings = dict(length=900, documents=5, batch=2, seed=0) | settings
+def ask(edits=None, **settings) -> float:
+    settings = dict(length=900, documents=5, seed=0) | settings
     prose = Haystack(("Time went by. Was it late? No! " * 30,))
-    return niah_accuracy(CONFIG, {}, digit_splitting(), prose, **settings)
+    questions = needle_questions(digit_splitting(), prose, **settings)
+    return niah_accuracy(CONFIG, {}, questions, batch=2, edits=edits)
 
 
 @pytest.mark.parametrize("name", RULER_TASKS)

@@ -16,20 +16,21 @@ from tests.hydrahead_jax.evals.tokenizers import characters, digit_splitting, me
 
 SEEDS = range(12)
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NUMBER = (
-    "A special magic number is hidden within the following text. Make sure to memorize it. I will "
-    "quiz you about the number afterwards.\n",
-    "\nWhat is the special magic number for dusty-harbor mentioned in the provided text? The "
-    "special magic number for dusty-harbor mentioned in the provided text is",
-)
-UUID = (
-    "A special magic uuid is hidden within the following text. Make sure to memorize it. I will "
-    "quiz you about the uuid afterwards.\n",
-    "\nWhat is the special magic uuid for dusty-harbor mentioned in the provided text? The "
-    "special magic uuid for dusty-harbor mentioned in the provided text is",
-)
 ASKED = Fact("dusty-harbor", "1234567")
 NEEDLE = "One of the special magic numbers for dusty-harbor is: 1234567."
+
+
+def frame(kind: str) -> tuple[str, str]:
+    """Returns what stands before and after the haystack."""
+    return (
+        f"A special magic {kind} is hidden within the following text. Make sure to memorize it. I "
+        f"will quiz you about the {kind} afterwards.\n",
+        f"\nWhat is the special magic {kind} for dusty-harbor mentioned in the provided text? The "
+        f"special magic {kind} for dusty-harbor mentioned in the provided text is",
+    )
+
+
+NUMBER = frame("number")
 
 
 def haystack(text: str = "Go. ") -> Haystack:
@@ -63,7 +64,7 @@ def test_a_needle_stands_between_sentences_and_at_either_end():
 def test_a_uuid_is_called_one():
     found = placed("niah_single_3", 1, (Fact("dusty-harbor", "6b-1"),))
     needle = "One of the special magic uuids for dusty-harbor is: 6b-1."
-    assert found == {f" {needle} Go.".join(UUID)}
+    assert found == {f" {needle} Go.".join(frame("uuid"))}
 
 
 def test_four_needles_stand_in_order_in_text():

@@ -5,20 +5,11 @@ import functools
 import jax
 import numpy as np
 
-from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.models import abstract_params
+from tests.toy_config import toy_config
 from train.data.tokenizer import train_tokenizer
 
-CONFIG = ModelConfig(
-    vocab=320,
-    embed=16,
-    mlp=16,
-    query_heads=2,
-    kv_heads=1,
-    head_dim=8,
-    mixers=(FullAttention(),),
-    max_length=64,
-)
+CONFIG = toy_config(1, 2, 1, vocab=320, embed=16, mlp=16, head_dim=8, max_length=64)
 HAYSTACK = np.random.default_rng(0).integers(33, 320, 2000).astype(np.int32)
 
 

@@ -8,15 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.interop import load_hf, read_config, save_hf_teacher
+from hydrahead_jax.interop import load_hf, save_hf_teacher
 from hydrahead_jax.interop.hf_export import write_model
 from tests.hydrahead_jax.interop import toy
-
-INDEX = "model.safetensors.index.json"
-DOWN = "model.layers.1.mlp.down_proj.weight"
+from tests.hydrahead_jax.interop.hf_folder import DOWN, INDEX, edit_config, edit_weights
 
 
 @pytest.fixture
@@ -28,19 +25,6 @@ def params():
 def folder(tmp_path, params):
     save_hf_teacher(tmp_path, toy.TEACHER, params)
     return tmp_path
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    fields = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in fields.items() if v != "absent"}))
-
-
-def edit_weights(folder, change):
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
 
 
 def in_bfloat16(params):
@@ -106,50 +90,6 @@ def test_what_bfloat16_would_spoil_stays_float32(tmp_path):
         assert gdn["w_a_DN"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
-def test_rope_theta_where_transformers_5_writes_it(folder, key):
-    rope = {"rope_type": "default", "rope_theta": 1e4}
-    edit_config(folder, rope_theta="absent", **{key: rope})
-    assert read_config(folder) == toy.TEACHER
-
-
-def test_untied_is_the_default_as_in_transformers(folder):
-    edit_config(folder, tie_word_embeddings="absent")
-    assert not read_config(folder).tied_embeddings
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
-        ({"attention_bias": True}, "not supported: attention_bias"),
-        ({"use_sliding_window": True}, "not supported: use_sliding_window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"quantization_config": {"bits": 4}}, "not supported: quantization_config"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "RoPE of type 'linear'"),
-        ({"rope_theta": "absent"}, "rope_theta missing"),
-        ({"hidden_size": "absent", "head_dim": "absent"}, "hidden_size, head_dim missing"),
-        ({"hidden_size": "32"}, "hidden_size='32' must be a whole number, 1 to 2147483647"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be a whole number, 1 to 4096"),
-        ({"num_key_value_heads": 3}, "not a multiple of 3 KV heads"),
-    ],
-)
-def test_config_that_cannot_be_computed_is_refused(folder, changes, message):
-    edit_config(folder, **changes)
-    with pytest.raises(UserError, match=message) as caught:
-        read_config(folder)
-    assert str(folder / "config.json") in str(caught.value)
-
-
-def test_hybrid_config_with_another_layer_count_is_refused(tmp_path):
-    write_model(tmp_path, toy.MIXED, toy.random_params(toy.MIXED), jnp.float32)
-    edit_config(tmp_path, num_hidden_layers=7)
-    with pytest.raises(UserError, match="num_hidden_layers is 7 and 'mixers' has 3 layers"):
-        read_config(tmp_path)
-
-
 def test_missing_unused_and_misshaped_weights_are_listed_together(folder):
     def change(weights):
         del weights["model.norm.weight"]
@@ -171,17 +111,6 @@ def test_missing_unused_and_misshaped_weights_are_listed_together(folder):
     message = str(caught.value)
     assert f"wrong shapes: {DOWN} is (48, 32) in place of (32, 48)" in message
     assert re.search("(; and more|weight is I32 and 1 more); download it again$", message)
-
-
-def test_tied_output_matrix_may_be_repeated_but_not_differ(folder, params):
-    def repeat(weights):
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
-
-    edit_weights(folder, repeat)
-    assert toy.same_tree(load_hf(folder)[1], in_bfloat16(params))
-    edit_weights(folder, lambda weights: weights["lm_head.weight"].__setitem__(0, 1))
-    with pytest.raises(UserError, match=r"lm_head\.weight with other numbers"):
-        load_hf(folder)
 
 
 def test_missing_shard_is_named_with_other_problems(tmp_path, params):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.config import qwen3
+from hydrahead_jax.interop.hf_config import to_hf_config
 from hydrahead_jax.interop.key_table import get_param, key_table, set_param, weight_shapes
 from hydrahead_jax.models import abstract_params
 from tests.hydrahead_jax.interop import toy
@@ -60,18 +61,12 @@ def test_parameter_count_of_every_qwen3(size):
 
 @pytest.mark.parametrize("size", PARAMETERS)
 def test_shapes_of_every_qwen3_are_those_of_transformers(size):
-    torch = pytest.importorskip(
-        "torch",
-        reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 "
-        "cell",
-    )
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from hydrahead_jax.interop.hf_config import to_hf_config
+    from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
     config = qwen3(size)
+    settings = transformers.Qwen3Config(**to_hf_config(config, "bfloat16"))
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(Qwen3Config(**to_hf_config(config, "bfloat16")))
+        model = transformers.Qwen3ForCausalLM(settings)
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if config.tied_embeddings:
         del expected["lm_head.weight"]

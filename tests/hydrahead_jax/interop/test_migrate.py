@@ -72,10 +72,8 @@ def test_every_head_keeps_its_rows(teacher):
 
 def test_decay_is_drawn_from_the_key(teacher):
     config = toy.hybrid((3,), ())
-    gdn = lambda key: migrate(toy.TEACHER, teacher, config, key, RMS_LN)["layers"][1]["mixer"][
-        "gdn"
-    ]
-    first, again, other = gdn(KEY), gdn(KEY), gdn(jax.random.key(8))
+    drawn = lambda key: migrate(toy.TEACHER, teacher, config, key, RMS_LN)["layers"][1]["mixer"]
+    first, again, other = (drawn(key)["gdn"] for key in (KEY, KEY, jax.random.key(8)))
     assert (first["a_log_N"] == again["a_log_N"]).all()
     assert (first["a_log_N"] != other["a_log_N"]).all()
     assert ((first["a_log_N"] >= 0) & (first["a_log_N"] <= np.log(16))).all()

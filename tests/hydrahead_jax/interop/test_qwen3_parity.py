@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.interop import load_hf, save_hf_teacher
+from hydrahead_jax.interop.hf_config import to_hf_config
 from tests.hydrahead_jax.interop import toy
-
-torch = pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
-)
-transformers = pytest.importorskip("transformers")
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 ATOL = 1e-4
 
@@ -38,26 +34,15 @@ def assert_same_logits(config, params, model):
 @pytest.mark.parametrize("max_shard_size", ["50GB", "8KB"], ids=["single", "sharded"])
 def test_import(tmp_path, tied, max_shard_size):
     torch.manual_seed(0)
-    settings = transformers.Qwen3Config(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-    )
+    config = dataclasses.replace(toy.TEACHER, tied_embeddings=tied)
+    settings = transformers.Qwen3Config(**to_hf_config(config, "float32"), initializer_range=0.3)
     model = transformers.Qwen3ForCausalLM(settings).eval()
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=1.0, std=0.2)
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    config, params = load_hf(tmp_path)
-    assert config == dataclasses.replace(toy.TEACHER, tied_embeddings=tied)
+    read, params = load_hf(tmp_path)
+    assert read == config
     assert_same_logits(config, params, model)
 
 

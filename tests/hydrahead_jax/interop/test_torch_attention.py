@@ -4,16 +4,11 @@ import itertools
 
 import pytest
 
-torch = pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
-)
-transformers = pytest.importorskip("transformers")
+from tests.hydrahead_jax.interop.torch_toy import logits, make, tokens
+from tests.hydrahead_jax.interop.with_torch import SAME, torch, transformers
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
-from hydrahead_jax.interop.torch_model import attention_hydrahead  # noqa: E402
-from tests.hydrahead_jax.interop.torch_toy import SAME, logits, make, tokens  # noqa: E402
+# isort: split
+from hydrahead_jax.interop.torch_model import attention_hydrahead
 
 MAPS = {"regular": [0, 0, 1, 1], "irregular": [0, 1, 1, 1, 2], "not in order": [1, 0, 1]}
 
@@ -61,7 +56,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
         torch.testing.assert_close(actual[real], expected[real], atol=SAME, rtol=0)
 
 
-class Largest(TorchDispatchMode):
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
     """Records the most elements that an operation other than a view returns."""
 
     elements = 0

@@ -2,13 +2,10 @@
 
 import pytest
 
-torch = pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
-)
-pytest.importorskip("transformers")
+from tests.hydrahead_jax.interop.with_torch import torch
 
-from hydrahead_jax.interop.torch_model import delta_rule_hydrahead as rules  # noqa: E402
+# isort: split
+from hydrahead_jax.interop.torch_model import delta_rule_hydrahead as rules
 
 
 def inputs(T: int, H: int = 8):

@@ -6,21 +6,10 @@ import pytest
 
 from hydrahead_jax.interop import check_parity, export_torch, parity, torch_export
 from tests.hydrahead_jax.interop import toy
-
-torch = pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
-)
-transformers = pytest.importorskip("transformers")
+from tests.hydrahead_jax.interop.with_torch import load, torch, transformers
 
 ATOL = 1e-4
 NEW_TOKENS = 24
-
-
-def load(folder, **options):
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, **options
-    )
 
 
 def batch():

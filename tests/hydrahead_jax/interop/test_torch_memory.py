@@ -1,40 +1,28 @@
 """Measures the memory of a long prefill by an exported model, in a process of its own."""
 
+import dataclasses
+import multiprocessing
+import re
+from pathlib import Path
+
 import pytest
 
-pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
-)
-pytest.importorskip("transformers")
-
-import multiprocessing
-import resource
+from hydrahead_jax.interop.hf_config import to_hf_config
+from tests.hydrahead_jax.interop import toy
+from tests.hydrahead_jax.interop.with_torch import torch
 
 WIDTH, LAYERS, MIB = 256, 6, 2**20
 
 
 def _peaks(padded: bool) -> list[int]:
     """Returns what prefills of 16384 and then 32768 tokens add to the peak memory."""
-    import torch
-
-    from hydrahead_jax.interop.hf_config import mixers_to_json
     from hydrahead_jax.interop.torch_model.configuration_hydrahead import HydraHeadConfig
     from hydrahead_jax.interop.torch_model.modeling_hydrahead import HydraHeadForCausalLM
-    from tests.hydrahead_jax.interop import toy
 
     torch.set_num_threads(1)
-    config = HydraHeadConfig(
-        vocab_size=97,
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        mixers=mixers_to_json(toy.hybrid((0, 3), *[()] * (LAYERS - 1)).mixers),
-    )
-    model = HydraHeadForCausalLM(config).eval()
+    ours = toy.hybrid((0, 3), *[()] * (LAYERS - 1))
+    ours = dataclasses.replace(ours, embed=WIDTH, mlp=WIDTH)
+    model = HydraHeadForCausalLM(HydraHeadConfig(**to_hf_config(ours, "float32"))).eval()
     peaks = []
     for length in (256, 16384, 32768):
         mask = torch.ones(1, length, dtype=torch.long)
@@ -43,7 +31,8 @@ def _peaks(padded: bool) -> list[int]:
         with torch.inference_mode():
             ids = torch.zeros(1, length, dtype=torch.long)
             model.model(ids, use_cache=True, **options)
-        peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        status = Path("/proc/self/status").read_text()  # unlike getrusage, without the parent
+        peaks.append(1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]))
     return [peak - peaks[0] for peak in peaks[1:]]
 
 

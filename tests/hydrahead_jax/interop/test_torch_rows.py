@@ -2,24 +2,15 @@
 
 import pytest
 
-torch = pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: parity tests run in the Python 3.11 cell",
-)
-pytest.importorskip("transformers")
-
-from tests.hydrahead_jax.interop.torch_toy import SAME, logits, make, tokens  # noqa: E402
+from tests.hydrahead_jax.interop.torch_toy import logits, make, tokens
+from tests.hydrahead_jax.interop.with_torch import SAME, torch
 
 CHOICES = {
     "default": {},
     "no convolution": {"short_conv": False},
     "shared projections": {"query_decomposition": False, "fusion": "gated", "conv_silu": True},
 }
-LENGTHS = {
-    "two": (17, 25),
-    "of one token": (1, 5, 1, 1, 9),
-    "at chunks": (64, 64, 1, 63, 20),
-}
+LENGTHS = {"two": (17, 25), "of one token": (1, 5, 1, 1, 9), "at chunks": (64, 64, 1, 63, 20)}
 
 
 @pytest.fixture(scope="module", params=CHOICES.values(), ids=CHOICES)

@@ -1,31 +1,18 @@
 """Makes a tiny model of the exported code, without an export."""
 
-import torch
+from tests.hydrahead_jax.interop.with_torch import torch
 
-from hydrahead_jax.interop.hf_config import mixers_to_json
+# isort: split
+from hydrahead_jax.interop.hf_config import to_hf_config
 from hydrahead_jax.interop.torch_model.configuration_hydrahead import HydraHeadConfig
 from hydrahead_jax.interop.torch_model.modeling_hydrahead import HydraHeadForCausalLM
 from tests.hydrahead_jax.interop import toy
-
-SAME = 2e-5
 
 
 def make(*fa_heads: tuple[int, ...], attention: str = "sdpa", **choices):
     """Makes a HydraHead layer for each tuple of softmax heads; no parameter has a special value."""
     ours = toy.hybrid(*fa_heads, **choices)
-    config = HydraHeadConfig(
-        vocab_size=ours.vocab,
-        hidden_size=ours.embed,
-        intermediate_size=ours.mlp,
-        num_hidden_layers=ours.layers,
-        num_attention_heads=ours.query_heads,
-        num_key_value_heads=ours.kv_heads,
-        head_dim=ours.head_dim,
-        max_position_embeddings=ours.max_length,
-        rope_theta=ours.rope_theta,
-        mixers=mixers_to_json(ours.mixers),
-        attn_implementation=attention,
-    )
+    config = HydraHeadConfig(**to_hf_config(ours, "float32"), attn_implementation=attention)
     torch.manual_seed(0)
     model = HydraHeadForCausalLM(config).eval()
     with torch.no_grad():

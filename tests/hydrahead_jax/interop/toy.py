@@ -11,18 +11,9 @@ from tokenizers import Tokenizer, models
 
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.models import abstract_params, init_params, merge
+from tests.toy_config import toy_config
 
-TEACHER = ModelConfig(
-    vocab=97,
-    embed=32,
-    mlp=48,
-    query_heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mixers=(FullAttention(), FullAttention()),
-    rope_theta=1e4,
-    max_length=256,
-)
+TEACHER = toy_config(vocab=97, embed=32, mlp=48, head_dim=8, rope_theta=1e4, max_length=256)
 TIED_AND_UNTIED = [TEACHER, dataclasses.replace(TEACHER, tied_embeddings=False)]
 
 CHOICES = {

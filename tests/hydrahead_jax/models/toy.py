@@ -11,21 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.models import abstract_params, merge
+from tests.toy_config import toy_config
 
-TEACHER = ModelConfig(
-    vocab=96,
-    embed=24,
-    mlp=32,
-    query_heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mixers=(FullAttention(), FullAttention()),
-    rope_theta=1e4,
-    max_length=128,
-)
+TEACHER = toy_config(vocab=96, embed=24, mlp=32, head_dim=8, rope_theta=1e4, max_length=128)
 B, T, N, H = 6, 12, TEACHER.query_heads, TEACHER.head_dim
 ALL = tuple(range(N))
 

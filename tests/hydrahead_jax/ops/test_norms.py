@@ -18,8 +18,7 @@ def x_BTNH():
 def test_rms_norm_equals_qwen3(x_BTNH, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch parity needs the extra `torch`")
     qwen3 = pytest.importorskip(
-        "transformers.models.qwen3.modeling_qwen3",
-        reason="PyTorch parity needs the extra `torch`",
+        "transformers.models.qwen3.modeling_qwen3", reason="PyTorch parity needs the extra `torch`"
     )
     weight_H = np.linspace(-1, 2, 16).astype(np.float32)
     norm = qwen3.Qwen3RMSNorm(16, eps=1e-6)

@@ -12,8 +12,7 @@ from tests.tolerances import OP, assert_close
 def test_equals_qwen3(theta):
     torch = pytest.importorskip("torch", reason="PyTorch parity needs the extra `torch`")
     qwen3 = pytest.importorskip(
-        "transformers.models.qwen3.modeling_qwen3",
-        reason="PyTorch parity needs the extra `torch`",
+        "transformers.models.qwen3.modeling_qwen3", reason="PyTorch parity needs the extra `torch`"
     )
     config = qwen3.Qwen3Config(
         head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": theta}

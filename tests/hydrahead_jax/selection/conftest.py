@@ -1,13 +1,17 @@
 """Makes a teacher that retrieves by construction, with known heads, and its tokenizer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from hydrahead_jax.config import FullAttention, ModelConfig
+from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.models import init_params
+from hydrahead_jax.selection import select
+from tests.toy_config import toy_config
 
 WORDS, KEYS, VALUES = 16, 8, 32
 VOCAB = WORDS + KEYS + VALUES
@@ -18,17 +22,8 @@ BYSTANDERS = (0, 0), (1, 3)
 
 @pytest.fixture(scope="session")
 def planted_config() -> ModelConfig:
-    return ModelConfig(
-        vocab=VOCAB,
-        embed=2 * VOCAB + 1,
-        mlp=16,
-        query_heads=4,
-        kv_heads=2,
-        head_dim=128,
-        mixers=(FullAttention(),) * 2,
-        rope_theta=1e8,
-        max_length=128,
-    )
+    sizes = {"vocab": VOCAB, "embed": 2 * VOCAB + 1, "mlp": 16, "head_dim": 128}
+    return toy_config(**sizes, rope_theta=1e8, max_length=128)
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +89,9 @@ def planted_tokenizer() -> Tokenizer:
 def words() -> np.ndarray:
     """Returns a haystack."""
     return np.random.default_rng(1).integers(WORDS, size=4000)
+
+
+@pytest.fixture(scope="session")
+def scored(planted_config, planted_params, planted_tokenizer, words):
+    """Returns a function that scores the planted teacher's heads."""
+    return functools.partial(select, planted_config, planted_params, planted_tokenizer, words)

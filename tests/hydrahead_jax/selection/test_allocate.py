@@ -10,28 +10,17 @@ from hydrahead_jax.selection import STRATEGIES, HeadScores, allocate, budget, re
 from hydrahead_jax.selection.plans.strategies import BY_LAYER, INTERP
 from hydrahead_jax.selection.scores.ranking import ranking
 from tests.hydrahead_jax.selection.made_scores import made_scores
+from tests.toy_config import toy_config
 
 SHAPES = [(2, 4, 2), (4, 8, 4), (3, 6, 1), (28, 16, 8)]
 DRAWS = ("global-random", "layer-random", "fixed", "random-without-receivers")
-
-
-def _config(layers: int, query_heads: int, kv_heads: int) -> ModelConfig:
-    return ModelConfig(
-        vocab=10,
-        embed=8,
-        mlp=8,
-        query_heads=query_heads,
-        kv_heads=kv_heads,
-        head_dim=4,
-        mixers=(FullAttention(),) * layers,
-    )
 
 
 def _hybrid() -> tuple[ModelConfig, HeadScores]:
     """Makes four layers of six heads on three KV heads; ten of the heads are softmax."""
     fa_heads = ((0, 1, 2, 3), (2, 3), (2, 3, 4), (3,))
     config = dataclasses.replace(
-        _config(4, 6, 3), mixers=tuple(Hydra(fa_heads=heads) for heads in fa_heads)
+        toy_config(4, 6, 3), mixers=tuple(Hydra(fa_heads=heads) for heads in fa_heads)
     )
     softmax_LN = np.zeros((4, 6), bool)
     for layer, heads in enumerate(fa_heads):
@@ -54,19 +43,19 @@ def _random_scores(config: ModelConfig) -> HeadScores:
 def test_budget():
     assert budget(qwen3("1.7b"), "3:1") == 112
     assert budget(qwen3("1.7b"), "7:1") == 56
-    assert budget(_config(4, 8, 4), "3:1") == 8
-    assert budget(_config(3, 6, 1), "0:1") == 18
+    assert budget(toy_config(4, 8, 4), "3:1") == 8
+    assert budget(toy_config(3, 6, 1), "0:1") == 18
     for ratio in ("3", "3:0", "a:b", "3:1:1", "-1:2", ""):
         with pytest.raises(UserError, match="such as 3:1"):
-            budget(_config(4, 8, 4), ratio)
+            budget(toy_config(4, 8, 4), ratio)
     with pytest.raises(UserError, match="leaves no softmax head of 8"):
-        budget(_config(2, 4, 2), "31:1")
+        budget(toy_config(2, 4, 2), "31:1")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_plan_has_the_budget_the_shape_and_the_seed(strategy, shape):
-    config = _config(*shape)
+    config = toy_config(*shape)
     scores = _random_scores(config)
     fa_heads = config.layers * max(1, config.query_heads // 4)
     plan = allocate(scores, config, strategy, fa_heads=fa_heads, seed=1)
@@ -81,7 +70,7 @@ def test_plan_has_the_budget_the_shape_and_the_seed(strategy, shape):
 
 @pytest.mark.parametrize("strategy", DRAWS)
 def test_draws_differ_by_seed(strategy):
-    config = _config(4, 8, 4)
+    config = toy_config(4, 8, 4)
     scores = _scores(np.zeros((4, 8)))
     plans = {allocate(scores, config, strategy, fa_heads=8, seed=s).fa_heads for s in range(10)}
     assert len(plans) > 5
@@ -90,7 +79,7 @@ def test_draws_differ_by_seed(strategy):
 @pytest.mark.parametrize("strategy", INTERP)
 def test_equal_scores_are_drawn_by_seed_and_share_kv_heads(strategy):
     """The two heads of a layer share a KV head in every draw; the seed says which one."""
-    config = _config(4, 8, 4)
+    config = toy_config(4, 8, 4)
     scores = _scores(np.zeros((4, 8)))
     plans = [allocate(scores, config, strategy, fa_heads=8, seed=s) for s in range(10)]
     assert len({plan.fa_heads for plan in plans}) > 5
@@ -99,7 +88,7 @@ def test_equal_scores_are_drawn_by_seed_and_share_kv_heads(strategy):
 
 
 def test_global_interp_keeps_the_best_and_one_per_layer(caplog):
-    config = _config(3, 4, 4)
+    config = toy_config(3, 4, 4)
     scores = _scores([[0.9, 0.8, 0.7, 0.6], [0.0, 0.0, 0.02, 0.0], [0.0, 0.5, 0.0, 0.0]])
     free = allocate(scores, config, "global-interp", fa_heads=4)
     assert free.fa_heads == ((0, 1, 2, 3), (), ())
@@ -111,7 +100,7 @@ def test_global_interp_keeps_the_best_and_one_per_layer(caplog):
 
 
 def test_no_log_where_the_constraint_does_not_bind(caplog):
-    config = _config(2, 4, 4)
+    config = toy_config(2, 4, 4)
     scores = _scores([[0.9, 0.0, 0.0, 0.0], [0.0, 0.0, 0.2, 0.1]])
     with caplog.at_level(logging.INFO):
         assert allocate(scores, config, fa_heads=3).fa_heads == ((0,), (2, 3))
@@ -119,7 +108,7 @@ def test_no_log_where_the_constraint_does_not_bind(caplog):
 
 
 def test_layer_interp_takes_the_best_of_each_layer():
-    config = _config(5, 6, 3)
+    config = toy_config(5, 6, 3)
     scores = _random_scores(config)
     plan = allocate(scores, config, "layer-interp", fa_heads=15)
     best = [tuple(sorted(np.argsort(score_N)[-3:].tolist())) for score_N in scores.mean_abs_LN]
@@ -127,25 +116,25 @@ def test_layer_interp_takes_the_best_of_each_layer():
 
 
 def test_layer_random_draws_as_many_in_each_layer():
-    config = _config(4, 8, 4)
+    config = toy_config(4, 8, 4)
     plans = [allocate(None, config, "layer-random", fa_heads=12, seed=s) for s in range(5)]
     assert all({len(heads) for heads in plan.fa_heads} == {3} for plan in plans)
     assert all(len(set(plan.fa_heads)) > 1 for plan in plans)
 
 
 def test_fixed_takes_the_same_heads_everywhere():
-    plan = allocate(None, _config(4, 8, 4), "fixed", fa_heads=8, seed=2)
+    plan = allocate(None, toy_config(4, 8, 4), "fixed", fa_heads=8, seed=2)
     assert len(set(plan.fa_heads)) == 1 and len(plan.fa_heads[0]) == 2
 
 
 def test_global_random_is_not_constrained():
-    config = _config(4, 8, 4)
+    config = toy_config(4, 8, 4)
     plans = [allocate(None, config, "global-random", fa_heads=4, seed=s) for s in range(10)]
     assert any(() in plan.fa_heads for plan in plans)
 
 
 def test_random_without_receivers_misses_every_one():
-    config = _config(2, 4, 2)
+    config = toy_config(2, 4, 2)
     scores = _scores([[0.0, 0.5, 0.01, 0.0], [0.009, 0.0, 0.0, 0.2]])
     for seed in range(10):
         plan = allocate(scores, config, "random-without-receivers", fa_heads=4, seed=seed)
@@ -200,27 +189,27 @@ def test_only_softmax_heads_of_a_hybrid_are_kept(strategy):
 )
 def test_wrong_requests_are_user_errors(request_, message):
     with pytest.raises(UserError, match=message):
-        allocate(_scores(np.zeros((2, 4))), _config(2, 4, 2), **({"fa_heads": 4} | request_))
+        allocate(_scores(np.zeros((2, 4))), toy_config(2, 4, 2), **({"fa_heads": 4} | request_))
 
 
 @pytest.mark.parametrize("strategy", [*INTERP, "random-without-receivers"])
 def test_strategies_that_need_scores_say_so(strategy):
     with pytest.raises(UserError, match=f"strategy {strategy} needs head scores"):
-        allocate(None, _config(2, 4, 2), strategy, fa_heads=4)
+        allocate(None, toy_config(2, 4, 2), strategy, fa_heads=4)
 
 
 def test_scores_of_another_model_are_a_user_error():
     with pytest.raises(UserError, match="scores are for 3 layers of 4 heads, the model has 2 of 4"):
-        allocate(_scores(np.zeros((3, 4))), _config(2, 4, 2), fa_heads=4)
+        allocate(_scores(np.zeros((3, 4))), toy_config(2, 4, 2), fa_heads=4)
     config, scores = _hybrid()
     with pytest.raises(UserError, match="layer 0: the scores are for other softmax heads"):
-        allocate(scores, _config(4, 6, 3), fa_heads=4)
+        allocate(scores, toy_config(4, 6, 3), fa_heads=4)
     with pytest.raises(UserError, match="layer 0: the scores are for other softmax heads"):
         allocate(_scores(np.zeros((4, 6))), config, fa_heads=4)
 
 
 def test_a_layer_without_softmax_heads_cannot_keep_one():
-    config = dataclasses.replace(_config(2, 4, 2), mixers=(FullAttention(), Hydra(fa_heads=())))
+    config = dataclasses.replace(toy_config(2, 4, 2), mixers=(FullAttention(), Hydra(fa_heads=())))
     scores = made_scores(np.zeros((1, 2, 4)), softmax_LN=[[True] * 4, [False] * 4])
     with pytest.raises(UserError, match=r"has 0 softmax heads, .* use global-interp"):
         allocate(scores, config, fa_heads=2)

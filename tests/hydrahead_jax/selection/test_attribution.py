@@ -12,7 +12,7 @@ STEP = 0.005
 
 def _slope(config, params, pairs, frozen_LN, head) -> np.ndarray:
     """Returns -dm/de where the head is (1 - e) O(x) + e O(x'), by central difference."""
-    clean, corrupted = reference._both(config, params, pairs)
+    _, (clean, corrupted) = reference._both(config, params, pairs)
 
     def readout(e: float):
         mask_LN, values = frozen_LN.copy(), list(clean)

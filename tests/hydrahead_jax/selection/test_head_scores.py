@@ -49,11 +49,7 @@ def test_means_are_over_pairs_and_clamped_in_each_pair():
 
 def test_score_is_effect_times_kappa_fused_over_capabilities():
     scores = made_scores(
-        [
-            [[0.8, 0.2], [0.0, 0.004]],
-            [[0.4, 0.0], [0.0, 0.0]],
-            [[0.0, 0.0], [0.5, 0.25]],
-        ],
+        [[[0.8, 0.2], [0.0, 0.004]], [[0.4, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.5, 0.25]]],
         CAPABILITIES,
     )
     np.testing.assert_allclose(scores.effect_LN("retrieval"), [[0.6, 0.1], [0.0, 0.002]])
@@ -64,10 +60,7 @@ def test_score_is_effect_times_kappa_fused_over_capabilities():
 
 
 def test_senders_count_by_the_larger_effect_and_are_critical():
-    scores = made_scores(
-        [[[0.5, 0.0, 0.004, -0.3]]],
-        sender_PLN=[[[0.2, 0.4, 0.0, np.nan]]],
-    )
+    scores = made_scores([[[0.5, 0.0, 0.004, -0.3]]], sender_PLN=[[[0.2, 0.4, 0.0, np.nan]]])
     np.testing.assert_allclose(scores.effect_PLN, [[[0.5, 0.4, 0.004, 0.0]]])
     np.testing.assert_allclose(scores.raw_PLN, [[[0.5, 0.4, 0.004, -0.3]]])
     np.testing.assert_allclose(scores.score_LN, [[1.0, 0.8, 0.0, 0.0]])

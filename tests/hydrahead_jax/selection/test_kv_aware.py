@@ -7,27 +7,16 @@ import logging
 import numpy as np
 import pytest
 
-from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.selection import HeadScores, allocate, plan_cost, trade_off
 from hydrahead_jax.selection.plans.strategies import INTERP, STRATEGIES
 from hydrahead_jax.selection.scores.ranking import levels, ranking
 from tests.hydrahead_jax.selection.made_scores import made_scores
+from tests.toy_config import toy_config
 
 SHAPES = [(3, 4, 2), (2, 6, 3), (4, 3, 1)]
 KV_HEAD_BYTES = 2 * 4 * 2
-
-
-def _config(layers: int, query_heads: int, kv_heads: int) -> ModelConfig:
-    return ModelConfig(
-        vocab=10,
-        embed=8,
-        mlp=8,
-        query_heads=query_heads,
-        kv_heads=kv_heads,
-        head_dim=4,
-        mixers=(FullAttention(),) * layers,
-    )
 
 
 def _scores(shape, kind: str, softmax_LN=None) -> HeadScores:
@@ -92,7 +81,7 @@ def _budgets(shape):
 @pytest.mark.parametrize("kind", ["apart", "steps", "equal"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fewest_kv_heads_within_the_slack_equal_brute_force(shape, kind):
-    config, scores = _config(*shape), _scores(shape, kind)
+    config, scores = toy_config(*shape), _scores(shape, kind)
     plans = _AllPlans(scores, config)
     for strategy, multiple, fa_heads in _budgets(shape):
         allowed_X = plans.allowed(strategy, fa_heads, multiple)
@@ -113,7 +102,7 @@ def test_fewest_kv_heads_within_the_slack_equal_brute_force(shape, kind):
 @pytest.mark.parametrize("kind", ["few", "equal"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_most_mass_within_the_bytes_equals_brute_force(shape, kind):
-    config, scores = _config(*shape), _scores(shape, kind)
+    config, scores = toy_config(*shape), _scores(shape, kind)
     plans = _AllPlans(scores, config)
     requests = [*_budgets(shape)]
     requests += {(s, m, None) for s, m, _ in requests if s != "layer-interp"}
@@ -135,7 +124,7 @@ def test_most_mass_within_the_bytes_equals_brute_force(shape, kind):
 def test_a_hybrid_keeps_only_softmax_heads():
     fa_heads = ((0, 1, 2, 3), (2, 3), (1, 2, 3))
     config = dataclasses.replace(
-        _config(3, 4, 2), mixers=tuple(Hydra(fa_heads=heads) for heads in fa_heads)
+        toy_config(3, 4, 2), mixers=tuple(Hydra(fa_heads=heads) for heads in fa_heads)
     )
     softmax_LN = np.array([[n in heads for n in range(4)] for heads in fa_heads])
     scores = _scores((3, 4, 2), "apart", softmax_LN)
@@ -156,7 +145,7 @@ def test_a_hybrid_keeps_only_softmax_heads():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kv_heads", [4, 6, 11, 16])
 def test_every_strategy_fits_into_the_bytes(strategy, kv_heads):
-    config, scores = _config(4, 8, 4), _scores((4, 8, 4), "apart")
+    config, scores = toy_config(4, 8, 4), _scores((4, 8, 4), "apart")
     kv_bytes = kv_heads * 2 * KV_HEAD_BYTES
     if strategy == "random-without-receivers":
         scores = made_scores(np.zeros((1, 4, 8)))
@@ -169,7 +158,7 @@ def test_every_strategy_fits_into_the_bytes(strategy, kv_heads):
 
 
 def test_layer_interp_keeps_as_many_heads_a_layer_as_the_bytes_allow():
-    config, scores = _config(2, 6, 3), _scores((2, 6, 3), "apart")
+    config, scores = toy_config(2, 6, 3), _scores((2, 6, 3), "apart")
     how = {"strategy": "layer-interp", "kv_bytes": 4 * KV_HEAD_BYTES}
     assert [len(heads) for heads in allocate(scores, config, **how).fa_heads] == [4, 4]
     plan = allocate(scores, config, **how, tensor_multiple=3)
@@ -178,7 +167,7 @@ def test_layer_interp_keeps_as_many_heads_a_layer_as_the_bytes_allow():
 
 @pytest.mark.parametrize("strategy", INTERP)
 def test_trade_off_equals_brute_force(strategy):
-    config, scores = _config(3, 4, 2), _scores((3, 4, 2), "apart")
+    config, scores = toy_config(3, 4, 2), _scores((3, 4, 2), "apart")
     plans = _AllPlans(scores, config)
     allowed_X = plans.allowed(strategy, 6, 1)
     curve = trade_off(scores, config, strategy, fa_heads=6)
@@ -195,7 +184,7 @@ def test_trade_off_equals_brute_force(strategy):
 
 
 def test_trade_off_with_as_many_heads_as_the_kv_heads_serve():
-    config, scores = _config(3, 4, 2), _scores((3, 4, 2), "apart")
+    config, scores = toy_config(3, 4, 2), _scores((3, 4, 2), "apart")
     curve = trade_off(scores, config, fa_heads=None)
     assert curve.kv_heads_X.tolist() == [3, 4, 5, 6] and curve.score_mass_X[-1] == 1.0
     plan = allocate(scores, config, kv_bytes=4 * KV_HEAD_BYTES)
@@ -205,7 +194,7 @@ def test_trade_off_with_as_many_heads_as_the_kv_heads_serve():
 
 
 def test_cost_and_saving_are_reported(caplog):
-    config = _config(2, 4, 2)
+    config = toy_config(2, 4, 2)
     scores = made_scores([[[1.0, 0.0, 0.6, 0.59], [0.5, 0.49, 0.51, 0.0]]])
     naive = allocate(scores, config, fa_heads=4)
     assert naive.fa_heads == ((0, 2, 3), (2,))
@@ -221,7 +210,7 @@ def test_cost_and_saving_are_reported(caplog):
 
 
 def test_equal_plans_are_drawn_by_the_seed():
-    config, scores = _config(4, 4, 2), _scores((4, 4, 2), "equal")
+    config, scores = toy_config(4, 4, 2), _scores((4, 4, 2), "equal")
     plans = [
         allocate(scores, config, "global-interp", fa_heads=4, kv_slack=0.0, seed=seed)
         for seed in range(12)

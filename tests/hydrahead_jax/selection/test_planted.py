@@ -10,7 +10,7 @@ import pytest
 
 from hydrahead_jax.models import layer_config, merge, merge_block
 from hydrahead_jax.ops.rope import rope
-from hydrahead_jax.selection import SelectionSettings, select
+from hydrahead_jax.selection import SelectionSettings
 from hydrahead_jax.selection.probes.pairs import ProbePairs
 from tests.hydrahead_jax.selection.conftest import BYSTANDERS, PREVIOUS_HEAD, RECEIVER
 
@@ -19,10 +19,8 @@ LAYERS, HEADS = 2, 4
 
 
 @pytest.fixture(scope="module")
-def run(planted_config, planted_params, planted_tokenizer, words):
-    return functools.cache(
-        lambda settings: select(planted_config, planted_params, planted_tokenizer, words, settings)
-    )
+def run(scored):
+    return functools.cache(scored)
 
 
 def others(*heads) -> list[tuple[int, int]]:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -18,16 +19,9 @@ from tests.hydrahead_jax.selection.conftest import RECEIVER
 SETTINGS = SelectionSettings(length=64, needles=6, batch=4, senders="none")
 
 
-def test_a_selection_and_its_account(planted_config, planted_params, planted_tokenizer, words):
+def test_a_selection_and_its_account(planted_config, scored):
     ticks = []
-    selection = select(
-        planted_config,
-        planted_params,
-        planted_tokenizer,
-        words,
-        SETTINGS,
-        progress=lambda *tick: ticks.append(tick),
-    )
+    selection = scored(SETTINGS, progress=lambda *tick: ticks.append(tick))
     scores, account = selection.scores, selection.account
     assert ticks == [("receivers", 4 * i, 56) for i in range(1, 15)]
     assert scores.probes[0] == "niah_single_1" and scores.probes[-1] == "niah_multikey_2_keys"
@@ -41,12 +35,8 @@ def test_a_selection_and_its_account(planted_config, planted_params, planted_tok
     assert receivers_kept(scores, plan) == 1 and 2 in plan.fa_heads[1]
 
 
-def test_general_pairs_are_a_capability_of_their_own(
-    planted_config, planted_params, planted_tokenizer, words
-):
-    run = lambda **more: select(
-        planted_config, planted_params, planted_tokenizer, words, SETTINGS, **more
-    )
+def test_general_pairs_are_a_capability_of_their_own(scored):
+    run = functools.partial(scored, SETTINGS)
     pairs = run().pairs[0]
     selection = run(general=[(SubProbe(name="cloze", capability="general"), pairs)])
     assert selection.scores.capabilities == ("retrieval",) * 7 + ("general",)
@@ -69,12 +59,8 @@ def test_a_model_that_does_not_retrieve_is_a_user_error(
         select(planted_config, mute, planted_tokenizer, words, SETTINGS)
 
 
-def test_pairs_that_say_too_little_are_left_out_and_counted(
-    planted_config, planted_params, planted_tokenizer, words
-):
-    run = lambda **more: select(
-        planted_config, planted_params, planted_tokenizer, words, SETTINGS, **more
-    )
+def test_pairs_that_say_too_little_are_left_out_and_counted(scored):
+    run = functools.partial(scored, SETTINGS)
     pairs = run().pairs[0]
     dull = pairs.corrupt_BT.copy()
     dull[:2] = pairs.tokens_BT[:2]

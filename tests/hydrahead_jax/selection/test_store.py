@@ -57,21 +57,18 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
     assert list((tmp_path / "pairs").rglob("*.npz")) == []
 
 
-def test_a_selection_goes_on_where_it_stopped(
-    tmp_path, planted_config, planted_params, planted_tokenizer, words
-):
-    model = (planted_config, planted_params, planted_tokenizer, words)
-    whole = select(*model, SETTINGS)
+def test_a_selection_goes_on_where_it_stopped(tmp_path, planted_params, scored):
+    whole = scored(SETTINGS)
 
     def stop(stage, done, total):
         if done == 24:
             raise Stopped
 
     with pytest.raises(Stopped):
-        select(*model, SETTINGS, store=tmp_path / "pairs", progress=stop)
+        scored(SETTINGS, store=tmp_path / "pairs", progress=stop)
     kept = {path: path.read_bytes() for path in (tmp_path / "pairs").rglob("*.npz")}
     assert len(kept) == 6
-    resumed = select(*model, SETTINGS, store=tmp_path / "pairs")
+    resumed = scored(SETTINGS, store=tmp_path / "pairs")
     assert all(path.read_bytes() == data for path, data in kept.items())
     for name in ("whole.csv", "resumed.csv"):
         {"whole.csv": whole, "resumed.csv": resumed}[name].scores.save_csv(tmp_path / name)
@@ -81,4 +78,5 @@ def test_a_selection_goes_on_where_it_stopped(
     louder = jax.tree.map(lambda x: x, planted_params)
     louder["layers"][1]["mlp"]["w_up_DF"] *= 2
     with pytest.raises(UserError, match="holds a different set of scores"):
-        select(planted_config, louder, *model[2:], SETTINGS, store=tmp_path / "pairs")
+        config, _, *text = scored.args
+        select(config, louder, *text, SETTINGS, store=tmp_path / "pairs")

@@ -8,17 +8,9 @@ import numpy as np
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
 from hydrahead_jax.models import init_params
 from hydrahead_jax.selection.probes.pairs import ProbePairs
+from tests.toy_config import toy_config
 
-FULL = ModelConfig(
-    vocab=100,
-    embed=32,
-    mlp=48,
-    query_heads=4,
-    kv_heads=2,
-    head_dim=16,
-    mixers=(FullAttention(),) * 3,
-    rope_theta=1e4,
-)
+FULL = toy_config(3, vocab=100, embed=32, mlp=48, head_dim=16, rope_theta=1e4)
 CONFIGS = {
     "grouped": FULL,
     "one KV head each, own unembedding": dataclasses.replace(

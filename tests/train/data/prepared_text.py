@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
 from train.data.prepared.folder import PreparedFolder, document_pieces
@@ -12,6 +13,7 @@ from train.data.tokenizer import save_tokenizer, train_tokenizer
 from train.prepare.command import prepare
 
 VOCAB = 300
+SHARD_TOKENS = 600
 
 
 @functools.cache
@@ -38,12 +40,26 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def write_records(path: Path, *records: bytes) -> Path:
+    """Writes an ArrayRecord file."""
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def run(source: Path, tokenizer: Path, out: Path, **options) -> dict:
+    """Prepares a source quietly, in this process, and returns the manifest."""
+    options = {"workers": 1, "shard_tokens": SHARD_TOKENS, "say": lambda sentence: None} | options
+    return prepare((source,), tokenizer, out, **options)
+
+
 def prepared(folder: Path, documents: list[str], **options) -> PreparedFolder:
     """Prepares those documents in `folder`."""
     folder.mkdir()
     source = write_jsonl(folder / "text.jsonl", documents)
-    options = {"workers": 1, "shard_tokens": 600, "say": lambda sentence: None} | options
-    prepare((source,), write_tokenizer(folder / "tokenizer"), folder / "out", **options)
+    run(source, write_tokenizer(folder / "tokenizer"), folder / "out", **options)
     return PreparedFolder(folder / "out")
 
 

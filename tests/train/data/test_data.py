@@ -11,7 +11,7 @@ from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.niah import needle_symbols
 from tests.train import small
 from train.data.batches import DataConfig, NeedleData, check_data, make_batches
-from train.data.text import Corpus, TextSource, end_of_text, read_documents
+from train.data.text import Corpus, end_of_text
 
 NEEDLES = NeedleData(share=1.0, lengths=(40, 48), needles=(1, 3), queries_per_needle=2)
 
@@ -125,19 +125,6 @@ def test_share_of_needle_documents(text, corpus):
     batches = take(make_batches(data, corpus, 0), 20)
     found = [np.isin(tokens, symbols.keys).any() for b in batches for tokens, _ in segments(b)]
     assert abs(np.mean(found) - 0.25) < 0.02
-
-
-def test_folder_formats(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.txt").write_text("one")
-    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n\n{"text": "three", "id": 3}\n')
-    (tmp_path / "sub" / "c.md").write_text("four")
-    (tmp_path / "d.bin").write_bytes(b"\x00")
-    source = TextSource(folder=str(tmp_path))
-    assert read_documents(source) == ["one", "two", "three", "four"]
-    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n{"txt": 1}\n')
-    with pytest.raises(UserError, match=r"b\.jsonl, line 2"):
-        read_documents(source)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.text_files import records
+from tests.train.data.prepared_text import write_records
 from train.data.documents.counts import Counts, fate_of
 from train.data.documents.find import find_files
 from train.data.documents.parts import make_parts
@@ -43,13 +43,6 @@ def read(path: Path, part_bytes: int = 2**30) -> tuple[list[str], Counts]:
 
 def line(text) -> bytes:
     return json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
-
-
-def write_records(path: Path, *raw: bytes) -> None:
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for record in raw:
-        writer.write(record)
-    writer.close()
 
 
 @pytest.mark.parametrize("ending", COMPRESS)

@@ -1,7 +1,6 @@
 """Runs two real processes: killed, stopped by a signal, resumed, restored elsewhere."""
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from hydrahead_jax.errors import UserError
@@ -21,7 +19,7 @@ from train.distributed import EXIT_CODE, Gate, PeerLost, barrier, monitor, team
 from train.distributed.cluster import Cluster, find_cluster
 from train.distributed.team import Beat
 from train.files.param_paths import flatten, unflatten
-from train.files.run_folder import CHECKPOINTS, METRICS
+from train.files.run_folder import CHECKPOINTS
 from train.run.checkpoint import CheckpointStore
 from train.run.loop import restore
 from train.run.saved_model import load_run
@@ -42,9 +40,7 @@ def start(folder: Path) -> list[Member]:
 
 
 def logged(folder: Path) -> list[int]:
-    path = folder / "run" / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+    return [line["step"] for line in small.logged(folder / "run")]
 
 
 def wait_for_step(folder: Path, step: int) -> None:
@@ -65,12 +61,6 @@ def uninterrupted(tmp_path_factory):
 
 def parameters(folder: Path) -> dict:
     return flatten(load_run(folder / "run")[1])
-
-
-def assert_bitwise(actual: dict, expected: dict) -> None:
-    assert actual.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(np.asarray(actual[path]), np.asarray(leaf), err_msg=path)
 
 
 @real_pair
@@ -106,7 +96,7 @@ def test_a_pair_that_is_stopped_and_killed_resumes_together(uninterrupted, tmp_p
     assert "is dead: nothing heard of it for" in output and "last step" in output
 
     finish(start(tmp_path))
-    assert_bitwise(parameters(tmp_path), parameters(uninterrupted))
+    small.assert_bitwise(parameters(tmp_path), parameters(uninterrupted))
     assert logged(tmp_path) == list(range(1, STEPS + 1))
 
 
@@ -123,7 +113,7 @@ def test_checkpoint_of_a_pair_on_another_mesh_and_process_count(uninterrupted):
         store.close()
     assert said == [] and saved.step == STEPS
     assert {len(x.sharding.device_set) for x in jax.tree.leaves(saved.state)} == {1}
-    assert_bitwise(saved.state.trainable | saved.frozen, parameters(uninterrupted))
+    small.assert_bitwise(saved.state.trainable | saved.frozen, parameters(uninterrupted))
     assert flatten(unflatten(saved.state.trainable)).keys() == parameters(uninterrupted).keys()
 
 

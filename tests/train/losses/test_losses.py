@@ -15,7 +15,7 @@ from train.data.batches import Batch, DataConfig, NeedleData
 from train.losses import objectives
 from train.losses.model_batch import make_model_batch, next_token_targets
 from train.losses.objectives import OBJECTIVES
-from train.losses.shared import with_rms_ratios
+from train.losses.shared import whole_counts, with_rms_ratios
 from train.stage.optimizer import AdamW
 from train.stage.stage import Stage
 
@@ -40,7 +40,7 @@ def loss_of(stage: Stage, params: dict, batch: Batch, targets=None):
 
     def loss(params, batch, targets):
         batch = make_model_batch(batch, None)
-        counts = objective.counts(stage, batch)
+        counts = whole_counts(batch)
         return objective.loss(stage, small.STUDENT, params, batch, targets, counts, None)
 
     return jax.jit(loss)(params, batch, targets)
@@ -187,7 +187,7 @@ def test_parts_of_a_batch_add_up(batch, models):
         return objective.loss(kind, small.STUDENT, student, batch, targets, counts, None)
 
     whole = make_model_batch(jax.tree.map(jnp.asarray, batch), None)
-    counts = objective.counts(kind, whole)
+    counts = whole_counts(whole)
     expected, metrics = jax.jit(loss)(whole, counts)
     part = jax.jit(loss)
     parts = [part(jax.tree.map(lambda x, i=i: x[i : i + 1], whole), counts) for i in range(2)]

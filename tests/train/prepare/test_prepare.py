@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import read_json
 from tests.root import ROOT
 from tests.train.data import prepared_text
+from tests.train.data.prepared_text import SHARD_TOKENS, run
 from train.__main__ import main
 from train.data.batches import make_batches
 from train.data.documents import read
@@ -28,27 +28,7 @@ from train.data.documents.parts import make_parts
 from train.data.prepared.folder import MANIFEST, PreparedFolder
 from train.data.text import Corpus
 from train.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from train.prepare.command import prepare
 from train.prepare.job import WORK
-
-SHARD_TOKENS = 600
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    return prepared_text.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def run(source: Path, tokenizer: Path, out: Path, **options) -> dict:
-    options = {"workers": 1, "shard_tokens": SHARD_TOKENS, "say": lambda sentence: None} | options
-    return prepare((source,), tokenizer, out, **options)
-
-
-def write_records(path: Path, records: list[bytes]) -> None:
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
 
 
 def write_source(kind: str, folder: Path, documents: list[str]) -> Path:
@@ -61,19 +41,16 @@ def write_source(kind: str, folder: Path, documents: list[str]) -> Path:
         table = pyarrow.table({"id": range(len(documents)), "text": documents})
         pyarrow.parquet.write_table(table, path, row_group_size=7)
     elif kind == "arrayrecord":
-        write_records(path, [text.encode() for text in documents])
+        prepared_text.write_records(path, *(text.encode() for text in documents))
     else:
         lines = prepared_text.write_jsonl(folder / "lines", documents).read_bytes()
         if kind == "json.arrayrecord":
-            write_records(path, lines.splitlines())
+            prepared_text.write_records(path, *lines.splitlines())
         else:
+            zstandard = lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)
             compress = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard}[kind]
             path.write_bytes(compress(lines))
     return path
-
-
-def zstandard(data: bytes) -> bytes:
-    return pyarrow.compress(data, codec="zstd", asbytes=True)
 
 
 KINDS = ("txt", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrayrecord", "json.arrayrecord")

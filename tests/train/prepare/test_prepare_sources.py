@@ -1,5 +1,6 @@
 """Checks that `prepare` notices changed sources, and says what it left out."""
 
+import functools
 import itertools
 import json
 import os
@@ -13,14 +14,9 @@ from hydrahead_jax.json_file import read_json, write_json
 from tests.train.data import prepared_text
 from train.data.documents.read import read_part
 from train.data.prepared.folder import MANIFEST, PreparedFolder
-from train.prepare.command import prepare
 
+run = functools.partial(prepared_text.run, shard_tokens=2**25)
 CHANGED = r"out was begun differently: the source text\.jsonl has changed; choose another --out"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    return prepared_text.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -30,11 +26,6 @@ def source(tmp_path) -> Path:
     prepared_text.write_jsonl(tmp_path / "source" / "text.jsonl", prepared_text.texts(4000))
     assert (tmp_path / "source" / "text.jsonl").stat().st_size > 2**18
     return tmp_path / "source"
-
-
-def run(source: Path, tokenizer: Path, out: Path, **options) -> dict:
-    options = {"workers": 1, "say": lambda sentence: None} | options
-    return prepare((source,), tokenizer, out, **options)
 
 
 def edit(source: Path) -> None:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from hydrahead_jax.config import FullAttention, ModelConfig
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.selection.plans.quality import plan_quality
 from tests.hydrahead_jax.selection.made_scores import made_scores
+from tests.toy_config import toy_config
 from tests.train.reports.look import legend, lines, names, png_size, ticks
 from train.reports import curves
 
@@ -101,11 +101,9 @@ def test_the_length_curve_shows_every_length(drawn):
 
 @pytest.mark.parametrize("fa_heads", [((0,), (1,)), ((0, 1), (2, 3))])
 def test_the_quality_curve_shows_plans_ratios_and_the_plan(drawn, fa_heads):
-    sizes = {"vocab": 32, "embed": 16, "mlp": 16, "query_heads": 4, "kv_heads": 2, "head_dim": 8}
-    config = ModelConfig(**sizes, mixers=(FullAttention(),) * 2)
     plan = HeadPlan(fa_heads=fa_heads, query_heads=4, kv_heads=2, strategy="x")
     scores = made_scores(np.random.default_rng(0).random((1, 2, 4)))
-    quality = plan_quality(scores, config, plan)
+    quality = plan_quality(scores, toy_config(), plan)
     axes = drawn(curves.save_quality_curve, quality)
     points = lambda costs: [
         [cost.kv_bytes_per_token / 1024 for cost in costs],

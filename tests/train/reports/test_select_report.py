@@ -5,24 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.config import FullAttention, Hydra
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.selection import Selection
 from hydrahead_jax.selection.probes.pairs import ProbePairs
 from hydrahead_jax.selection.probes.retrieval import SubProbe
 from tests.hydrahead_jax.selection.made_scores import made_scores
+from tests.toy_config import toy_config
 from tests.train.reports.look import figures_of
 from train.reports.select_page import write_select_report
 
-CONFIG = ModelConfig(
-    vocab=32,
-    embed=16,
-    mlp=16,
-    query_heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mixers=(FullAttention(), Hydra(fa_heads=(0, 1))),
-)
+CONFIG = toy_config(mixers=(FullAttention(), Hydra(fa_heads=(0, 1))))
 SOFTMAX_LN = np.array([[True] * 4, [True, True, False, False]])
 AGREED = {"mean": 0.75, "low": 0.5, "high": 1.0}
 ROW = {"spearman_critical": None, "spearman_all": AGREED, "jaccard": AGREED}

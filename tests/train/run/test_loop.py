@@ -1,7 +1,6 @@
 """Checks stages, checkpoints and resuming, in one process."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -38,17 +37,6 @@ def uninterrupted(text, tmp_path_factory):
     return folder, result.params
 
 
-def assert_bitwise(actual: dict, expected: dict) -> None:
-    actual, expected = flatten(actual), flatten(expected)
-    assert actual.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(np.asarray(actual[path]), np.asarray(leaf), err_msg=path)
-
-
-def logged(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-
-
 def stop_after(monkeypatch, count: int) -> None:
     """Makes the run end with Killed where it takes one more batch than `count`."""
     left = [count]
@@ -75,13 +63,13 @@ def test_resumed_run_is_bitwise_the_same(stage, steps, text, uninterrupted, tmp_
     said = []
     result = loop.run(dataclasses.replace(job, say=said.append))
     assert f"resuming {tmp_path} at step {4 * stage + 2} of 12" in said
-    assert_bitwise(result.params, uninterrupted[1])
-    steps_logged = [line["step"] for line in logged(tmp_path)]
+    small.assert_bitwise(result.params, uninterrupted[1])
+    steps_logged = [line["step"] for line in small.logged(tmp_path)]
     assert steps_logged == list(range(1, 13))
 
 
 def test_metrics_of_the_stages(uninterrupted):
-    lines = logged(uninterrupted[0])
+    lines = small.logged(uninterrupted[0])
     assert [line["stage"] for line in lines] == ["align"] * 4 + ["distill"] * 4 + ["finetune"] * 4
     assert {"mse_layer_00", "mse_layer_01"} <= lines[0].keys()
     assert all(np.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)
@@ -96,7 +84,7 @@ def test_finished_run_is_left_alone(text, uninterrupted):
     before = (folder / METRICS).read_bytes()
     result = loop.run(small.job(folder, text, small.stages(text)))
     assert result.was_finished
-    assert_bitwise(result.params, params)
+    small.assert_bitwise(result.params, params)
     assert (folder / METRICS).read_bytes() == before
 
 
@@ -141,8 +129,8 @@ def test_damaged_checkpoint_falls_back(damage, text, uninterrupted, tmp_path):
     sentence = next(s for s in said if "damaged" in s)
     assert sentence.startswith("the checkpoint at step 12 is damaged (")
     assert sentence.endswith("; continuing from the one at step 10")
-    assert_bitwise(result.params, uninterrupted[1])
-    assert_bitwise(load_run_params(folder), uninterrupted[1])
+    small.assert_bitwise(result.params, uninterrupted[1])
+    small.assert_bitwise(load_run_params(folder), uninterrupted[1])
 
 
 def load_run_params(folder):
@@ -163,7 +151,7 @@ def test_all_checkpoints_damaged_starts_anew(text, uninterrupted, tmp_path):
     assert any(
         s.endswith("is damaged (data/metadata has changed); the run starts anew") for s in said
     )
-    assert_bitwise(result.params, uninterrupted[1])
+    small.assert_bitwise(result.params, uninterrupted[1])
 
 
 def test_checkpoint_without_seal_is_not_trusted(text, uninterrupted, tmp_path):
@@ -174,7 +162,7 @@ def test_checkpoint_without_seal_is_not_trusted(text, uninterrupted, tmp_path):
     said = []
     result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
     assert "the checkpoint at step 12 is incomplete; continuing from the one at step 10" in said
-    assert_bitwise(result.params, uninterrupted[1])
+    small.assert_bitwise(result.params, uninterrupted[1])
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(text, tmp_path):

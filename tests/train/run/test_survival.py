@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.machinery
-import json
 import os
 import resource
 import signal
@@ -39,7 +38,7 @@ def uninterrupted(tmp_path_factory):
     small.write_texts(folder / "text")
     (folder / "run").mkdir()
     job = pair.job(folder, STEPS, MeshConfig())
-    return job, flatten(loop.run(job).params)
+    return job, loop.run(job).params
 
 
 @pytest.fixture
@@ -47,17 +46,6 @@ def job(uninterrupted, tmp_path):
     """Returns the same run in a folder of its own; its step is compiled already."""
     (tmp_path / "run").mkdir()
     return dataclasses.replace(uninterrupted[0], folder=tmp_path / "run")
-
-
-def assert_bitwise(params: dict, expected: dict) -> None:
-    params = flatten(params)
-    assert params.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(np.asarray(params[path]), np.asarray(leaf), err_msg=path)
-
-
-def logged(job) -> list[dict]:
-    return [json.loads(line) for line in (job.folder / METRICS).read_text().splitlines()]
 
 
 def change_batches(monkeypatch, change) -> None:
@@ -90,8 +78,9 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_kept(job, monkeypatch)
     settings = dataclasses.replace(job.running, max_skipped=3)
     result = loop.run(dataclasses.replace(job, running=settings, say=said.append))
     assert all(np.isfinite(leaf).all() for leaf in flatten(result.params).values())
-    assert [line["skipped"] for line in logged(job)] == [0, 0, 1, 2, 2, 3, 3, 3]
-    assert ["loss" in line for line in logged(job)] == [n not in (3, 4, 6) for n in range(1, 9)]
+    lines = small.logged(job.folder)
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert ["loss" in line for line in lines] == [n not in (3, 4, 6) for n in range(1, 9)]
     files = sorted(path.name for path in (job.folder / FOLDER).iterdir())
     assert files == [f"finetune_{step}_process_0.npz" for step in (3, 4, 6)]
     with np.load(job.folder / FOLDER / files[0]) as batch:
@@ -125,13 +114,13 @@ def test_a_signal_saves_at_the_next_step_and_the_run_resumes(
         with pytest.raises(distributed.Stopped, match="the same command continues") as stopped:
             loop.run(job)
     assert signal.getsignal(number) == before
-    step = logged(job)[-1]["step"]
+    step = small.logged(job.folder)[-1]["step"]
     assert f"stopped by a signal after step {step}, stage 'finetune'" in str(stopped.value)
     assert step in (4, 5, 6)
     said = []
     result = loop.run(dataclasses.replace(job, say=said.append))
     assert f"resuming {job.folder} at step {step} of {STEPS}" in said
-    assert_bitwise(result.params, uninterrupted[1])
+    small.assert_bitwise(result.params, uninterrupted[1])
 
 
 @contextlib.contextmanager
@@ -165,7 +154,7 @@ def test_a_write_that_fails_names_the_last_checkpoint_and_loses_nothing(
     assert ": File too large; the last complete checkpoint is step 4; " in str(failed.value)
     assert "give the same command again to continue" in str(failed.value)
     result = loop.run(job)
-    assert_bitwise(result.params, uninterrupted[1])
+    small.assert_bitwise(result.params, uninterrupted[1])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +211,7 @@ def test_an_error_in_the_data_is_raised_where_its_batch_is_due():
 
 
 def test_metrics_say_how_fast_it_goes(uninterrupted):
-    lines = logged(uninterrupted[0])
+    lines = small.logged(uninterrupted[0].folder)
     for line in lines:
         assert 0 < line["tokens_per_second"] <= line["padded_tokens_per_second"]
         assert 0 <= line["data_wait_seconds"]

@@ -18,6 +18,7 @@ from train.data.batches import make_batches
 from train.data.text import load_corpus
 from train.losses.model_batch import make_model_batch
 from train.losses.objectives import objective_of
+from train.losses.shared import whole_counts
 from train.stage.stage import stage_seed
 from train.stage.teacher_cache import TeacherCache
 from train.teacher.cache_folder import Block, CacheFolder, Part, part_name, write_block
@@ -81,7 +82,7 @@ def test_what_is_kept_and_its_loss(config, corpus):
 
     def loss(params, batch):
         made, objective = make_model_batch(batch, None), objective_of(stage)
-        counts = objective.counts(stage, made)
+        counts = whole_counts(made)
         return objective.loss(stage, small.STUDENT, params, made, None, counts, None)[0]
 
     student = init_params(small.STUDENT, jax.random.key(2))

@@ -1,5 +1,6 @@
 """Reads the records of ArrayRecord files."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +23,9 @@ def look_at(path: Path) -> tuple[int, bool]:
     Raises:
       UserError: the file is damaged.
     """
-    try:
-        reader = ArrayRecordReader(str(path))
+    with _opened(path, "") as reader:
         count = reader.num_records()
         first = reader.read([0])[0] if count else b""
-        reader.close()
-    except _ERRORS as error:
-        raise UserError(
-            f"cannot read {shown(path)}: {error}; copy the file again, or leave it out"
-        ) from error
     try:
         return count, isinstance(parse_json(first), dict)
     except Unusable:
@@ -43,14 +38,17 @@ def records(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
     Raises:
       UserError: the file is damaged.
     """
+    with _opened(path, _OPTIONS) as reader:
+        for first in range(start, stop, _AT_A_TIME):
+            last = min(first + _AT_A_TIME, stop)
+            yield from enumerate(reader.read(first, last), start=first + 1)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, options: str) -> Iterator[ArrayRecordReader]:
     try:
-        reader = ArrayRecordReader(str(path), options=_OPTIONS)
-        try:
-            for first in range(start, stop, _AT_A_TIME):
-                last = min(first + _AT_A_TIME, stop)
-                yield from enumerate(reader.read(first, last), start=first + 1)
-        finally:
-            reader.close()
+        with contextlib.closing(ArrayRecordReader(str(path), options)) as reader:
+            yield reader
     except _ERRORS as error:
         raise UserError(
             f"cannot read {shown(path)}: {error}; copy the file again, or leave it out"

@@ -73,8 +73,9 @@ def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).strip().partition("\n")[0][:150]
         raise UserError(
-            f"cannot read {shown(path)}: {_first_line(error)}; copy the file again, or leave it out"
+            f"cannot read {shown(path)}: {reason}; copy the file again, or leave it out"
         ) from error
 
 
@@ -83,7 +84,3 @@ def _as_bytes(array: pyarrow.Array) -> list[bytes | None]:
     if isinstance(array, pyarrow.DictionaryArray):
         array = array.dictionary.take(array.indices)
     return array.cast(pyarrow.large_binary()).to_pylist()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:150]

@@ -5,13 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydrahead_jax.text_files.names import shown
-from hydrahead_jax.text_files.parse import (
-    NotJson,
-    Unusable,
-    decode,
-    parse_json,
-    replace_surrogates,
-)
+from hydrahead_jax.text_files.parse import NotJson, Unusable, decode, parse_json, replace_surrogates
 from hydrahead_jax.text_files.records import LONGEST_RECORD, is_blank, json_records, next_line
 from hydrahead_jax.text_files.streams import open_stream
 from train.data.documents.array_records import records

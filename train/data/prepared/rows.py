@@ -1,5 +1,6 @@
 """Yields rows of prepared text in the order of training, the same for any number of processes."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -127,30 +128,26 @@ def _order(folder: int, rows: int, seed: int) -> grain.MapDataset:
     return numbers.map(lambda row: (folder, row))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Reader:
     """Reads batches by number."""
 
-    def __init__(
-        self,
-        folders: list[PreparedFolder],
-        plans: list[Plan],
-        order: grain.MapDataset,
-        length: int,
-        batch: int,
-        rows: tuple[int, ...],
-    ):
-        self._folders, self._plans, self._order = folders, plans, order
-        self._length, self._batch, self._rows = length, batch, rows
+    folders: list[PreparedFolder]
+    plans: list[Plan]
+    order: grain.MapDataset
+    length: int
+    batch: int
+    rows: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch
+        return len(self.order) // self.batch
 
     def __getitem__(self, number: int) -> Rows:
-        first = int(number) * self._batch
-        places = [self._order[first + row] for row in self._rows]
-        tokens_BT = np.zeros((len(places), self._length), np.int32)
+        first = int(number) * self.batch
+        places = [self.order[first + row] for row in self.rows]
+        tokens_BT = np.zeros((len(places), self.length), np.int32)
         segment_ids_BT = np.zeros_like(tokens_BT)
-        for index, (folder, plan) in enumerate(zip(self._folders, self._plans, strict=True)):
+        for index, (folder, plan) in enumerate(zip(self.folders, self.plans, strict=True)):
             mine = [(b, row) for b, (chosen, row) in enumerate(places) if chosen == index]
             if mine:
                 _fill(tokens_BT, segment_ids_BT, folder, plan, mine)

@@ -8,8 +8,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     logits,
     new_tokens,
     padded_batch,
-    torch,
 )
+from tests.hydrahead_jax.interop.with_torch import torch
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 

@@ -12,9 +12,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     new_tokens,
     padded_batch,
     tokens,
-    torch,
-    transformers,
 )
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 NAMES = ["past_key_values", *(["cache"] if is_newer_than("5.24") else [])]
 

@@ -8,8 +8,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     logits,
     padded_batch,
     tokens,
-    torch,
 )
+from tests.hydrahead_jax.interop.with_torch import torch
 
 
 def test_torch_export_for_any_number_of_rows(model):

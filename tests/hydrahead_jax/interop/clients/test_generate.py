@@ -10,9 +10,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     new_tokens,
     padded_batch,
     tokens,
-    torch,
-    transformers,
 )
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +105,7 @@ def test_nothing_to_continue_is_refused(model, shape):
     empty = torch.zeros(shape, dtype=torch.long)
     assert_refused(lambda: model(empty), "no token")
     assert_refused(
-        lambda: model.generate(empty, attention_mask=empty, max_new_tokens=2),
-        "no token|empty",
+        lambda: model.generate(empty, attention_mask=empty, max_new_tokens=2), "no token|empty"
     )
 
 

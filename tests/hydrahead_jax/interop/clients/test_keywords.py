@@ -9,8 +9,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     logits,
     padded_batch,
     tokens,
-    torch,
 )
+from tests.hydrahead_jax.interop.with_torch import torch
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     logits,
     padded_batch,
     tokens,
-    torch,
 )
+from tests.hydrahead_jax.interop.with_torch import torch
 
 peft = pytest.importorskip("peft", reason="peft is not installed: LoRA tests need it")
 

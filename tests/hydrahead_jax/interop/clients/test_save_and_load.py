@@ -13,9 +13,8 @@ from tests.hydrahead_jax.interop.clients.tiny import (
     logits,
     padded_batch,
     tokens,
-    torch,
-    transformers,
 )
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 FLOAT32 = ("a_log", "dt_bias", "gamma")
 
@@ -45,8 +44,11 @@ def test_bfloat16_keeps_some_parameters_in_float32(folder, argument):
         kept = name.rsplit(".", 1)[-1] in FLOAT32
         assert weight.dtype == (torch.float32 if kept else torch.bfloat16), name
     exact = logits(load(folder), **padded_batch())
-    out = logits(model, **padded_batch())
+    with torch.inference_mode():
+        made = model(**padded_batch(), use_cache=True)
+    out = made.logits
     assert out.dtype == torch.bfloat16
+    assert made.past_key_values.layers[0].recurrent_states[0].dtype == torch.float32
     real = padded_batch()["attention_mask"] == 1
     difference = (out.float() - exact)[real]
     assert difference.square().mean() < 0.05**2 * exact[real].var()

@@ -2,12 +2,16 @@
 
 import pytest
 
+from hydrahead_jax.interop.hf_config import to_hf_config
+from tests.hydrahead_jax.interop import toy
 from tests.hydrahead_jax.interop.clients.tiny import (
     assert_refused,
+    load,
     new_tokens,
     padded_batch,
     tokens,
 )
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
@@ -17,8 +21,6 @@ def test_beams_are_those_without_a_cache(model, options):
 
 
 def test_sampled_beams_are_those_without_a_cache(model):
-    from tests.hydrahead_jax.interop.clients.tiny import torch
-
     options = {"num_beams": 3, "do_sample": True}
     torch.manual_seed(0)
     cached = new_tokens(model, padded_batch(), 12, **options)
@@ -37,8 +39,6 @@ def right_or_refused(model, match, **options):
 
 
 def test_assisted_decoding_is_greedy_decoding_or_refused(folder, model):
-    from tests.hydrahead_jax.interop.clients.tiny import load
-
     right_or_refused(model, "assisted", assistant_model=load(folder))
 
 
@@ -47,19 +47,8 @@ def test_prompt_lookup_is_greedy_decoding_or_refused(model):
 
 
 def test_a_hybrid_that_assists_another_model_is_right_or_refused(model):
-    import transformers
-
-    target = transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
-            vocab_size=97,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-        )
-    ).eval()
+    settings = transformers.Qwen3Config(**to_hf_config(toy.TEACHER, "float32"))
+    target = transformers.Qwen3ForCausalLM(settings).eval()
     target.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=0)
     right_or_refused(target, "assist|cropped", assistant_model=model)
 

@@ -4,14 +4,8 @@ import copy
 
 import pytest
 
-from tests.hydrahead_jax.interop.clients.tiny import (
-    assert_close,
-    load,
-    logits,
-    tokens,
-    torch,
-    transformers,
-)
+from tests.hydrahead_jax.interop.clients.tiny import assert_close, load, logits, tokens
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 pytest.importorskip("accelerate", reason="accelerate is not installed: Trainer needs it")
 

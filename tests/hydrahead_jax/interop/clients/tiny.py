@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.config import FullAttention
-from tests.hydrahead_jax.interop import toy
-
-torch = pytest.importorskip(
-    "torch",
-    reason="PyTorch is not installed in this environment: client tests run in the Python 3.11 cell",
-)
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+from tests.hydrahead_jax.interop import toy, with_torch
+from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 MIXED, DELTA = toy.hybrid((0, 3), ()).mixers
 CONFIG = dataclasses.replace(toy.TEACHER, mixers=(MIXED, FullAttention(), DELTA))
@@ -26,9 +21,7 @@ REFUSALS = (ValueError, TypeError, NotImplementedError)
 
 
 def load(folder, **options):
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, **options
-    )
+    model = with_torch.load(folder, **options)
     # No stop token: a sequence that stops early would compare fewer tokens.
     model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=0)
     return model
