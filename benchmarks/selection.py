@@ -84,7 +84,7 @@ def measure(config: ModelConfig, params: dict, length: int, depth: float, option
     """Returns median seconds of each way, and how far they agree on a sample of heads."""
     pairs = random_pair(config, length, depth)
     timed = functools.partial(median_seconds, repeats=options.repeats)
-    forward_s, _ = timed(lambda: forward(config, params, pairs))
+    forward_s, _ = timed(lambda: forward(config, params, pairs.tokens_BT))
     receivers_s, (_, patched_BLN) = timed(lambda: receivers(config, params, pairs))
     every = list(np.ndindex(config.layers, config.query_heads))
     heads = sample(every, options.heads, seed=0)
@@ -169,13 +169,9 @@ def random_pair(config: ModelConfig, length: int, depth: float) -> ProbePairs:
     return ProbePairs(tokens_BT, corrupt_BT, ones_BT, answer_BJ, draw(1, ANSWER))
 
 
-def forward(config: ModelConfig, params: dict, pairs: ProbePairs):
-    """Returns the logits that predict the answer of x."""
-    return _forward(config, params, jnp.asarray(pairs.tokens_BT))
-
-
 @functools.partial(jax.jit, static_argnames="config")
-def _forward(config: ModelConfig, params: dict, tokens_BT):
+def forward(config: ModelConfig, params: dict, tokens_BT):
+    """Returns the logits that predict the answer of x."""
     model = merge(config, params)
     at = readout_positions(tokens_BT.shape[1], ANSWER)
     return model.logits(model(tokens_BT).hidden_BTD[:, at])

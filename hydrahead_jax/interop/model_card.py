@@ -1,7 +1,7 @@
 """Writes README.md of an exported model."""
 
 from hydrahead_jax.cache import cache_bytes
-from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig
 from hydrahead_jax.interop.parity import Parity
 
 _LENGTHS = (4096, 32768, 262144)
@@ -77,7 +77,7 @@ Choices: {choices}.
 def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: str = "") -> str:
     """Returns Markdown. `facts` become rows of a table, and `header` lines of the header."""
     total = config.layers * config.query_heads
-    softmax = sum(len(_softmax_heads(config, layer)) for layer in range(config.layers))
+    softmax = sum(len(config.softmax_heads(layer)) for layer in range(config.layers))
     facts = {
         **facts,
         "Softmax heads": f"{softmax} of {total} ({softmax / total:.0%})",
@@ -99,13 +99,8 @@ def _table(rows: dict) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def _softmax_heads(config: ModelConfig, layer: int) -> tuple[int, ...]:
-    mixer = config.mixers[layer]
-    return tuple(range(config.query_heads)) if isinstance(mixer, FullAttention) else mixer.fa_heads
-
-
 def _heads_row(config: ModelConfig, layer: int) -> str:
-    heads = _softmax_heads(config, layer)
+    heads = config.softmax_heads(layer)
     kept = sorted({config.kv_head(head) for head in heads})
     listed = lambda numbers: ", ".join(map(str, numbers)) or "none"
     return f"| {layer} | {listed(heads)} | {listed(kept)} |"

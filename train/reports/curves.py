@@ -29,12 +29,7 @@ _DODGE = 1.03
 
 
 def save_knock_out_curves(
-    counts: Sequence[int],
-    curves: Curves,
-    path: Path,
-    *,
-    budget: int | None = None,
-    title: str = "Knock-out",
+    counts: Sequence[int], curves: Curves, path: Path, *, budget: int | None = None
 ) -> None:
     """Writes a PNG of the accuracy over heads removed, one line for each order.
 
@@ -62,11 +57,10 @@ def save_knock_out_curves(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     plain_axes(axes)
     legend_above(axes)
-    axes.figure.suptitle(title)
-    save(axes, path)
+    save(axes, path, title="Knock-out")
 
 
-def save_stability_curves(stability: dict, path: Path, *, title: str = "Stability") -> None:
+def save_stability_curves(stability: dict, path: Path) -> None:
     """Writes a PNG of what `stability.stability` returned, over the number of pairs.
 
     Lines compare a part of the pairs with all of them; a lone mark compares one half with the
@@ -85,11 +79,10 @@ def save_stability_curves(stability: dict, path: Path, *, title: str = "Stabilit
     pairs = [row["pairs"] for row in stability["over_pairs"]]
     axes.set(xlabel="pairs a sub-probe", ylabel="agreement")
     _finish(axes, pairs)
-    axes.figure.suptitle(title)
-    save(axes, path)
+    save(axes, path, title="Stability")
 
 
-def save_length_curve(stability: dict, path: Path, *, title: str = "Probe length") -> None:
+def save_length_curve(stability: dict, path: Path) -> None:
     """Writes a PNG: agreement of the scores at other document lengths with the selection's."""
     axes = make_axes(*CURVE_SIZE)
     for key, (name, colour, style, marker) in _MEASURES.items():
@@ -97,11 +90,10 @@ def save_length_curve(stability: dict, path: Path, *, title: str = "Probe length
         _error_bars(axes, stability["over_length"], "length", key, label=name, **shape)
     axes.set(xlabel="tokens of a document", ylabel="agreement with the selection's scores")
     _finish(axes, [row["length"] for row in stability["over_length"]])
-    axes.figure.suptitle(title)
-    save(axes, path)
+    save(axes, path, title="Probe length")
 
 
-def save_quality_curve(quality: Quality, path: Path, *, title: str = "Quality per byte") -> None:
+def save_quality_curve(quality: Quality, path: Path) -> None:
     """Writes a PNG of the share of the score mass that plans keep, over KV bytes per token."""
     axes = make_axes(*CURVE_SIZE)
     points = lambda costs: (
@@ -131,8 +123,7 @@ def save_quality_curve(quality: Quality, path: Path, *, title: str = "Quality pe
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     plain_axes(axes)
     legend_above(axes, columns=3)
-    axes.figure.suptitle(title)
-    save(axes, path)
+    save(axes, path, title="Quality per byte")
 
 
 def _error_bars(axes, rows: list[dict], x: str, key: str, dodge: float = 1.0, **style) -> None:

@@ -17,8 +17,10 @@ def make_axes(width: int, height: int) -> Axes:
     return figure.add_subplot()
 
 
-def save(axes: Axes, path: Path) -> None:
+def save(axes: Axes, path: Path, title: str | None = None) -> None:
     """Writes a PNG that holds nothing but the picture, so that equal pictures are equal files."""
+    if title is not None:
+        axes.figure.suptitle(title)
     axes.figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 

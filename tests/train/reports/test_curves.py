@@ -11,6 +11,12 @@ from train.reports import curves
 COUNTS = (0, 1, 2, 8)
 AGREED = {"mean": 0.5, "low": 0.4, "high": 0.6}
 ROW = {"spearman_critical": None, "spearman_all": AGREED, "jaccard": AGREED}
+TITLES = {
+    curves.save_knock_out_curves: "Knock-out",
+    curves.save_stability_curves: "Stability",
+    curves.save_length_curve: "Probe length",
+    curves.save_quality_curve: "Quality per byte",
+}
 MEASURES = ["rank correlation, all heads", "overlap of the best heads (Jaccard)"]
 STABILITY = {
     "over_pairs": [{"pairs": 1, **ROW}, {"pairs": 6, **ROW}],
@@ -25,10 +31,10 @@ def drawn(tmp_path, figures):
 
     def draw(save, *values, **settings):
         path = tmp_path / "curves.png"
-        save(*values, path, title="Title", **settings)
+        save(*values, path, **settings)
         assert png_size(path) == curves.CURVE_SIZE
         (axes,) = figures[path.name].axes
-        assert figures[path.name].get_suptitle() == "Title"
+        assert figures[path.name].get_suptitle() == TITLES[save]
         return axes
 
     return draw
