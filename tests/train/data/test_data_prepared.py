@@ -1,6 +1,7 @@
 """Checks rows of prepared text: the same for any processes, and brought back by a position."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 
@@ -39,10 +40,6 @@ def config(*folders, weights=(1.0, 1.0), **options) -> DataConfig:
         for folder, weight in zip(folders, weights, strict=False)
     ]
     return DataConfig(length=LENGTH, batch=BATCH, prepared=tuple(texts), **options)
-
-
-def take(batches, count: int) -> list:
-    return [next(batches) for _ in range(count)]
 
 
 def joined(parts: list, rows: list) -> dict[str, np.ndarray]:
@@ -119,7 +116,7 @@ def test_every_epoch_holds_every_token_once(packing, folders, corpus):
     documents = prepared_text.documents_of(folders[0])
     orders = []
     for _ in range(3):
-        epoch = [vars(batch) for batch in take(batches, rows)]
+        epoch = [vars(batch) for batch in itertools.islice(batches, rows)]
         orders.append([batch["tokens_BT"].tobytes() for batch in epoch])
         assert sorted(orders[0]) == sorted(orders[-1])
     assert orders[0] != orders[1] != orders[2]
@@ -154,7 +151,7 @@ def test_weights_are_shares_of_rows(weights, folders, corpus):
     data = config(*folders, weights=weights)
     plans = [plan_for(folder, LENGTH, "best_fit") for folder in folders]
     mine, others = (set(row_set(*pair)) for pair in zip(folders, plans, strict=True))
-    batches = take(make_batches(data, corpus, 0), 50)
+    batches = list(itertools.islice(make_batches(data, corpus, 0), 50))
     rows = [tuple(row) for batch in batches for row in batch.tokens_BT.tolist()]
     assert all((row in mine) != (row in others) for row in rows)
     assert abs(np.mean([row in mine for row in rows]) - weights[0] / sum(weights)) < 0.01
@@ -170,7 +167,7 @@ def row_set(folder, plan):
 @pytest.mark.parametrize("packing", ["best_fit", "split"])
 def test_segments_and_weights(packing, folders, corpus):
     data = config(folders[0], packing=packing, text_weight=0.5)
-    for batch in take(make_batches(data, corpus, 0), 10):
+    for batch in itertools.islice(make_batches(data, corpus, 0), 10):
         ids, tokens, weight = batch.segment_ids_BT, batch.tokens_BT, batch.loss_weight_BT
         assert ids.shape == tokens.shape == weight.shape == (BATCH, LENGTH)
         assert tokens.dtype == ids.dtype == np.int32 and weight.dtype == np.float32

@@ -109,28 +109,38 @@ def test_optimizer_state_is_for_trained_parameters_only(text):
     assert not set(frozen) & set(state.trainable)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "missing"])
-def test_damaged_checkpoint_falls_back(damage, text, uninterrupted, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted[0], folder)
-    newest = folder / CHECKPOINTS / "12"
-    for path in [max(newest.glob("params/d/*"), key=lambda p: p.stat().st_size)]:
-        content = bytearray(path.read_bytes())
-        if damage == "truncate":
-            path.write_bytes(content[: len(content) // 2])
-        elif damage == "missing":
-            path.unlink()
-        else:
-            middle = len(content) // 2
-            content[middle : middle + 64] = bytes(64)
-            path.write_bytes(content)
+@pytest.fixture
+def copied(uninterrupted, tmp_path):
+    """Returns the folder of a copy of that run."""
+    return shutil.copytree(uninterrupted[0], tmp_path / "run")
+
+
+def run_again(folder, text, params: dict) -> list[str]:
+    """Runs the stages in a folder, and returns what was said; they end with the parameters."""
     said = []
     result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    small.assert_bitwise(result.params, params)
+    return said
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "missing"])
+def test_damaged_checkpoint_falls_back(damage, text, uninterrupted, copied):
+    newest = copied / CHECKPOINTS / "12"
+    path = max(newest.glob("params/d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if damage == "truncate":
+        path.write_bytes(content[:middle])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        content[middle : middle + 64] = bytes(64)
+        path.write_bytes(content)
+    said = run_again(copied, text, uninterrupted[1])
     sentence = next(s for s in said if "damaged" in s)
     assert sentence.startswith("the checkpoint at step 12 is damaged (")
     assert sentence.endswith("; continuing from the one at step 10")
-    small.assert_bitwise(result.params, uninterrupted[1])
-    small.assert_bitwise(load_run_params(folder), uninterrupted[1])
+    small.assert_bitwise(load_run_params(copied), uninterrupted[1])
 
 
 def load_run_params(folder):
@@ -140,29 +150,20 @@ def load_run_params(folder):
     return params
 
 
-def test_all_checkpoints_damaged_starts_anew(text, uninterrupted, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted[0], folder)
-    for path in (folder / CHECKPOINTS).glob("*/data/metadata"):
+def test_all_checkpoints_damaged_starts_anew(text, uninterrupted, copied):
+    for path in (copied / CHECKPOINTS).glob("*/data/metadata"):
         path.write_text("{")
-    said = []
-    result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    said = run_again(copied, text, uninterrupted[1])
     assert sum("damaged" in s for s in said) == 3
-    assert any(
-        s.endswith("is damaged (data/metadata has changed); the run starts anew") for s in said
-    )
-    small.assert_bitwise(result.params, uninterrupted[1])
+    end = "is damaged (data/metadata has changed); the run starts anew"
+    assert any(s.endswith(end) for s in said)
 
 
-def test_checkpoint_without_seal_is_not_trusted(text, uninterrupted, tmp_path):
+def test_checkpoint_without_seal_is_not_trusted(text, uninterrupted, copied):
     """The process was killed between the last file and the checksums."""
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted[0], folder)
-    (folder / CHECKPOINTS / "12" / "checksums.json").unlink()
-    said = []
-    result = loop.run(small.job(folder, text, small.stages(text), say=said.append))
+    (copied / CHECKPOINTS / "12" / "checksums.json").unlink()
+    said = run_again(copied, text, uninterrupted[1])
     assert "the checkpoint at step 12 is incomplete; continuing from the one at step 10" in said
-    small.assert_bitwise(result.params, uninterrupted[1])
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(text, tmp_path):

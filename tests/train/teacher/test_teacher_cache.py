@@ -30,8 +30,9 @@ TOKENS = 16
 
 
 def with_cache(config, folder, tokens: int = TOKENS, **changes):
-    """Returns the transfer's second stage alone, with a cache."""
-    stage = dataclasses.replace(config.stages[1], **changes)
+    """Returns the stage that distills alone, with a cache."""
+    (stage,) = (stage for stage in config.stages if stage.loss == "distill")
+    stage = dataclasses.replace(stage, **changes)
     cache = TeacherCache(folder=str(folder), tokens=tokens)
     return dataclasses.replace(config, stages=(dataclasses.replace(stage, teacher_cache=cache),))
 
@@ -97,14 +98,9 @@ def test_what_is_kept_and_its_loss(config, corpus):
     assert 0 < actual < whole[real].mean()
 
 
-def config_with_stages(config):
-    """Returns a config whose second stage is the first of this one, as `with_cache` wants it."""
-    return dataclasses.replace(config, stages=(None, *config.stages))
-
-
 def test_continues_after_a_kill(config, folder, monkeypatch):
     """A block that was begun is written again, and the records are the same."""
-    again = with_cache(config_with_stages(config), folder / "again")
+    again = with_cache(config, folder / "again")
     monkeypatch.setattr(cache_teacher, "_BLOCK_BYTES", 1)
     write, said = cache_teacher.write_block, []
 
@@ -141,11 +137,11 @@ def test_a_stage_trains_from_it(config, folder):
     ("change", "message"),
     [
         (lambda c: dataclasses.replace(c, seed=1), "seed is 0 there and 1 here"),
-        (lambda c: with_cache(config_with_stages(c), "nowhere"), "is not there; make it"),
+        (lambda c: with_cache(c, "nowhere"), "is not there; make it"),
         (lambda c: staged(c, steps=9), "has 4 complete steps and the stage takes 9"),
         (lambda c: staged(c, data=dataclasses.replace(c.stages[0].data, length=12)), "length is"),
         (
-            lambda c: staged(c, teacher_cache=TeacherCache(folder=cache_of(c), tokens=5)),
+            lambda c: with_cache(c, c.stages[0].teacher_cache.folder, tokens=5),
             "tokens is 16 there and 5 here",
         ),
     ],
@@ -160,10 +156,6 @@ def test_a_cache_that_does_not_fit(config, change, message, tmp_path):
 
 def staged(config, **changes):
     return dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], **changes),))
-
-
-def cache_of(config) -> str:
-    return config.stages[0].teacher_cache.folder
 
 
 def test_a_cache_of_another_teacher_or_of_other_text(config, corpus, folder, tmp_path):
