@@ -36,7 +36,10 @@ def test_qwen3_presets_have_the_published_number_of_parameters(size):
         ({"kv_heads": 3}, "4 query heads are not a multiple of 3 KV heads"),
         ({"head_dim": 5}, "head_dim=5 must be even"),
         ({"mixers": (FULL, Hydra(fa_heads=(2, 1)))}, r"layer 1: fa_heads=\(2, 1\) must be sorted"),
-        ({"mixers": (Hydra(fa_heads=(4,)),)}, r"layer 0: .*=\(4,\) must be .* unique and below 4"),
+        (
+            {"mixers": (Hydra(fa_heads=(4,)),)},
+            r"layer 0: fa_heads=\(4,\) must be sorted, unique and below 4",
+        ),
         ({"mixers": (Hydra(fa_heads=(-1, 2)),)}, r"layer 0: fa_heads=\(-1, 2\) must be"),
     ],
 )
