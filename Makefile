@@ -107,10 +107,9 @@ $(LATEST_VENV)/installed: pyproject.toml $(LOCKS)
 	touch $@
 
 # Every implementation on every case, against float64: the tables of docs/numerics.md.
-# make kernels-hostile HOSTILE=tpu measures one of them.
+# make kernels-hostile HOSTILE="--op attention tpu" measures one of them.
 kernels-hostile: $(LATEST_VENV)/installed
-	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.pallas_kernels.gated_delta.error_table $(HOSTILE)
-	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.pallas_kernels.attention.error_table $(HOSTILE)
+	JAX_PLATFORMS=cpu $(LATEST_VENV)/bin/python -m tests.pallas_kernels.kit.error_table $(HOSTILE)
 
 # What the shipped configs take on their machines, into docs/planning.md; neither TPU nor GPU needed.
 # make planning PLANS="qwen3_8b_3to1 --again" makes the rows of one config anew.

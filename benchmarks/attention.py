@@ -14,15 +14,10 @@ import numpy as np
 from benchmarks.contestant import Contestant, installed
 from pallas_kernels import attention
 from pallas_kernels.attention import api
+from pallas_kernels.attention.shapes import Shape, irregular_shapes
+from pallas_kernels.attention.shapes import shapes as regular_shapes
 from pallas_kernels.report import tokamax_splash
-from pallas_kernels.report.attention import (
-    SOME_OF_16,
-    Shape,
-    flops,
-    inputs,
-    least_bytes,
-    regular_shape,
-)
+from pallas_kernels.report.attention import flops, inputs, least_bytes
 from tests.pallas_kernels.attention.cases import (
     HEADS,
     LOGITS,
@@ -32,27 +27,19 @@ from tests.pallas_kernels.attention.cases import (
     Case,
     make_inputs,
 )
-from tests.pallas_kernels.attention.implementations import bounds, error_ratios
 from tests.pallas_kernels.attention.oracle import Results, cotangents, float64_results
+from tests.pallas_kernels.attention.suite import ATTENTION
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
 LINEAR = False  # time is quadratic in the length
 LENGTH = 256  # every library takes this length
+too_far = functools.partial(ATTENTION.too_far, dtype="bfloat16")
 
 
-def shapes(options) -> list[Shape]:
-    """Returns shapes with regular heads, and with 4 irregular ones of each 16."""
-    regular = [
-        regular_shape(tokens, heads, heads // group, head_size=options.head_size)
-        for group in options.group
-        for heads in options.heads
-        for tokens in sorted(options.tokens)
-    ]
-    irregular = [
-        Shape(tokens=tokens, kv_head_of_query=SOME_OF_16, kv_heads=8, head_size=options.head_size)
-        for tokens in sorted(options.tokens)
-    ]
-    return regular + irregular
+def shapes(tokens, heads, groups, head_size) -> list[Shape]:
+    """Returns shapes with regular heads, and with 4 irregular ones of 16."""
+    regular = regular_shapes(tokens, heads, groups, head_size=head_size)
+    return regular + irregular_shapes(tokens, head_size=head_size)
 
 
 def hostile_cases(head_size: int) -> list[Case]:
@@ -64,16 +51,6 @@ def hostile_cases(head_size: int) -> list[Case]:
     same_map = [dataclasses.replace(case, **regular, **common) for case in forms]
     maps = [dataclasses.replace(case, length=LENGTH, **common) for case in HEADS]
     return [*same_map, *maps]
-
-
-def too_far(actual: Results, exact: Results) -> list[str]:
-    """Names the results that miss the bounds of tests/tolerances.py, and by how much."""
-    ratios, limits = error_ratios(actual, exact), bounds("bfloat16")
-    return [
-        f"{name} {ratio:.1e} > {limits[name]}"
-        for name, ratio in ratios.items()
-        if not ratio <= limits[name]
-    ]
 
 
 def contestants(names: list[str] | None = None) -> list[Contestant]:

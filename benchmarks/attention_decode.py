@@ -10,13 +10,8 @@ import numpy as np
 from benchmarks import attention
 from benchmarks.contestant import Contestant
 from pallas_kernels import attention_decode
-from pallas_kernels.report.attention_decode import (
-    Shape,
-    flops,
-    implementations,
-    inputs,
-    least_bytes,
-)
+from pallas_kernels.attention.shapes import DecodeShape
+from pallas_kernels.report.attention_decode import flops, implementations, inputs, least_bytes
 from tests.pallas_kernels.attention.cases import HEADS, LOGITS, VISIBILITY, Case, make_inputs
 from tests.pallas_kernels.attention.oracle import Results, float64_results
 
@@ -32,8 +27,8 @@ class Outputs(NamedTuple):
     lse: np.ndarray
 
 
-def shapes(options) -> list[Shape]:
-    return [Shape(sequence=sequence) for sequence in attention.shapes(options)]
+def shapes(**sizes) -> list[DecodeShape]:
+    return [DecodeShape(sequence=sequence) for sequence in attention.shapes(**sizes)]
 
 
 def hostile_cases(head_size: int) -> list[Case]:
@@ -67,7 +62,7 @@ def _ours(name: str) -> Contestant:
     def exact(case: Case) -> Results:
         return float64_results(_inputs(case), case)
 
-    def calls(shape: Shape):
+    def calls(shape: DecodeShape):
         arrays = inputs(shape, "forward")
         step = jax.jit(lambda *x: _run(name, shape.sequence, *x))
         return lambda: step(*arrays), None

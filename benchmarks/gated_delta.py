@@ -9,28 +9,16 @@ import numpy as np
 
 from benchmarks.contestant import Contestant, installed
 from pallas_kernels import gated_delta
-from pallas_kernels.report.gated_delta import Shape, flops, implementations, inputs, least_bytes
+from pallas_kernels.gated_delta.shapes import Shape, shapes
+from pallas_kernels.report.gated_delta import flops, implementations, inputs, least_bytes
 from tests.pallas_kernels.gated_delta.cases import HOSTILE, LENGTHS, Case, make_inputs
-from tests.pallas_kernels.gated_delta.oracle import (
-    Results,
-    cotangents,
-    float64_results,
-    with_gradients,
-)
-from tests.tolerances import KERNEL, cosine, error_ratio
+from tests.pallas_kernels.gated_delta.oracle import Results, cotangents, float64_results
+from tests.pallas_kernels.gated_delta.suite import GATED_DELTA
 
 __all__ = ["contestants", "flops", "hostile_cases", "least_bytes", "shapes", "too_far"]
 LINEAR = True  # time is linear in the length
 _TORCH_DEVICE = "cuda"
-
-
-def shapes(options) -> list[Shape]:
-    return [
-        Shape(tokens=tokens, heads=heads, key_heads=heads // group, head_size=options.head_size)
-        for group in options.group
-        for heads in options.heads
-        for tokens in sorted(options.tokens)
-    ]
+too_far = functools.partial(GATED_DELTA.too_far, dtype="bfloat16")
 
 
 def hostile_cases(head_size: int) -> list[Case]:
@@ -42,24 +30,6 @@ def hostile_cases(head_size: int) -> list[Case]:
         for keys in (1, 2)
         for case in base
     ]
-
-
-def too_far(actual: Results, exact: Results) -> list[str]:
-    """Names the results that miss the bounds of tests/tolerances.py, and by how much."""
-    limits = KERNEL["bfloat16"]
-    bounds = dict.fromkeys(Results._fields, limits.gradient)
-    bounds |= {"out": limits.forward, "state": limits.forward}
-    bounds |= {"dlog_decay": limits.gate_gradient, "dbeta": limits.gate_gradient}
-    found = []
-    for name, bound in bounds.items():
-        ratio = error_ratio(getattr(actual, name), getattr(exact, name))
-        if not ratio <= bound:
-            found.append(f"{name} {ratio:.1e} > {bound}")
-    for name in ("dlog_decay", "dbeta"):
-        alike = cosine(getattr(actual, name), getattr(exact, name))
-        if not alike >= limits.gate_cosine:
-            found.append(f"cosine of {name} {alike:.4f} < {limits.gate_cosine}")
-    return found
 
 
 def contestants(names: list[str] | None = None) -> list[Contestant]:
@@ -116,7 +86,7 @@ def _of_jax(name: str, run, **settings) -> Contestant:
         (_, state), pull = jax.jit(lambda *x: jax.vjp(lambda *y: run(*y, None), *x))(*arrays)
         return lambda: forward(*arrays), lambda: backward(pull, cotangent)
 
-    compiled = with_gradients(lambda *x: run(*x[:6]))
+    compiled = GATED_DELTA.with_gradients(lambda *x: run(*x[:6]))
     results = lambda case: compiled(make_inputs(case))
     return Contestant(name=name, results=results, exact=_exact, calls=calls, **settings)
 

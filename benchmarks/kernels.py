@@ -65,13 +65,15 @@ class Timing:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     op = OPS[options.op]
+    sizes = dict(heads=options.heads, groups=options.group, head_size=options.head_size)
+    shapes = op.shapes(tokens=sorted(options.tokens), **sizes)
     timings, refused = [], {}
     for contestant in op.contestants(options.implementation):
         failures = check(op, contestant, head_size=options.head_size)
         if failures and not options.time_failing:
             refused[contestant.name] = failures
             continue
-        for shape in op.shapes(options):
+        for shape in shapes:
             timings += time_one(op, contestant, shape, failures, refused)
     print(f"\n{jax.devices()[0].device_kind}, {provenance()}\n\n{report(timings)}")
     for name, failures in refused.items():

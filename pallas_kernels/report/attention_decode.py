@@ -5,7 +5,6 @@ heads that are read, below each row's length and inside the window, once; q read
 log-sum-exp written.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -13,87 +12,53 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import api
+from pallas_kernels.attention.shapes import HEADS, DecodeShape
+from pallas_kernels.attention.shapes import shapes as regular_shapes
 from pallas_kernels.hardware.bundles import Known
 from pallas_kernels.report import attention
+from pallas_kernels.report.programs import chips_worth_a_row
+
+__all__ = ["chips_worth_a_row"]
 
 SIZES = ("tokens", "heads", "groups", "window")
 PASSES = ("forward",)
-ROWS = 8
-TOKENS = (8192, 32768)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Says the sizes of one decode step over full caches.
-
-    Attributes:
-      rows: number B of rows, each with a full cache.
-      sequence: tokens of a row's cache and its heads.
-    """
-
-    sequence: attention.Shape
-    rows: int = ROWS
-
-    @property
-    def tokens(self) -> int:
-        return self.sequence.tokens
-
-    @property
-    def units(self) -> int:
-        return self.rows * self.sequence.heads
-
-    @property
-    def seen(self) -> int:
-        return min(self.tokens, self.sequence.window or self.tokens)
-
-    def __str__(self) -> str:
-        return f"B{self.rows} {self.sequence}"
 
 
 def shapes(
-    tokens: Sequence[int] = TOKENS,
-    heads: Sequence[int] | None = None,
-    groups: Sequence[int] | None = None,
-    window: Sequence[int | None] = (None,),
-) -> list[Shape]:
+    heads: Sequence[int] = (), groups: Sequence[int] | None = None, **sizes
+) -> list[DecodeShape]:
     """Returns every combination of regular heads.
 
     The default is 16 heads, alone and two per KV head, and 4 of them.
     """
     if heads or groups:
-        found = attention.shapes(tokens, heads or (attention.HEADS,), groups or (1,), window)
+        found = regular_shapes(heads=heads or HEADS, groups=groups or (1,), **sizes)
     else:
-        every = attention.shapes(tokens, None, (1,), window)
-        found = every + attention.shapes(tokens, (attention.HEADS,), (2,), window)
-    return [Shape(sequence=sequence) for sequence in found]
+        found = attention.shapes(**sizes) + regular_shapes(groups=(2,), **sizes)
+    return [DecodeShape(sequence=sequence) for sequence in found]
 
 
 def implementations() -> list[str]:
     return list(api._attention_decode.implementations)
 
 
-def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
-    """Returns the chips for which `--all-targets` compiles an implementation, see `attention`."""
-    return attention.chips_worth_a_row(implementation)
-
-
-def flops(shape: Shape, passes: str) -> float:
+def flops(shape: DecodeShape, passes: str) -> float:
     """Returns the matrix FLOP, see above."""
     return float(4 * shape.sequence.head_size * shape.units * shape.seen)
 
 
-def least_bytes(shape: Shape, passes: str) -> float:
+def least_bytes(shape: DecodeShape, passes: str) -> float:
     """Returns the traffic with device memory that no implementation can avoid, see above."""
     keys = 2 * shape.rows * shape.seen * shape.sequence.read_heads * shape.sequence.head_size
     return float(2 * keys + shape.units * (4 * shape.sequence.head_size + 4))
 
 
-def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
+def known(shape: DecodeShape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
     """Returns what a kernel's schedule does not say: nothing, every step does the same."""
     return {}
 
 
-def program(shape: Shape, implementation: str, passes: str):
+def program(shape: DecodeShape, implementation: str, passes: str):
     """Returns a function that other processes can import, and the shapes of its arguments.
 
     Queries and output have heads side by side, as in `attention.program`. The cache comes as it is
@@ -103,13 +68,13 @@ def program(shape: Shape, implementation: str, passes: str):
     return functools.partial(forward, implementation, shape), arguments
 
 
-def program_inputs(shape: Shape, passes: str) -> tuple:
+def program_inputs(shape: DecodeShape, passes: str) -> tuple:
     """Returns `inputs` with query heads side by side."""
     q_BNH, *others = inputs(shape, passes)
     return q_BNH.reshape(shape.rows, -1), *others
 
 
-def forward(implementation, shape: Shape, q, k_BSKH, v_BSKH, lengths_B):
+def forward(implementation, shape: DecodeShape, q, k_BSKH, v_BSKH, lengths_B):
     """Returns output and log-sum-exp."""
     out, lse = api.attention_decode(
         q.reshape(shape.rows, -1, shape.sequence.head_size),
@@ -124,7 +89,7 @@ def forward(implementation, shape: Shape, q, k_BSKH, v_BSKH, lengths_B):
     return out.reshape(q.shape), lse
 
 
-def inputs(shape: Shape, passes: str) -> tuple:
+def inputs(shape: DecodeShape, passes: str) -> tuple:
     """Makes random arguments."""
     keys = jax.random.split(jax.random.key(0), 3)
     B, S, K, H = shape.rows, shape.tokens, shape.sequence.kv_heads, shape.sequence.head_size

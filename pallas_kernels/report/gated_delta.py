@@ -1,4 +1,4 @@
-"""Tells the report of the gated delta rule: production shapes, programs and least work.
+"""Tells the report of the gated delta rule: programs and least work.
 
 FLOP and bytes a token and value head, a multiply-add being 2 FLOP, chunk C, keys H, values P, r
 value heads a key head. Each product of the chunked form is counted once and in full:
@@ -16,70 +16,26 @@ C is 64 whatever an implementation chooses, so that no one looks better by doing
 own 4 H P bytes a sequence are left out.
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta import api
+from pallas_kernels.gated_delta.shapes import Shape, shapes
 from pallas_kernels.hardware.bundles import Known
+from pallas_kernels.report.programs import chips_worth_a_row, side_by_side
+
+__all__ = ["chips_worth_a_row", "shapes"]
 
 SIZES = ("tokens", "heads", "groups")
 PASSES = ("forward", "forward+backward")
 COUNTED_CHUNK = 64
-TOKENS = (8192, 32768)
-HEADS = (16, 32)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Says the sizes of one bf16 sequence: `tokens`, value `heads`, `key_heads`, one head size."""
-
-    tokens: int
-    heads: int
-    key_heads: int
-    head_size: int = 128
-
-    @property
-    def units(self) -> int:
-        return self.tokens * self.heads
-
-    def __str__(self) -> str:
-        grouped = f" K{self.key_heads}" if self.key_heads != self.heads else ""
-        return f"T{self.tokens} N{self.heads}{grouped} H{self.head_size}"
-
-
-def shapes(
-    tokens: Sequence[int] = TOKENS, heads: Sequence[int] = HEADS, groups: Sequence[int] = (1,)
-) -> list[Shape]:
-    """Returns every combination; by default the production shapes.
-
-    Args:
-      groups: value heads per key head.
-    """
-    return [
-        Shape(tokens=length, heads=count, key_heads=count // group)
-        for group in groups
-        for length in tokens
-        for count in heads
-    ]
 
 
 def implementations() -> list[str]:
     return list(api._gated_delta.implementations)
-
-
-def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
-    """Returns the chips for which `--all-targets` compiles an implementation.
-
-    A kernel is compiled for the chips where it runs, plain JAX for one TPU and the GPU because its
-    programs take minutes, and the reference for none.
-    """
-    tpus = ("v5e", "v5p", "v6e", "tpu7x")
-    known = {"tpu": tpus, "gpu": ("h200",), "reference": ()}
-    return known.get(implementation, ("v6e", "h200"))
 
 
 def flops(shape: Shape, passes: str) -> float:
@@ -106,12 +62,7 @@ def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[
 
 
 def program(shape: Shape, implementation: str, passes: str):
-    """Returns a function that other processes can import, and the shapes of its arguments.
-
-    Inputs and outputs have heads side by side, [1, T, N * H], as the projections around the op
-    write and read them: a TPU would have to copy [1, T, N, H] into that order, which no model asks
-    of it.
-    """
+    """Returns a function that other processes can import, and the shapes of its arguments."""
     run = forward if passes == "forward" else forward_backward
     arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
     return functools.partial(run, implementation, shape), arguments
@@ -119,7 +70,7 @@ def program(shape: Shape, implementation: str, passes: str):
 
 def program_inputs(shape: Shape, passes: str) -> tuple:
     """Returns `inputs` with heads side by side."""
-    return tuple(map(_side_by_side, inputs(shape, passes)))
+    return tuple(map(side_by_side, inputs(shape, passes)))
 
 
 def forward(implementation, shape: Shape, q, k, v, log_decay, beta):
@@ -127,7 +78,7 @@ def forward(implementation, shape: Shape, q, k, v, log_decay, beta):
     out, state = api.gated_delta(
         heads(q), heads(k), heads(v), log_decay, beta, implementation=implementation
     )
-    return _side_by_side(out), state
+    return side_by_side(out), state
 
 
 def forward_backward(implementation, shape: Shape, q, k, v, log_decay, beta, out_cotangent):
@@ -136,10 +87,6 @@ def forward_backward(implementation, shape: Shape, q, k, v, log_decay, beta, out
         functools.partial(forward, implementation, shape), q, k, v, log_decay, beta
     )
     return out, state, pull((out_cotangent, jnp.zeros_like(state)))
-
-
-def _side_by_side(x):
-    return x.reshape(*x.shape[:2], -1)
 
 
 def inputs(shape: Shape, passes: str) -> tuple:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.models import abstract_params
 from hydrahead_jax.models.params import layer_config
+from pallas_kernels.gated_delta.shapes import Shape
 from pallas_kernels.report import gated_delta as delta_report
 from train.files.param_paths import flatten
 from train.stage.stage import Stage
@@ -180,7 +181,7 @@ def _softmax(config: ModelConfig, length: int) -> _Work:
 
 def _delta(config: ModelConfig) -> _Work:
     heads = config.query_heads - len(config.softmax_heads(0))
-    shape = delta_report.Shape(tokens=1, heads=heads, key_heads=heads, head_size=config.head_dim)
+    shape = Shape(tokens=1, heads=heads, key_heads=heads, head_size=config.head_dim)
     forward = delta_report.flops(shape, "forward")
     both = delta_report.flops(shape, "forward+backward")
     model = 6 * config.head_dim**2 * heads

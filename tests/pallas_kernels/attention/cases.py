@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.pallas_kernels.gated_delta.cases import segment_ids
+from tests.pallas_kernels.kit.cases import PADDED, segment_ids
+from tests.pallas_kernels.kit.cases import Segments as Documents
 
-Segments = Literal[
-    "none", "one", "packed", "left padding", "middle padding", "right padding", "mixed", "strangers"
-]
+Segments = Documents | Literal["none", "strangers"]
 Logits = Literal["random", "+-1e4", "one at 1e4", "one at -1e4", "all near -1e4"]
 
 
@@ -54,6 +53,10 @@ class Case:
     def S(self) -> int:
         return self.length if self.keys is None else self.keys
 
+    @property
+    def head_sizes(self) -> set[int]:
+        return {self.head_dim}
+
 
 class Inputs(NamedTuple):
     """Holds the arguments of `pallas_kernels.attention` that may be arrays."""
@@ -92,10 +95,7 @@ HEADS = [
     Case(name="heads (0, 0, 1, 1)", kv_head_of_query=(0, 0, 1, 1)),
 ]
 SCALES = [Case(name=f"scale {x}", scale=x) for x in (0.5, -0.3, 0.0)]
-SEGMENTS = [
-    Case(name=name, segments=name)
-    for name in ("packed", "left padding", "middle padding", "right padding", "mixed", "strangers")
-]
+SEGMENTS = [Case(name=name, segments=name) for name in (*PADDED, "strangers")]
 LOGITS = [
     Case(name="logits +-1e4", logits="+-1e4", segments="one"),
     Case(name="one logit at 1e4", logits="one at 1e4", segments="one"),
@@ -115,10 +115,6 @@ def wide_cases(size: int) -> list[Case]:
     """Returns the cases that every implementation is measured on, with heads of `size`."""
     sizes = [Case(name=f"H={size}", head_dim=size, batch=1) for size in (64, 128, 256)]
     return [*(wide(case, size) for case in CASES), *sizes]
-
-
-def in_dtype(case: Case, dtype: str) -> Case:
-    return dataclasses.replace(case, dtype=dtype)
 
 
 def make_inputs(case: Case) -> Inputs:

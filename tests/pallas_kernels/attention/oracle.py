@@ -7,10 +7,8 @@ With P the softmax,
     dV = P^T dO,   dS = P (dO V^T - rowsum(P dO V^T) + dL),   dQ = scale dS K,   dK = scale dS^T Q.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,19 +37,6 @@ def cotangents(inputs: Inputs, *, of_lse: float = 1.0):
         jnp.asarray(out, q.dtype),
         jnp.asarray(lse, jnp.promote_types(q.dtype, jnp.float32)),
     )
-
-
-def with_gradients(fn):
-    """Compiles `fn(*inputs) -> (out, lse)` with its gradients: Inputs -> Results."""
-    forward_and_gradients = jax.jit(functools.partial(_forward_and_gradients, fn))
-    return lambda inputs: Results(
-        *map(np.asarray, forward_and_gradients(inputs, cotangents(inputs)))
-    )
-
-
-def _forward_and_gradients(fn, inputs: Inputs, cotangent):
-    outputs, pull = jax.vjp(lambda *x: fn(*x, *inputs[3:]), *inputs[:3])
-    return *outputs, *pull(cotangent)
 
 
 def float64_results(inputs: Inputs, case: Case, *, of_lse: float = 1.0) -> Results:

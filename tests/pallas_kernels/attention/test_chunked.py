@@ -10,8 +10,8 @@ from pallas_kernels.attention.chunked import attention_chunked, choose_block
 from pallas_kernels.attention.chunked_blocks import make_places
 from pallas_kernels.attention.visibility import Segments, Visibility
 from tests.pallas_kernels.attention.cases import CASES, Case, make_inputs
-from tests.pallas_kernels.attention.implementations import assert_results, call, expected
-from tests.pallas_kernels.attention.oracle import Results, cotangents, visible, with_gradients
+from tests.pallas_kernels.attention.oracle import Results, cotangents, visible
+from tests.pallas_kernels.attention.suite import ATTENTION, run_case
 from tests.tolerances import error_ratio
 
 BLOCKED = [
@@ -42,20 +42,20 @@ def test_the_block_does_not_matter(case):
             block=48,
         )
 
-    assert_results(with_gradients(run)(make_inputs(case)), expected(case), "float32")
+    ATTENTION.check(run, case)
 
 
 @pytest.mark.parametrize("name", ["mixed", "window 64, packed", "heads (0, 2, 2, 3), one unread"])
 def test_float64_stays_float64(name):
     """The oracle is another program, so this also checks the algebra to 1e-12."""
     case = next(case for case in CASES if case.name == name)
-    inputs, run = make_inputs(case), call("chunked", case, False)
+    inputs, run = make_inputs(case), run_case("chunked", case, False)
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x), jnp.float64)
         arrays, bars = (tuple(map(double, x)) for x in (inputs[:3], cotangents(inputs)))
         outputs, pull = jax.vjp(lambda *x: run(*x, *inputs[3:]), *arrays)
         results = Results(*map(np.asarray, (*outputs, *pull(bars))))
-    exact = expected(case)
+    exact = ATTENTION.expected(case)
     for field in ("out", "dq", "dk", "dv"):
         assert getattr(results, field).dtype == np.float64, field
         assert error_ratio(getattr(results, field), getattr(exact, field)) < 1e-12, field
@@ -88,7 +88,7 @@ def test_only_blocks_between_the_first_and_the_last_that_are_seen_are_visited(ca
 def test_only_arguments_output_and_two_numbers_a_softmax_are_kept_for_the_backward():
     """No score is saved, and no KV head twice."""
     case = Case(name="kept", kv_head_of_query=(0, 0, 0, 1), segments="packed")
-    inputs, run = make_inputs(case), call("chunked", case, False)
+    inputs, run = make_inputs(case), run_case("chunked", case, False)
     pull = jax.eval_shape(lambda *x: jax.vjp(lambda *y: run(*y, *inputs[3:]), *x)[1], *inputs[:3])
     kept = sorted(x.shape for x in jax.tree.leaves(pull) if x.dtype == jnp.float32)
     q, k, v = (x.shape for x in inputs[:3])
@@ -117,7 +117,7 @@ def test_blocks_fit_a_cache(rows, block):
 def test_rematerialisation_can_keep_the_output():
     """With the policy, the backward pass does not run the forward pass again."""
     case = Case(name="kept", length=40)
-    inputs, run = make_inputs(case), call("chunked", case, False)
+    inputs, run = make_inputs(case), run_case("chunked", case, False)
     policy = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
 
     def exponentials(policy) -> int:

@@ -1,7 +1,6 @@
 """Compares every implementation of the decode step of attention with float64."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,11 @@ from pallas_kernels import attention_decode
 from pallas_kernels.attention.tpu.decode import attention_decode_tpu
 from pallas_kernels.attention.tpu.decode_blocks import DecodeBlocks
 from pallas_kernels.attention.visibility import Segments
-from tests.pallas_kernels.attention.cases import Case, Inputs, in_dtype, make_inputs
-from tests.pallas_kernels.attention.implementations import assert_results, both
-from tests.pallas_kernels.attention.oracle import Results, cotangents, float64_results
+from tests.pallas_kernels.attention.cases import Case, Inputs, make_inputs
+from tests.pallas_kernels.attention.oracle import float64_results
+from tests.pallas_kernels.attention.suite import ATTENTION
+from tests.pallas_kernels.kit.cases import both, in_dtype
+from tests.pallas_kernels.kit.suite import outputs_and_gradients
 
 LENGTHS = (300, 129, 0, 1)  # one for each row
 STEP = dict(length=1, keys=300, batch=len(LENGTHS))
@@ -91,19 +92,14 @@ def races(name: str):
     return pltpu.InterpretParams(detect_races=True) if name == "tpu" else False
 
 
-def results(run, inputs: Inputs) -> Results:
-    outputs, pull = jax.vjp(lambda *x: run(*x, *inputs[3:]), *inputs[:3])
-    return Results(*outputs, *pull(cotangents(inputs)))
-
-
 @pytest.mark.parametrize(
     ("name", "case"), EVERY, ids=lambda x: x if isinstance(x, str) else f"{x.name}, {x.dtype}"
 )
 def test_results_and_gradients_equal_float64(name, case):
     case = sized(name, case)
     inputs, run = step_inputs(case), decode(name, case, races(name))
-    found = Results(*map(np.asarray, jax.jit(functools.partial(results, run))(inputs)))
-    assert_results(found, float64_results(inputs, case), case.dtype)
+    found = ATTENTION.with_gradients(run)(inputs)
+    ATTENTION.assert_results(found, float64_results(inputs, case), case.dtype)
     assert found.out.dtype == jnp.dtype(case.dtype) and found.lse.dtype == np.float32
 
 
@@ -133,7 +129,7 @@ def test_every_form_of_the_cache_and_split_on_tpu(form, splits, window):
     )(*inputs[:3], inputs.q_start + 1)
     exact = float64_results(inputs, case)
     out, lse = (np.asarray(x)[:, None] for x in found)
-    assert_results(exact._replace(out=out, lse=lse), exact, "float32")
+    ATTENTION.assert_results(exact._replace(out=out, lse=lse), exact, "float32")
 
 
 @names
@@ -143,12 +139,17 @@ def test_vmap_changes_nothing(name):
     inputs, run = step_inputs(case), decode(name, case, name == "tpu")
     queries = inputs.q_BTNH * jnp.array([1.0, 0.5])[:, None, None, None, None]
     starts = jnp.stack([inputs.q_start, inputs.q_start // 2])
-    of_one = lambda q, start: results(run, inputs._replace(q_BTNH=q, q_start=start))
+    cotangents = ATTENTION.cotangents(inputs)
+
+    def of_one(q, start):
+        one = inputs._replace(q_BTNH=q, q_start=start)
+        return outputs_and_gradients(run, 3, one, cotangents)
+
     found = jax.jit(jax.vmap(of_one))(queries, starts)
     for i in range(2):
         one = inputs._replace(q_BTNH=queries[i], q_start=starts[i])
-        actual = Results(*(np.asarray(x[i]) for x in found))
-        assert_results(actual, float64_results(one, case), case.dtype)
+        actual = ATTENTION.results(*(np.asarray(x[i]) for x in found))
+        ATTENTION.assert_results(actual, float64_results(one, case), case.dtype)
 
 
 @names

@@ -20,9 +20,10 @@ from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
 from pallas_kernels.attention.gpu.op import attention_gpu
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.hopper.machine import OLDEST_JAX
-from tests.pallas_kernels.attention.cases import CASES, Case, in_dtype, make_inputs, wide
-from tests.pallas_kernels.attention.implementations import assert_results, expected
-from tests.pallas_kernels.attention.oracle import Results, float64_results, with_gradients
+from tests.pallas_kernels.attention.cases import CASES, Case, make_inputs, wide
+from tests.pallas_kernels.attention.oracle import float64_results
+from tests.pallas_kernels.attention.suite import ATTENTION
+from tests.pallas_kernels.kit.cases import in_dtype
 
 HEAD = dict(kv_heads=1, kv_head_of_query=(0,))
 TRIED = [
@@ -93,8 +94,7 @@ def run(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
 @interpreter
 @pytest.mark.parametrize("case", [*map(in_kernel_shape, TRIED)], ids=lambda case: case.name)
 def test_equals_float64(case):
-    results = with_gradients(functools.partial(run, case))(make_inputs(case))
-    assert_results(results, expected(case), case.dtype)
+    ATTENTION.check(functools.partial(run, case), case)
 
 
 @interpreter
@@ -133,8 +133,8 @@ def test_decode_equals_float64(case):
         last_B1 = jnp.maximum(inputs.q_start, 0)[:, None]
         ids_B1 = jnp.take_along_axis(inputs.kv_segment_ids_BS, last_B1, axis=1)
         inputs = inputs._replace(segment_ids_BT=ids_B1)
-    results = with_gradients(functools.partial(decode, case))(inputs)
-    assert_results(Results(*results), float64_results(inputs, case), case.dtype)
+    results = ATTENTION.with_gradients(functools.partial(decode, case))(inputs)
+    ATTENTION.assert_results(results, float64_results(inputs, case), case.dtype)
 
 
 def test_shares_busy_a_gpu_and_write_little():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention_gradients
-from tests.pallas_kernels.attention.cases import Case, in_dtype, make_inputs, wide
-from tests.pallas_kernels.attention.implementations import MEASURED
+from tests.pallas_kernels.attention.cases import Case, make_inputs, wide
 from tests.pallas_kernels.attention.oracle import cotangents, float64_results
+from tests.pallas_kernels.attention.suite import ATTENTION
+from tests.pallas_kernels.kit.cases import in_dtype
 from tests.tolerances import KERNEL, error_ratio
 
 MIXED = Case(name="parts", length=40, keys=90, q_start=45, segments="mixed")
@@ -25,7 +26,7 @@ CASES = [
 
 def by_parts(name: str, case: Case, *, cut: int):
     """Returns exact results, and dq, dk and dv from two parts of the keys."""
-    inputs, interpret = make_inputs(case), MEASURED[name].is_kernel
+    inputs, interpret = make_inputs(case), ATTENTION.implementations[name].is_kernel
     exact = float64_results(inputs, case, of_lse=0.0)
     dout_BTNH, dlse_BTN = cotangents(inputs)
     of_queries = jnp.asarray(exact.out, dout_BTNH.dtype), jnp.asarray(exact.lse, dlse_BTN.dtype)
@@ -54,7 +55,7 @@ def by_parts(name: str, case: Case, *, cut: int):
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [pytest.param(*x, marks=MEASURED[x[0]].marks) for x in CASES],
+    [pytest.param(*x, marks=ATTENTION.implementations[x[0]].marks) for x in CASES],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_two_parts_of_the_keys_add_up(name, case):

@@ -9,8 +9,8 @@ from pallas_kernels import attention
 from pallas_kernels.attention import cudnn, splash
 from pallas_kernels.target import Target
 from tests.pallas_kernels.attention.cases import Case, make_inputs
-from tests.pallas_kernels.attention.implementations import assert_results, call
 from tests.pallas_kernels.attention.oracle import Results, cotangents, float64_results
+from tests.pallas_kernels.attention.suite import ATTENTION, run_case
 
 BASE = dict(batch=1, kv_heads=1, kv_head_of_query=(0, 0), head_dim=64, dtype="bfloat16")
 SPLASH = [
@@ -32,13 +32,13 @@ CUDNN = [
 def results(name: str, case: Case, interpret=False) -> Results:
     """Returns results with the gradients of <out, cotangent> alone: libraries have no other."""
     inputs = make_inputs(case)
-    run = jax.jit(lambda *x: call(name, case, interpret)(*x, *inputs[3:]))
+    run = jax.jit(lambda *x: run_case(name, case, interpret)(*x, *inputs[3:]))
     out, pull, lse = jax.vjp(run, *inputs[:3], has_aux=True)
     return Results(*map(np.asarray, (out, lse, *jax.jit(pull)(cotangents(inputs)[0]))))
 
 
 def assert_right(actual: Results, case: Case) -> None:
-    assert_results(actual, float64_results(make_inputs(case), case, of_lse=0), case.dtype)
+    ATTENTION.assert_results(actual, float64_results(make_inputs(case), case, of_lse=0), case.dtype)
 
 
 @pytest.mark.parametrize("case", SPLASH, ids=lambda case: case.name)

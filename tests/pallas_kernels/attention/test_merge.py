@@ -7,9 +7,8 @@ import pytest
 
 from pallas_kernels import attention
 from pallas_kernels.attention.merge import merge
-from tests.pallas_kernels.attention.cases import Case, make_inputs
-from tests.pallas_kernels.attention.implementations import assert_results, expected
-from tests.pallas_kernels.attention.oracle import with_gradients
+from tests.pallas_kernels.attention.cases import Case
+from tests.pallas_kernels.attention.suite import ATTENTION
 
 CASES = [
     Case(name="halves"),
@@ -43,7 +42,7 @@ def test_two_parts_of_the_keys_equal_the_whole(case):
         parts = part(slice(0, cut)), part(slice(cut, case.S))
         return merge(*map(jnp.stack, zip(*parts, strict=True)))
 
-    assert_results(with_gradients(run)(make_inputs(case)), expected(case), case.dtype)
+    ATTENTION.check(run, case)
 
 
 def test_parts_that_saw_nothing_count_nothing():

@@ -6,18 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from pallas_kernels.attention.shapes import SHORT, SMALL, DecodeShape, Shape, regular_shape
 from pallas_kernels.attention.tpu import op as tpu_op
 from pallas_kernels.attention.tpu import rule
 from pallas_kernels.hardware.memory import Memory
 from pallas_kernels.hardware.tpu import compile_for_tpu
 from pallas_kernels.report import __main__ as command
 from pallas_kernels.report import attention, attention_decode, attention_schedules, rows, tables
-from pallas_kernels.report.attention import Shape, regular_shape
 from pallas_kernels.report.rows import Task, make_row
 from tests.pallas_kernels.report.test_report import tpu_program
-
-SHAPE = regular_shape(8192, 16, 16)
-IRREGULAR = Shape(tokens=256, kv_head_of_query=(0, 0, 2), kv_heads=4, head_size=16)
 
 
 @pytest.mark.parametrize(("tokens", "window"), [(7, None), (7, 1), (7, 3), (7, 7), (7, 9)])
@@ -28,17 +25,17 @@ def test_pairs_are_those_that_the_mask_leaves(tokens, window):
 
 
 def test_flops_and_least_bytes():
-    forward = attention.flops(SHAPE, "forward")
+    forward = attention.flops(SHORT, "forward")
     assert forward == pytest.approx(16 * 4 * 128 * 8192**2 / 2, rel=2e-4)
-    assert attention.flops(SHAPE, "forward+backward") == 3.5 * forward
+    assert attention.flops(SHORT, "forward+backward") == 3.5 * forward
     array = 16 * 8192 * 128 * 2
-    assert attention.least_bytes(SHAPE, "forward") == 4 * array + 16 * 8192 * 4
-    assert attention.least_bytes(SHAPE, "forward+backward") == 12 * array + 2 * 16 * 8192 * 4
-    assert attention.least_bytes(IRREGULAR, "forward") == 256 * (3 * 2 + 2 * 2) * 32 + 256 * 3 * 4
+    assert attention.least_bytes(SHORT, "forward") == 4 * array + 16 * 8192 * 4
+    assert attention.least_bytes(SHORT, "forward+backward") == 12 * array + 2 * 16 * 8192 * 4
+    assert attention.least_bytes(SMALL, "forward") == 256 * (3 * 2 + 2 * 2) * 32 + 256 * 3 * 4
 
 
 def test_decode_reads_what_is_seen_of_heads_that_are_read():
-    shape = attention_decode.Shape(sequence=IRREGULAR, rows=3)
+    shape = DecodeShape(sequence=SMALL, rows=3)
     assert str(shape) == "B3 T256 N3 K4 (0,0,2) H16"
     assert attention_decode.least_bytes(shape, "forward") == 3 * (256 * 2 * 64 + 3 * (64 + 4))
     assert attention_decode.flops(shape, "forward") == 3 * 256 * 3 * 4 * 16
@@ -62,7 +59,7 @@ def test_shapes_of_production():
 
 @pytest.mark.parametrize("op", ["attention", "attention_decode"])
 def test_command_measures_the_device_at_hand(op, monkeypatch, capsys):
-    shape = IRREGULAR if op == "attention" else attention_decode.Shape(sequence=IRREGULAR, rows=2)
+    shape = SMALL if op == "attention" else DecodeShape(sequence=SMALL, rows=2)
     monkeypatch.setattr(command.OPS[op], "shapes", lambda **sizes: [shape])
     command.main(["--op", op, "--target", "local", "--implementation", "reference", "chunked"])
     lines = capsys.readouterr().out.splitlines()
@@ -133,7 +130,7 @@ def test_peers_of_one_device_are_refused_where_heads_are_irregular():
         op="attention",
         chip="local",
         implementation="tokamax splash",
-        shape=IRREGULAR,
+        shape=SMALL,
         passes="forward",
     )
     refused = make_row(task)

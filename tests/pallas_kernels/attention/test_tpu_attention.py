@@ -11,9 +11,9 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.tpu.blocks import BlockChoice, Blocks
 from pallas_kernels.attention.tpu.op import attention_tpu
 from pallas_kernels.attention.visibility import Segments, Visibility
-from tests.pallas_kernels.attention.cases import CASES, Case, in_dtype, make_inputs, wide
-from tests.pallas_kernels.attention.implementations import assert_results, expected
-from tests.pallas_kernels.attention.oracle import with_gradients
+from tests.pallas_kernels.attention.cases import CASES, Case, wide
+from tests.pallas_kernels.attention.suite import ATTENTION
+from tests.pallas_kernels.kit.cases import in_dtype
 
 SQUARE = Blocks(queries=128, keys=128, chain=128, piece=128, skew=1.0)
 WIDE = Blocks(queries=256, keys=128, chain=128, piece=128, skew=1.0)
@@ -66,8 +66,7 @@ def run(case: Case, choice: BlockChoice, q, k, v, q_start, segment_ids, kv_segme
 
 def assert_right(case: Case, blocks: Blocks, parts: int):
     choice = BlockChoice(forward=blocks, backward=blocks, parts=parts)
-    results = with_gradients(functools.partial(run, case, choice))(make_inputs(case))
-    assert_results(results, expected(case), case.dtype)
+    ATTENTION.check(functools.partial(run, case, choice), case)
 
 
 @interpreter

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pallas_kernels.report.attention import SOME_OF_16, Shape, regular_shape
+from pallas_kernels.attention.shapes import SHORT, Shape, four_of_sixteen, regular_shape
 from pallas_kernels.report.rows import Task, make_row
 
 pytestmark = pytest.mark.tpu_compiler
@@ -25,7 +25,7 @@ def cycles(row, kernel: str = "") -> float:
 
 @pytest.fixture(scope="module")
 def all_heads():
-    return row(regular_shape(8192, 16, 16), "forward+backward", "v6e")
+    return row(SHORT, "forward+backward", "v6e")
 
 
 def test_cycles_on_v6e(all_heads):
@@ -35,8 +35,7 @@ def test_cycles_on_v6e(all_heads):
 
 
 def test_four_irregular_heads_cost_a_quarter_of_sixteen(all_heads):
-    four = Shape(tokens=8192, kv_head_of_query=SOME_OF_16, kv_heads=8)
-    few = row(four, "forward+backward", "v6e")
+    few = row(four_of_sixteen(SHORT.tokens), "forward+backward", "v6e")
     assert few.program.cycles <= 1.1 * all_heads.program.cycles * 4 / 16
 
 

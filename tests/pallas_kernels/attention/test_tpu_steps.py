@@ -9,7 +9,7 @@ from pallas_kernels.attention.tpu.blocks import Blocks, choose_blocks
 from pallas_kernels.attention.tpu.heads import by_kv_head, in_order
 from pallas_kernels.attention.tpu.steps import KINDS, Do, Step, Steps, list_steps
 from pallas_kernels.attention.visibility import Segments, Visibility, visible_BTS
-from tests.pallas_kernels.gated_delta.cases import segment_ids
+from tests.pallas_kernels.kit.cases import segment_ids
 
 SQUARE = Blocks(queries=128, keys=128, chain=128, piece=128, skew=1.0)
 WIDE = Blocks(queries=256, keys=128, chain=128, piece=128, skew=1.0)

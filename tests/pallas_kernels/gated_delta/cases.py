@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.pallas_kernels.kit.cases import PADDED, Segments, segment_ids
+
 Keys = Literal["random", "identical", "identical, rounded", "cosine 0.9", "zero"]
-Segments = Literal["one", "packed", "left padding", "middle padding", "right padding", "mixed"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class Case:
     state: bool = True
     dtype: str = "float32"
 
+    @property
+    def head_sizes(self) -> set[int]:
+        return {self.key_dim, self.value_dim}
+
 
 class Inputs(NamedTuple):
     """Holds the arguments of `pallas_kernels.gated_delta` that are arrays."""
@@ -63,10 +68,7 @@ HEADS = [
     Case(name="1 value head a key head, H = P", value_heads=2, value_dim=16),
     Case(name="4 value heads a key head, H < P", key_heads=1, key_dim=8, value_dim=24),
 ]
-SEGMENTS = [
-    Case(name=name, segments=name)
-    for name in ("packed", "left padding", "middle padding", "right padding", "mixed")
-]
+SEGMENTS = [Case(name=name, segments=name) for name in PADDED]
 HOSTILE = [
     Case(name="identical keys, beta 1", keys="identical", beta=1.0, log_decay=0.0),
     Case(name="identical keys, beta 2", keys="identical", beta=2.0, log_decay=0.0),
@@ -115,10 +117,6 @@ def wide_cases(size: int) -> list[Case]:
     ]
 
 
-def in_dtype(case: Case, dtype: str) -> Case:
-    return dataclasses.replace(case, dtype=dtype)
-
-
 def make_inputs(case: Case) -> Inputs:
     """Makes the arrays of a case, the same every time."""
     rng = np.random.default_rng(list(case.name.encode()))
@@ -138,30 +136,6 @@ def make_inputs(case: Case) -> Inputs:
         jnp.asarray(state_BNHP, jnp.float32),
         jnp.asarray(segment_ids(case.segments, B, T), jnp.int32),
     )
-
-
-def segment_ids(kind: Segments, batch: int, length: int) -> np.ndarray:
-    """Returns ids [B, T]. Borders fall inside chunks; rows differ; id 0 is padding."""
-    rows = []
-    for row in range(batch):
-        ids = np.ones(length, int)
-        cut, late = length // 3 + row, 2 * length // 3 + 3 * row
-        if kind in ("packed", "mixed"):
-            ids[cut:] = 2
-            ids[late:] = 3
-        if kind == "left padding":
-            ids[:cut] = 0
-        if kind == "middle padding":
-            ids[cut:late] = 0
-        if kind == "right padding":
-            ids[late:] = 0
-        if kind == "mixed":
-            ids[: 2 + row] = 0
-            ids[cut - 2 : cut + 1] = 0
-            ids[late + 4 : late + 6] = 0
-            ids[length - 5 :] = 0
-        rows.append(ids)
-    return np.stack(rows)
 
 
 def _unit(x):

@@ -4,7 +4,6 @@ S_t = S_{t-1} alpha_t (I - beta_t k_t k_t^T) + beta_t v_t k_t^T and o_t = S_t q_
 state with values as rows (arXiv 2412.06464, Eq 10).
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -35,19 +34,6 @@ def cotangents(inputs: Inputs):
         jnp.asarray(rng.normal(size=v.shape), v.dtype),
         jnp.asarray(rng.normal(size=state.shape), state.dtype),
     )
-
-
-def with_gradients(fn):
-    """Compiles `fn(*inputs) -> (out, state)` with its gradients: Inputs -> Results."""
-    forward_and_gradients = jax.jit(functools.partial(_forward_and_gradients, fn))
-    return lambda inputs: Results(
-        *map(np.asarray, forward_and_gradients(inputs, cotangents(inputs)))
-    )
-
-
-def _forward_and_gradients(fn, inputs: Inputs, cotangent):
-    outputs, pull = jax.vjp(lambda *x: fn(*x, inputs.segment_ids_BT), *inputs[:-1])
-    return *outputs, *pull(cotangent)
 
 
 def float64_results(inputs: Inputs, *, padded: int = 257) -> Results:

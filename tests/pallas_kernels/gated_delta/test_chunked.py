@@ -10,8 +10,8 @@ import pytest
 from pallas_kernels import gated_delta
 from pallas_kernels.gated_delta.chunked import gated_delta_chunked
 from tests.pallas_kernels.gated_delta.cases import FORMS, Case, make_inputs
-from tests.pallas_kernels.gated_delta.implementations import expected
-from tests.pallas_kernels.gated_delta.oracle import Results, cotangents, with_gradients
+from tests.pallas_kernels.gated_delta.oracle import Results, cotangents
+from tests.pallas_kernels.gated_delta.suite import GATED_DELTA
 from tests.tolerances import error_ratio
 
 CASE = Case(name="chunked", length=70)
@@ -39,7 +39,7 @@ def float64_gradients(arrays, segment_ids_BT, bars):
 def test_float64_stays_float64(name):
     """The oracle is another form of the rule, so this also checks the algebra to 1e-12."""
     case = next(case for case in FORMS if case.name == name)
-    exact, inputs = expected(case), make_inputs(case)
+    exact, inputs = GATED_DELTA.expected(case), make_inputs(case)
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x), jnp.float64)
         bars = tuple(map(double, cotangents(inputs)))
@@ -54,7 +54,7 @@ def test_the_chunk_does_not_matter(chunk):
     inputs = make_inputs(CASE)
     scale = CASE.key_dim**-0.5
     run = lambda *x: gated_delta_chunked(*x[:6], scale=scale, chunk=chunk)
-    results, exact = with_gradients(run)(inputs), expected(CASE)
+    results, exact = GATED_DELTA.with_gradients(run)(inputs), GATED_DELTA.expected(CASE)
     for field, actual in results._asdict().items():
         assert error_ratio(actual, getattr(exact, field)) < 1e-6, field
 

@@ -10,22 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.gated_delta.reference import gated_delta_step_reference
 from pallas_kernels.hopper.machine import OLDEST_JAX
 from tests.pallas_kernels.gated_delta.cases import HOSTILE, SEGMENTS, Case, make_inputs
-from tests.pallas_kernels.gated_delta.implementations import expected
-from tests.pallas_kernels.gated_delta.oracle import Results, with_gradients
-from tests.tolerances import KERNEL, cosine, error_ratio
+from tests.pallas_kernels.gated_delta.suite import GATED_DELTA, call
+from tests.tolerances import error_ratio
 
-LIMITS = KERNEL["bfloat16"]
-BOUNDS = Results(
-    **dict.fromkeys(("out", "state"), LIMITS.forward),
-    **dict.fromkeys(("dq", "dk", "dv", "dstate"), LIMITS.gradient),
-    **dict.fromkeys(("dlog_decay", "dbeta"), LIMITS.gate_gradient),
-)
 HOPPER_SIZE = dict(
     length=100,
     batch=1,
@@ -44,50 +36,37 @@ SMALL = Case(name="small", **{**HOPPER_SIZE, "length": 65, "value_heads": 1})
 interpreter = pytest.mark.interpreter("gpu")
 
 
-@functools.cache
-def gpu_rule(interpret=True):
-    """Returns Inputs -> Results, compiled once for each shape."""
-
-    def run(q, k, v, log_decay, beta, state, segment_ids):
-        gates = effective_gates(log_decay, beta, segment_ids)
-        scale = q.shape[-1] ** -0.5
-        out, state = gated_delta_gpu(q, k, v, *gates, state, scale=scale, interpret=interpret)
-        return jnp.where((segment_ids != 0)[..., None, None], out, 0), state
-
-    return with_gradients(run)
+_rule = functools.cache(lambda interpret: GATED_DELTA.with_gradients(call("gpu", interpret)))
 
 
-def assert_results(actual: Results, case: Case) -> None:
-    exact = expected(case)
-    ratios = {name: error_ratio(x, getattr(exact, name)) for name, x in actual._asdict().items()}
-    assert not {name: x for name, x in ratios.items() if not x <= getattr(BOUNDS, name)}
-    for name in ("dlog_decay", "dbeta"):
-        assert cosine(getattr(actual, name), getattr(exact, name)) >= LIMITS.gate_cosine
+def assert_right(case: Case, interpret=True) -> None:
+    found, exact = _rule(interpret)(make_inputs(case)), GATED_DELTA.expected(case)
+    GATED_DELTA.assert_results(found, exact, case.dtype)
 
 
 @interpreter
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_float64(case):
-    assert_results(gpu_rule()(make_inputs(case)), case)
+    assert_right(case)
 
 
 @interpreter
 def test_is_free_of_races():
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
-    assert_results(gpu_rule(plgpu.InterpretGPUParams(detect_races=True))(make_inputs(SMALL)), SMALL)
+    assert_right(SMALL, plgpu.InterpretGPUParams(detect_races=True))
 
 
 @interpreter
 def test_heads_of_64_are_filled_up():
     case = dataclasses.replace(SMALL, name="small heads", key_dim=64, value_dim=64, length=64)
-    assert_results(gpu_rule()(make_inputs(case)), case)
+    assert_right(case)
 
 
 @interpreter
 def test_wide_values_are_several_heads():
     case = dataclasses.replace(SMALL, name="wide values", value_dim=192)
-    assert_results(gpu_rule()(make_inputs(case)), case)
+    assert_right(case)
 
 
 @interpreter

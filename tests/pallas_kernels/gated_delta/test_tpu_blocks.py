@@ -2,11 +2,9 @@
 
 import pytest
 
-from pallas_kernels import gated_delta
 from pallas_kernels.gated_delta.tpu import blocks
-from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
-from tests.pallas_kernels.gated_delta.implementations import assert_results
-from tests.pallas_kernels.gated_delta.oracle import with_gradients
+from tests.pallas_kernels.gated_delta.cases import Case
+from tests.pallas_kernels.gated_delta.suite import GATED_DELTA, call
 
 
 def shares(
@@ -68,15 +66,4 @@ def test_filled_up_heads_and_shared_key_heads_change_nothing(monkeypatch, key_he
     """Programs take two heads: one of them may be zeros, and two programs may share a key head."""
     monkeypatch.setattr(blocks, "CHAINS", 2)
     case = Case(name="dealt", length=20, key_heads=key_heads, value_heads=value_heads)
-    run = lambda q, k, v, log_decay, beta, state, ids: gated_delta(
-        q,
-        k,
-        v,
-        log_decay,
-        beta,
-        initial_state_BNHP=state,
-        segment_ids_BT=ids,
-        implementation="tpu",
-        interpret=True,
-    )
-    assert_results(with_gradients(run)(make_inputs(case)), case)
+    GATED_DELTA.check(call("tpu", True), case)

@@ -2,12 +2,11 @@
 
 import pytest
 
+from pallas_kernels.gated_delta.shapes import LONG, SHORT, Shape
 from pallas_kernels.hardware.tpu import compile_for_tpu
-from pallas_kernels.report.gated_delta import Shape, program
+from pallas_kernels.report.gated_delta import program
 
 pytestmark = pytest.mark.tpu_compiler
-SHORT = Shape(tokens=8192, heads=16, key_heads=16)
-LONG = Shape(tokens=32768, heads=32, key_heads=16)
 
 
 def cycles_a_token_head(shape: Shape, passes: str, chip: str) -> float:

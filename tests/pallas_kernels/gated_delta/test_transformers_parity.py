@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels import gated_delta
 from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
-from tests.pallas_kernels.gated_delta.implementations import IMPLEMENTATIONS
+from tests.pallas_kernels.gated_delta.suite import GATED_DELTA
 from tests.tolerances import KERNEL, error_ratio
 
 torch = pytest.importorskip("torch", reason="PyTorch parity needs the extra `torch`")
@@ -44,7 +44,7 @@ def test_output_and_state(ours, theirs, state):
         *inputs[:5],
         initial_state_BNHP=initial,
         implementation=ours,
-        interpret=IMPLEMENTATIONS[ours].is_kernel,
+        interpret=GATED_DELTA.implementations[ours].is_kernel,
     )
     assert out_BTNP.dtype == jnp.float32
     assert error_ratio(out_BTNP, wanted_BTNP) < KERNEL["float32"].forward

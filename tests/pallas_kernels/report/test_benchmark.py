@@ -15,7 +15,8 @@ from benchmarks.contestant import Contestant
 from benchmarks.gated_delta import contestants, ours
 from pallas_kernels import gated_delta
 from pallas_kernels.attention import cudnn
-from pallas_kernels.report.gated_delta import Shape
+from pallas_kernels.attention.shapes import four_of_sixteen
+from pallas_kernels.gated_delta.shapes import LONG, Shape
 from pallas_kernels.target import Target
 from tests.pallas_kernels.gated_delta.oracle import Results
 
@@ -175,10 +176,9 @@ def test_report_gives_ratios_to_known_floors_only():
 
 
 def test_backward_floor_is_that_of_the_backward_alone(monkeypatch):
-    shape = Shape(tokens=8192, heads=32, key_heads=16)
-    assert kernels.floors(competition, shape) == (None, None)
+    assert kernels.floors(competition, LONG) == (None, None)
     monkeypatch.setattr(kernels, "chip_of", lambda kind: "h200")
-    forward, backward = kernels.floors(competition, dataclasses.replace(shape, tokens=32768))
+    forward, backward = kernels.floors(competition, LONG)
     assert forward == pytest.approx(0.177e-3, rel=0.01)  # compute
     assert backward == pytest.approx(0.521e-3, rel=0.01)  # compute; traffic takes 0.28
 
@@ -245,7 +245,7 @@ def test_a_library_is_checked_on_what_it_takes(monkeypatch):
     monkeypatch.setattr(cudnn, "target", lambda q: Target("gpu", "NVIDIA H200"))
     cases = [case for case in attention.hostile_cases(16) if case.logits == "random"]
     monkeypatch.setattr(attention, "hostile_cases", lambda head_size: cases)
-    irregular = attention.Shape(tokens=32, kv_head_of_query=(0, 0, 2, 5), kv_heads=8, head_size=16)
+    irregular = four_of_sixteen(32, head_size=16)
     for name in ("cudnn", "cudnn, repeated KV"):
         (contestant,) = attention.contestants([name])
         assert kernels.check(attention, contestant, head_size=16) == []

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from pallas_kernels.gated_delta.shapes import SHORT, SMALL, Shape
 from pallas_kernels.hardware.chips import CHIPS, chip_of
 from pallas_kernels.hardware.gpu import GpuProgram
 from pallas_kernels.hardware.memory import Memory
@@ -13,19 +14,16 @@ from pallas_kernels.hardware.sass import Code, GpuKernel
 from pallas_kernels.hardware.tpu import TpuKernel, TpuProgram, fold_small
 from pallas_kernels.report import __main__ as command
 from pallas_kernels.report import gated_delta, records, rows, tables
-from pallas_kernels.report.gated_delta import Shape
 from pallas_kernels.report.ops import OPS, PASSES
 from pallas_kernels.report.rows import TARGETS, Row, Task, make_row
 from tests.root import ROOT
 
 BEGIN, END = command.marks("report")
 PAGE = ROOT / "docs" / "kernels.md"
-SHAPE = Shape(tokens=8192, heads=16, key_heads=16)
-SMALL = Shape(tokens=64, heads=2, key_heads=1, head_size=16)
 
 
 def task(**changes):
-    fields = {"op": "gated_delta", "chip": "v6e", "implementation": "chunked", "shape": SHAPE}
+    fields = {"op": "gated_delta", "chip": "v6e", "implementation": "chunked", "shape": SHORT}
     return Task(**{**fields, "passes": "forward", **changes})
 
 
@@ -77,8 +75,8 @@ def test_least_bytes_a_token_head(group, forward, backward):
 
 
 def test_flops_a_token_head():
-    forward = gated_delta.flops(SHAPE, "forward") / SHAPE.units
-    both = gated_delta.flops(SHAPE, "forward+backward") / SHAPE.units
+    forward = gated_delta.flops(SHORT, "forward") / SHORT.units
+    both = gated_delta.flops(SHORT, "forward+backward") / SHORT.units
     assert round(forward, -2) == 166_600
     assert round(both - forward) == 491_520
 
@@ -116,7 +114,7 @@ def test_schedule_gives_time_ratio_and_useful_share(monkeypatch):
     assert row.seconds == pytest.approx(500_000 / 1.751e9, rel=1e-3)
     assert row.memory_floor_s == pytest.approx(82.6e-6, rel=1e-2)
     assert row.over_floor == pytest.approx(500_000 / 1.751e9 / 82.6e-6, rel=1e-2)
-    assert row.useful == pytest.approx(166_571 * SHAPE.units / (524_288 * 500_000), rel=1e-3)
+    assert row.useful == pytest.approx(166_571 * SHORT.units / (524_288 * 500_000), rel=1e-3)
     (line,) = tables.cells(row)
     assert len(line) == len(tables.TPU_COLUMNS)
     named = dict(zip(tables.TPU_COLUMNS, line, strict=True))
