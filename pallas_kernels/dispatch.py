@@ -3,14 +3,28 @@
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 logger = logging.getLogger(__name__)
 
-Choice = str | Sequence[str] | None
+Name = TypeVar("Name", bound=str)
+
+if TYPE_CHECKING:
+    Choice = Name | Sequence[Name] | None
+else:
+
+    class Choice:
+        """Annotates `implementation`: one of an op's names, several in order, or None.
+
+        Editors and type checkers know the names. Checkers at run time take any, so that a caller
+        reads the sentence of `Op`, which lists them.
+        """
+
+        def __class_getitem__(cls, names):
+            return str | Sequence[str] | None
 
 
 @runtime_checkable
@@ -18,7 +32,8 @@ class Implementation(Protocol):
     """Computes an op from arrays that the op's public function has checked.
 
     All implementations of an op take the same arrays by position and the same settings by keyword,
-    and return the same results. One that does not take some shape, dtype, setting or machine raises
+    and return the same results. One registered with a type of block sizes also takes `blocks`, and
+    chooses them itself if None. One that does not take some shape, dtype, setting or machine raises
     NotImplementedError while it is traced, with a sentence that says which argument and what it
     accepts; it never computes something else. It is differentiable in every floating-point array,
     and works under `jax.vmap`, `jax.checkpoint` and `jax.shard_map`. Its numbers are compared with
@@ -34,23 +49,37 @@ class Op:
     def __init__(self, name: str):
         self.name = name
         self.implementations: dict[str, Implementation] = {}
+        self.blocks: dict[str, type] = {}
         self._chosen: list[str] = []
 
     def register(
-        self, name: str, implementation: Implementation, *, by_name_only: bool = False
+        self,
+        name: str,
+        implementation: Implementation,
+        *,
+        blocks: type | None = None,
+        by_name_only: bool = False,
     ) -> None:
-        """Adds an implementation; one `by_name_only` runs only where a caller asks for it."""
+        """Adds an implementation.
+
+        Args:
+          blocks: type of its block sizes, if a caller may choose them.
+          by_name_only: it runs only where a caller asks for it.
+        """
         self.implementations[name] = implementation
+        if blocks is not None:
+            self.blocks[name] = blocks
         if not by_name_only:
             self._chosen.append(name)
 
-    def __call__(self, *args, implementation: Choice = None, **kwargs):
+    def __call__(self, *args, implementation: Choice[str] = None, blocks=None, **kwargs):
         """Runs the first implementation that accepts the arguments.
 
         Args:
           *args: arrays of the op.
           implementation: a name, or names to try in that order; None tries all, the best first, but
             for those that run by name only.
+          blocks: block sizes for the implementation that has this type of them; the others refuse.
           **kwargs: settings of the op.
 
         Raises:
@@ -60,7 +89,7 @@ class Op:
         refusals = []
         for name in self._names(implementation):
             try:
-                result = self.implementations[name](*args, **kwargs)
+                result = self._run(name, args, kwargs, blocks)
             except NotImplementedError as refusal:
                 refusals.append(f"{name}: {refusal}")
                 continue
@@ -68,7 +97,16 @@ class Op:
             return result
         raise NotImplementedError(f"{self.name}: " + "; ".join(refusals))
 
-    def _names(self, choice: Choice) -> Sequence[str]:
+    def _run(self, name: str, args, kwargs, blocks):
+        accepted = self.blocks.get(name)
+        if blocks is not None:
+            if accepted is None or not isinstance(blocks, accepted):
+                what = f"{accepted.__name__} is accepted" if accepted else "it has none to choose"
+                raise NotImplementedError(f"blocks is {type(blocks).__name__}; {what}")
+            kwargs = kwargs | {"blocks": blocks}
+        return self.implementations[name](*args, **kwargs)
+
+    def _names(self, choice: Choice[str]) -> Sequence[str]:
         if choice is None:
             return self._chosen
         names = [choice] if isinstance(choice, str) else list(choice)

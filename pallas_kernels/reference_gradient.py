@@ -9,15 +9,15 @@ from pallas_kernels.varying import vary_alike
 
 
 def with_gradient_of(reference):
-    """Makes `kernel(*arrays, interpret, **settings)` differentiable.
+    """Makes `kernel(*arrays, **settings)` differentiable.
 
     Its gradient is that of `reference(*arrays, **settings)`. The result also works under `jax.vmap`
     and `jax.shard_map`.
     """
 
     def decorate(kernel):
-        def call(*arrays, interpret, **settings):
-            forward = functools.partial(kernel, interpret=interpret, **settings)
+        def call(*arrays, **settings):
+            forward = functools.partial(kernel, **settings)
 
             @jax.custom_vjp
             def rule(*arrays):

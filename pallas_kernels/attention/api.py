@@ -1,32 +1,40 @@
 """Defines the public functions of softmax attention."""
 
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention.arguments import checked_heads, checked_segments
-from pallas_kernels.attention.chunked import attention_chunked
+from pallas_kernels.attention.arguments import checked
+from pallas_kernels.attention.chunked import ChunkedBlocks, attention_chunked
 from pallas_kernels.attention.cudnn import attention_cudnn
 from pallas_kernels.attention.decode import attention_decode_chunked
+from pallas_kernels.attention.gpu.blocks import HopperBlocks, HopperDecodeBlocks
 from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
 from pallas_kernels.attention.gpu.op import attention_gpu
 from pallas_kernels.attention.reference import attention_decode_reference, attention_reference
 from pallas_kernels.attention.splash import attention_splash
+from pallas_kernels.attention.tpu.blocks import TpuBlocks
 from pallas_kernels.attention.tpu.decode import attention_decode_tpu
+from pallas_kernels.attention.tpu.decode_blocks import TpuDecodeBlocks
 from pallas_kernels.attention.tpu.op import attention_tpu
-from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.dispatch import Choice, Op
 
+AttentionImplementation = Literal["tpu", "gpu", "chunked", "reference", "splash", "cudnn"]
+DecodeImplementation = Literal["tpu", "gpu", "chunked", "reference"]
+
 _attention = Op("attention")
-_attention.register("tpu", attention_tpu)
-_attention.register("gpu", attention_gpu)
-_attention.register("chunked", attention_chunked)
+_attention.register("tpu", attention_tpu, blocks=TpuBlocks)
+_attention.register("gpu", attention_gpu, blocks=HopperBlocks)
+_attention.register("chunked", attention_chunked, blocks=ChunkedBlocks)
 _attention.register("reference", attention_reference)
 _attention.register("splash", attention_splash, by_name_only=True)
 _attention.register("cudnn", attention_cudnn, by_name_only=True)
 
 _attention_decode = Op("attention_decode")
-_attention_decode.register("tpu", attention_decode_tpu)
-_attention_decode.register("gpu", attention_decode_gpu)
+_attention_decode.register("tpu", attention_decode_tpu, blocks=TpuDecodeBlocks)
+_attention_decode.register("gpu", attention_decode_gpu, blocks=HopperDecodeBlocks)
 _attention_decode.register("chunked", attention_decode_chunked)
 _attention_decode.register("reference", attention_decode_reference)
 
@@ -44,7 +52,8 @@ def attention(
     q_start: int | Int[Array, ""] = 0,
     scale: float | None = None,
     return_lse: bool = False,
-    implementation: Choice = None,
+    implementation: Choice[AttentionImplementation] = None,
+    blocks: TpuBlocks | HopperBlocks | ChunkedBlocks | None = None,
     interpret=False,
 ) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Computes softmax(scale q k^T) v for each query head, over the KV head that it reads.
@@ -70,6 +79,8 @@ def attention(
         "reference" (every score at once, float32), or None for the best of these that accepts the
         arguments, logged once; and by name only "splash" and "cudnn", those of JAX itself. A
         sequence of names tries these in order.
+      blocks: block sizes of one implementation, in place of its own choice: `tpu.blocks.TpuBlocks`,
+        `gpu.blocks.HopperBlocks` or `chunked.ChunkedBlocks`. Every other one refuses them.
       interpret: runs the Pallas kernels of a named implementation in an interpreter, on any
         machine: True, or `pltpu.InterpretParams()` or `plgpu.InterpretGPUParams()`, which also
         find races. Inside `jax.shard_map` use True with `check_vma=False`.
@@ -79,24 +90,31 @@ def attention(
       has output 0 and log-sum-exp -inf.
 
     Raises:
-      ValueError: shapes, heads, segments or window do not fit together, or `implementation` is
-        unknown.
+      ValueError: shapes, heads, segments, window or blocks do not fit together, or
+        `implementation` is unknown.
       NotImplementedError: the named implementation does not take these arguments or this machine.
     """
-    _, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    heads = checked_heads(kv_head_of_query, N, K)
+    problem, segments = checked(
+        q_BTNH,
+        k_BSKH,
+        kv_head_of_query=kv_head_of_query,
+        causal=causal,
+        window=window,
+        segment_ids_BT=segment_ids_BT,
+        kv_segment_ids_BS=kv_segment_ids_BS,
+        q_start=q_start,
+        scale=scale,
+        interpret=interpret,
+    )
     out_BTNH, lse_BTN = _attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         q_start=q_start,
-        segments=checked_segments(segment_ids_BT, kv_segment_ids_BS, T, S),
-        visibility=Visibility(causal=causal, window=window),
-        kv_head_of_query=heads,
-        scale=H**-0.5 if scale is None else scale,
+        segments=segments,
+        problem=problem,
         implementation=implementation,
-        interpret=interpret,
+        blocks=blocks,
     )
     return (out_BTNH, lse_BTN) if return_lse else out_BTNH
 
@@ -113,7 +131,8 @@ def attention_decode(
     kv_segment_ids_BS: Int[Array, "B S"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
-    implementation: Choice = None,
+    implementation: Choice[DecodeImplementation] = None,
+    blocks: TpuDecodeBlocks | HopperDecodeBlocks | None = None,
     interpret=False,
 ) -> Float[Array, "B N H"] | tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Runs `attention` for one query per row over a cache: the decode step.
@@ -131,26 +150,32 @@ def attention_decode(
       kv_segment_ids_BS: segments of the cache.
 
     Other arguments, results and errors as `attention`; "tpu", "gpu", "chunked" and "reference" are
-    the implementations.
+    the implementations, `tpu.decode_blocks.TpuDecodeBlocks` and `gpu.blocks.HopperDecodeBlocks` the
+    block sizes.
     """
-    N, H = q_BNH.shape[1:]
-    K = k_cache_BSKH.shape[2]
     if (segment_ids_B is None) != (kv_segment_ids_BS is None):
         raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")
-    segments = None
-    if segment_ids_B is not None:
-        segments = Segments(segment_ids_B[:, None], kv_segment_ids_BS)
-    Visibility(causal=True, window=window)
+    B, N, H = q_BNH.shape
+    problem, segments = checked(
+        jax.ShapeDtypeStruct((B, 1, N, H), q_BNH.dtype),
+        k_cache_BSKH,
+        kv_head_of_query=kv_head_of_query,
+        causal=True,
+        window=window,
+        segment_ids_BT=None if segment_ids_B is None else segment_ids_B[:, None],
+        kv_segment_ids_BS=kv_segment_ids_BS,
+        q_start=None,
+        scale=scale,
+        interpret=interpret,
+    )
     out_BNH, lse_BN = _attention_decode(
         q_BNH,
         k_cache_BSKH,
         v_cache_BSKH,
         lengths_B.astype(jnp.int32),
         segments=segments,
-        window=window,
-        kv_head_of_query=checked_heads(kv_head_of_query, N, K),
-        scale=H**-0.5 if scale is None else scale,
+        problem=problem,
         implementation=implementation,
-        interpret=interpret,
+        blocks=blocks,
     )
     return (out_BNH, lse_BN) if return_lse else out_BNH

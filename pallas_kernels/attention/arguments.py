@@ -1,6 +1,31 @@
 """Checks the arguments that all public functions of softmax attention share."""
 
-from pallas_kernels.attention.visibility import Segments
+from pallas_kernels.attention.problem import Problem, problem_of
+from pallas_kernels.attention.visibility import Segments, Visibility
+
+
+def checked(
+    q_BTNH,
+    k_BSKH,
+    *,
+    kv_head_of_query,
+    causal: bool,
+    window: int | None,
+    segment_ids_BT,
+    kv_segment_ids_BS,
+    **settings,
+) -> tuple[Problem, Segments | None]:
+    """Returns the problem and the segments of arguments that fit together."""
+    segments = checked_segments(segment_ids_BT, kv_segment_ids_BS, q_BTNH.shape[1], k_BSKH.shape[1])
+    problem = problem_of(
+        q_BTNH,
+        k_BSKH,
+        visibility=Visibility(causal=causal, window=window),
+        segments=segments,
+        kv_head_of_query=checked_heads(kv_head_of_query, q_BTNH.shape[2], k_BSKH.shape[2]),
+        **settings,
+    )
+    return problem, segments
 
 
 def checked_heads(kv_head_of_query, N: int, K: int) -> tuple[int, ...]:

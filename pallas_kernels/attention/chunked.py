@@ -22,7 +22,8 @@ from pallas_kernels.attention.chunked_blocks import (
     make_places,
 )
 from pallas_kernels.attention.head_groups import head_groups, place_heads
-from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.attention.problem import Problem
+from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.varying import vary_alike
 
 BLOCKS = (512, 256, 128)
@@ -38,13 +39,18 @@ def choose_block(rows: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Says what is known while tracing, besides the arrays' shapes."""
+class ChunkedBlocks:
+    """Says how the plain JAX form cuts its work.
 
-    visibility: Visibility
-    kv_head_of_query: tuple[int, ...]
-    scale: float
-    block: int
+    Attributes:
+      length: queries, and keys, of a block.
+    """
+
+    length: int
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"length={self.length}; a block has at least one query")
 
 
 def attention_chunked(
@@ -54,44 +60,32 @@ def attention_chunked(
     *,
     q_start,
     segments: Segments | None,
-    visibility: Visibility,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
-    block: int | None = None,
+    problem: Problem,
+    blocks: ChunkedBlocks | None = None,
 ):
     """Computes `api.attention` by blocks, with sums in float32, or in float64 for float64 queries.
 
     The backward reads the arguments, the output ("attention_out" for the policies of
     `jax.checkpoint`), and peak and sum of each softmax ("attention_lse").
     """
-    settings = settings_for(q_BTNH, visibility, kv_head_of_query, scale, block=block)
+    length = blocks.length if blocks else choose_block(q_BTNH.shape[0] * q_BTNH.shape[2])
     start = jnp.asarray(q_start, jnp.int32)
-    return _attention(settings, *vary_alike(q_BTNH, k_BSKH, v_BSKH, start, segments))
+    return _attention(problem, length, *vary_alike(q_BTNH, k_BSKH, v_BSKH, start, segments))
 
 
-def settings_for(q_BTNH, visibility, kv_head_of_query, scale, *, block: int | None = None):
-    return Settings(
-        visibility=visibility,
-        kv_head_of_query=kv_head_of_query,
-        scale=scale,
-        block=block or choose_block(q_BTNH.shape[0] * q_BTNH.shape[2]),
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(problem: Problem, length: int, q_BTNH, k_BSKH, v_BSKH, start, segments):
+    return _forward(problem, length, q_BTNH, k_BSKH, v_BSKH, start, segments)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(settings: Settings, q_BTNH, k_BSKH, v_BSKH, start, segments):
-    return _forward(settings, q_BTNH, k_BSKH, v_BSKH, start, segments)[0]
-
-
-def _forward(settings: Settings, q_BTNH, k_BSKH, v_BSKH, start, segments):
+def _forward(problem: Problem, length: int, q_BTNH, k_BSKH, v_BSKH, start, segments):
     N, T = q_BTNH.shape[2], q_BTNH.shape[1]
-    places = _places(settings, q_BTNH, k_BSKH, start, segments)
-    groups = head_groups(settings.kv_head_of_query)
+    places = _places(problem, length, start, segments)
+    groups = head_groups(problem.kv_head_of_query)
     parts = []
     for group in groups:
         blocks = cut_queries(q_BTNH, group, places), *cut_keys((k_BSKH, v_BSKH), group, places)
-        found = _group_forward(*blocks, places, settings.scale)
+        found = _group_forward(*blocks, places, problem.scale)
         parts.append([join_queries(x, group, T) for x in found])
     queries = [group.queries for group in groups]
     out, peak, total = (place_heads(list(x), queries, N) for x in zip(*parts, strict=True))
@@ -102,13 +96,13 @@ def _forward(settings: Settings, q_BTNH, k_BSKH, v_BSKH, start, segments):
     return (out_BTNH, lse_BTN), saved
 
 
-def backward(settings: Settings, saved, cotangents):
+def backward(problem: Problem, length: int, saved, cotangents):
     """Computes the gradients from the arguments, the output, and peak and sum of each softmax."""
     q_BTNH, k_BSKH, v_BSKH, start, segments, out_BTNH, peak_BTN, total_BTN = saved
     dout_BTNH, dlse_BTN = cotangents
     K, S = k_BSKH.shape[2], k_BSKH.shape[1]
-    places = _places(settings, q_BTNH, k_BSKH, start, segments)
-    groups = head_groups(settings.kv_head_of_query)
+    places = _places(problem, length, start, segments)
+    groups = head_groups(problem.kv_head_of_query)
     delta_BTN = jnp.einsum(
         "BTNH,BTNH->BTN", out_BTNH, dout_BTNH, preferred_element_type=dlse_BTN.dtype
     )
@@ -119,7 +113,7 @@ def backward(settings: Settings, saved, cotangents):
     for group in groups:
         blocks = (cut_queries(x, group, places) for x in rows)
         dq, *dkv = _group_backward(
-            *blocks, *cut_keys((k_BSKH, v_BSKH), group, places), places, settings.scale
+            *blocks, *cut_keys((k_BSKH, v_BSKH), group, places), places, problem.scale
         )
         parts.append((join_queries(dq, group, q_BTNH.shape[1]), *(join_keys(x, S) for x in dkv)))
     dq, dk, dv = zip(*parts, strict=True)
@@ -132,9 +126,8 @@ def backward(settings: Settings, saved, cotangents):
 _attention.defvjp(_forward, backward)
 
 
-def _places(settings: Settings, q_BTNH, k_BSKH, start, segments) -> Places:
-    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    return make_places(settings.visibility, T, S, start, segments, block=settings.block)
+def _places(problem: Problem, length: int, start, segments) -> Places:
+    return make_places(problem.visibility, problem.T, problem.S, start, segments, block=length)
 
 
 def _group_forward(q_ZBUXH, k_ZBUCH, v_ZBUCH, places: Places, scale: float):

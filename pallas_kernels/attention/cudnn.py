@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.no_gradient import without_gradient
-from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.attention.problem import Problem
+from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.target import target
 
 LARGEST_HEAD = 256
@@ -17,10 +18,7 @@ def attention_cudnn(
     *,
     q_start,
     segments: Segments | None,
-    visibility: Visibility,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
+    problem: Problem,
 ):
     """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N].
 
@@ -31,15 +29,15 @@ def attention_cudnn(
         irregular; there are segments; the queries do not start at the first key; cuDNN is known to
         be wrong in this case; or a gradient goes through the log-sum-exp.
     """
-    _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret)
-    _check_mask(q_BTNH, k_BSKH, q_start, visibility)
-    window = visibility.window
+    _check_arrays(q_BTNH, problem)
+    _check_mask(problem)
+    window = problem.visibility.window
     out_BTNH, lse_BTN = jax.nn.dot_product_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        scale=scale,
-        is_causal=visibility.causal,
+        scale=problem.scale,
+        is_causal=problem.visibility.causal,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
         return_residual=True,
@@ -48,11 +46,9 @@ def attention_cudnn(
     return out_BTNH, without_gradient("cuDNN in JAX", lse_BTN, q_BTNH, k_BSKH, v_BSKH)
 
 
-def _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret) -> None:
-    N, H = q_BTNH.shape[2:]
-    K = k_BSKH.shape[2]
-    device = target(q_BTNH)
-    if interpret or device.platform != "gpu":
+def _check_arrays(q_BTNH, problem: Problem) -> None:
+    H, device = problem.H, target(q_BTNH)
+    if problem.interpret or device.platform != "gpu":
         raise NotImplementedError(
             f"the device is {device.device_kind}; cuDNN runs on NVIDIA GPUs and has no interpreter"
         )
@@ -62,20 +58,19 @@ def _check_arrays(q_BTNH, k_BSKH, kv_head_of_query, segments, interpret) -> None
         raise NotImplementedError(
             f"the head dimension is {H}; multiples of 8 up to {LARGEST_HEAD} are accepted"
         )
-    if N % K or kv_head_of_query != tuple(n // (N // K) for n in range(N)):
+    if not problem.is_regular:
         raise NotImplementedError(
-            f"kv_head_of_query={kv_head_of_query} is irregular; cuDNN takes query head n with KV "
-            "head n // (N / K) only, so KV heads would have to be repeated in memory"
+            f"kv_head_of_query={problem.kv_head_of_query} is irregular; cuDNN takes query head n "
+            "with KV head n // (N / K) only, so KV heads would have to be repeated in memory"
         )
-    if segments is not None:
+    if problem.segments:
         raise NotImplementedError("segments would need a mask of T x S for cuDNN; none is accepted")
 
 
-def _check_mask(q_BTNH, k_BSKH, q_start, visibility: Visibility) -> None:
+def _check_mask(problem: Problem) -> None:
     """Refuses masks that cuDNN lacks, and the NaN of pytorch 196678 and NeMo Automodel 3232."""
-    T, H = q_BTNH.shape[1::2]
-    S = k_BSKH.shape[1]
-    if visibility.causal and not (isinstance(q_start, int) and q_start == 0):
+    T, S, H, visibility = problem.T, problem.S, problem.H, problem.visibility
+    if visibility.causal and problem.q_start != 0:
         raise NotImplementedError("q_start is not 0; cuDNN's causal mask starts at the first key")
     if visibility.window is not None and T > S:
         raise NotImplementedError(

@@ -8,55 +8,36 @@ of which decode has few, and needs no copy of the cache in another order.
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.attention.reference import attention_decode_reference
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.reference_gradient import with_gradient_of
 
 
-def decode_reference(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, **settings):
+def decode_reference(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, problem: Problem, blocks=None):
     """Calls `attention_decode_reference` with segments as two more arrays, or none."""
     segments = Segments(*ids) if ids else None
     return attention_decode_reference(
-        q_BNH, k_BSKH, v_BSKH, lengths_B, segments=segments, **settings
+        q_BNH, k_BSKH, v_BSKH, lengths_B, segments=segments, problem=problem
     )
 
 
 def attention_decode_chunked(
-    q_BNH,
-    k_BSKH,
-    v_BSKH,
-    lengths_B,
-    *,
-    segments: Segments | None,
-    window: int | None,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
+    q_BNH, k_BSKH, v_BSKH, lengths_B, *, segments: Segments | None, problem: Problem
 ):
     """Computes `api.attention_decode` in plain JAX."""
-    return _decode(
-        q_BNH,
-        k_BSKH,
-        v_BSKH,
-        lengths_B,
-        *(segments or ()),
-        window=window,
-        kv_head_of_query=kv_head_of_query,
-        scale=scale,
-        interpret=interpret,
-    )
+    return _decode(q_BNH, k_BSKH, v_BSKH, lengths_B, *(segments or ()), problem=problem)
 
 
 @with_gradient_of(decode_reference)
-def _decode(
-    q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, window, kv_head_of_query, scale, interpret=False
-):
+def _decode(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, problem: Problem):
+    kv_head_of_query = problem.kv_head_of_query
     dtype = jnp.promote_types(q_BNH.dtype, jnp.float32)
     B, S, K, H = k_BSKH.shape
     k_BSD, v_BSD = (x.reshape(B, S, K * H) for x in (k_BSKH, v_BSKH))
     q_BND = rows_at_heads(q_BNH, kv_head_of_query, K)
-    s_BNS = scale * jnp.einsum("BND,BSD->BNS", q_BND, k_BSD, preferred_element_type=dtype)
-    seen_B1S = seen_by_decode(lengths_B, ids, window, jnp.arange(S))[:, None]
+    s_BNS = problem.scale * jnp.einsum("BND,BSD->BNS", q_BND, k_BSD, preferred_element_type=dtype)
+    seen_B1S = seen_by_decode(lengths_B, ids, problem.visibility, jnp.arange(S))[:, None]
     s_BNS = jnp.where(seen_B1S, s_BNS, -jnp.inf)
     peak_BN1 = jnp.max(s_BNS, axis=-1, keepdims=True)
     peak_BN1 = jnp.where(peak_BN1 == -jnp.inf, 0.0, peak_BN1)
@@ -70,9 +51,9 @@ def _decode(
     return out_BNH.astype(q_BNH.dtype), lse_BN
 
 
-def seen_by_decode(lengths_B, ids, window: int | None, columns_S):
+def seen_by_decode(lengths_B, ids, visibility: Visibility, columns_S):
     """Says which keys the query of each row sees [B, S]."""
-    seen_BS = Visibility(causal=True, window=window)(lengths_B[:, None] - 1, columns_S)
+    seen_BS = visibility(lengths_B[:, None] - 1, columns_S)
     if ids:
         queries_B1, keys_BS = ids
         seen_BS &= (queries_B1 == keys_BS) & (queries_B1 != 0)

@@ -2,14 +2,14 @@
 
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention.arguments import checked_heads, checked_segments
+from pallas_kernels.attention.api import DecodeImplementation as GradientsImplementation
+from pallas_kernels.attention.arguments import checked
 from pallas_kernels.attention.chunked_gradients import (
     attention_gradients_chunked,
     attention_gradients_reference,
 )
 from pallas_kernels.attention.gpu.op import attention_gradients_gpu
 from pallas_kernels.attention.tpu.gradients import attention_gradients_tpu
-from pallas_kernels.attention.visibility import Visibility
 from pallas_kernels.dispatch import Choice, Op
 
 _attention_gradients = Op("attention_gradients")
@@ -34,7 +34,7 @@ def attention_gradients(
     kv_segment_ids_BS: Int[Array, "B S"] | None = None,
     q_start: int | Int[Array, ""] = 0,
     scale: float | None = None,
-    implementation: Choice = None,
+    implementation: Choice[GradientsImplementation] = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Computes what a part of the keys adds to the gradients of attention over all of them.
@@ -59,10 +59,20 @@ def attention_gradients(
     Returns:
       The part's dq, dk and dv, in the dtype of q. They have no gradient of their own.
     """
-    T, N, H = q_BTNH.shape[1:]
-    S, K = k_BSKH.shape[1:3]
     if scale is not None and scale <= 0:
         raise ValueError(f"scale={scale}; gradients by parts of the keys need a positive one")
+    problem, segments = checked(
+        q_BTNH,
+        k_BSKH,
+        kv_head_of_query=kv_head_of_query,
+        causal=causal,
+        window=window,
+        segment_ids_BT=segment_ids_BT,
+        kv_segment_ids_BS=kv_segment_ids_BS,
+        q_start=q_start,
+        scale=scale,
+        interpret=interpret,
+    )
     return _attention_gradients(
         q_BTNH,
         k_BSKH,
@@ -71,10 +81,7 @@ def attention_gradients(
         lse_BTN,
         dout_BTNH.astype(q_BTNH.dtype),
         q_start=q_start,
-        segments=checked_segments(segment_ids_BT, kv_segment_ids_BS, T, S),
-        visibility=Visibility(causal=causal, window=window),
-        kv_head_of_query=checked_heads(kv_head_of_query, N, K),
-        scale=H**-0.5 if scale is None else scale,
+        segments=segments,
+        problem=problem,
         implementation=implementation,
-        interpret=interpret,
     )

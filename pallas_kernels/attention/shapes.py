@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.attention.visibility import Visibility
 
 
@@ -37,12 +38,24 @@ class Shape:
     def visibility(self) -> Visibility:
         return Visibility(causal=True, window=self.window)
 
-    def __str__(self) -> str:
-        regular = self == regular_shape(
-            self.tokens, self.heads, self.kv_heads, head_size=self.head_size, window=self.window
+    @property
+    def problem(self) -> Problem:
+        return Problem(
+            T=self.tokens,
+            S=self.tokens,
+            H=self.head_size,
+            K=self.kv_heads,
+            dtype="bfloat16",
+            visibility=self.visibility,
+            segments=False,
+            q_start=0,
+            kv_head_of_query=self.kv_head_of_query,
+            scale=self.head_size**-0.5,
         )
+
+    def __str__(self) -> str:
         heads = f"N{self.heads}" + (f" K{self.kv_heads}" if self.kv_heads != self.heads else "")
-        if not regular:
+        if not self.problem.is_regular:
             heads += " (" + ",".join(map(str, self.kv_head_of_query)) + ")"
         return f"T{self.tokens} {heads} H{self.head_size}" + (
             f" W{self.window}" if self.window else ""

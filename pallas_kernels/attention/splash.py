@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from pallas_kernels.attention.no_gradient import without_gradient
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.target import target
 
@@ -22,10 +23,7 @@ def attention_splash(
     *,
     q_start,
     segments: Segments | None,
-    visibility: Visibility,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
+    problem: Problem,
 ):
     """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N].
 
@@ -38,24 +36,14 @@ def attention_splash(
         traced; the map of heads is irregular; there is no score at all; or a gradient goes through
         the log-sum-exp.
     """
-    _check(q_BTNH, k_BSKH, q_start, visibility, kv_head_of_query, interpret)
-    T, N, H = q_BTNH.shape[1:]
-    make = kernel_maker(
-        visibility,
-        T=T,
-        S=k_BSKH.shape[1],
-        N=N,
-        H=H,
-        q_start=q_start,
-        device_kind=target(q_BTNH).device_kind,
-        interpret=interpret,
-    )
-    scaled = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
+    _check(q_BTNH, k_BSKH, problem)
+    make = kernel_maker(problem, target(q_BTNH).device_kind)
+    scaled = (q_BTNH.astype(jnp.float32) * problem.scale).astype(q_BTNH.dtype)
     heads_first = (x.swapaxes(1, 2) for x in (scaled, k_BSKH, v_BSKH))
     ids = None if segments is None else splash.SegmentIds(segments.queries_BT, segments.keys_BS)
     out_BNTH, lse_BNT = _attend(make, *heads_first, ids)
     out_BTNH, lse_BTN = out_BNTH.swapaxes(1, 2), lse_BNT.swapaxes(1, 2)
-    if segments is not None or not _all_see(visibility, T, k_BSKH.shape[1], q_start):
+    if segments is not None or not _all_see(problem):
         seen_BTN = lse_BTN > _NOTHING_SEEN
         if segments is not None:
             seen_BTN &= (segments.queries_BT != 0)[..., None]
@@ -64,17 +52,17 @@ def attention_splash(
     return out_BTNH, without_gradient("splash", lse_BTN, q_BTNH, k_BSKH, v_BSKH)
 
 
-def kernel_maker(
-    visibility: Visibility, *, T: int, S: int, N: int, H: int, q_start: int, device_kind, interpret
-):
+def kernel_maker(problem: Problem, device_kind: str):
     """Returns a function that makes the kernel, with `save_residuals` or without."""
+    T, S = problem.T, problem.S
+    mask = _mask(problem.visibility, T, S, problem.q_start)
     return functools.partial(
         splash.make_splash_mha,
-        splash.MultiHeadMask([_mask(visibility, T, S, q_start)] * N),
-        block_sizes=_block_sizes(T, S, H, device_kind),
+        splash.MultiHeadMask([mask] * len(problem.kv_head_of_query)),
+        block_sizes=_block_sizes(T, S, problem.H, device_kind),
         head_shards=1,
         q_seq_shards=1,
-        interpret=bool(interpret),
+        interpret=bool(problem.interpret),
     )
 
 
@@ -111,10 +99,11 @@ def _mask(visibility: Visibility, T: int, S: int, q_start: int):
     return splash.LocalMask((T, S), (visibility.window - 1, 0), offset=q_start)
 
 
-def _all_see(visibility: Visibility, T: int, S: int, q_start: int) -> bool:
+def _all_see(problem: Problem) -> bool:
     """Says whether every query sees a key, by position."""
-    behind = q_start + T - (visibility.window or q_start + T)
-    return not visibility.causal or (q_start >= 0 and behind < S)
+    q_start, visibility = problem.q_start, problem.visibility
+    behind = q_start + problem.T - (visibility.window or q_start + problem.T)
+    return not visibility.causal or (q_start >= 0 and behind < problem.S)
 
 
 def _block_sizes(T: int, S: int, H: int, device_kind: str) -> splash.BlockSizes:
@@ -137,11 +126,11 @@ def _divisor(length: int, largest: int) -> int:
     return next(size for size in range(largest, 0, -LANES) if length % size == 0)
 
 
-def _check(q_BTNH, k_BSKH, q_start, visibility, kv_head_of_query, interpret) -> None:
-    T, N, H = q_BTNH.shape[1:]
-    S, K = k_BSKH.shape[1:3]
+def _check(q_BTNH, k_BSKH, problem: Problem) -> None:
+    T, S, H = problem.T, problem.S, problem.H
+    q_start, visibility = problem.q_start, problem.visibility
     device = target(q_BTNH)
-    if not interpret and device.platform != "tpu":
+    if not problem.interpret and device.platform != "tpu":
         raise NotImplementedError(
             f"the device is {device.device_kind}; splash runs on TPU, or anywhere with "
             "interpret=True"
@@ -152,12 +141,12 @@ def _check(q_BTNH, k_BSKH, q_start, visibility, kv_head_of_query, interpret) -> 
         raise NotImplementedError(f"the head dimension is {H}; one of {HEAD_SIZES} is accepted")
     if T % LANES or S % LANES:
         raise NotImplementedError(f"{T} queries and {S} keys; multiples of {LANES} are accepted")
-    if not isinstance(q_start, int):
+    if q_start is None:
         raise NotImplementedError("q_start is traced; splash makes its mask from an int")
-    if N % K or kv_head_of_query != tuple(n // (N // K) for n in range(N)):
+    if not problem.is_regular:
         raise NotImplementedError(
-            f"kv_head_of_query={kv_head_of_query} is irregular; splash takes query head n with KV "
-            "head n // (N / K) only"
+            f"kv_head_of_query={problem.kv_head_of_query} is irregular; splash takes query head n "
+            "with KV head n // (N / K) only"
         )
     first, last = q_start, q_start + T - 1
     lowest = first - (visibility.window or first + 1) + 1

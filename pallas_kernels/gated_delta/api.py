@@ -1,17 +1,20 @@
 """Defines the public functions of the gated delta rule."""
 
 import functools
+from typing import Literal
 
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Choice, Op
-from pallas_kernels.gated_delta.chunked import gated_delta_chunked
+from pallas_kernels.gated_delta.chunked import ChunkedBlocks, gated_delta_chunked
 from pallas_kernels.gated_delta.gates import effective_gates
 from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
+from pallas_kernels.gated_delta.problem import problem_of
 from pallas_kernels.gated_delta.reference import gated_delta_reference, gated_delta_step_reference
+from pallas_kernels.gated_delta.tpu.blocks import TpuBlocks
 from pallas_kernels.gated_delta.tpu.op import gated_delta_tpu
 from pallas_kernels.gated_delta.tpu.step import gated_delta_step_tpu
 
@@ -31,10 +34,13 @@ def _segments_by_gates(implementation):
     return call
 
 
+GatedDeltaImplementation = Literal["tpu", "gpu", "chunked", "reference"]
+StepImplementation = Literal["tpu", "gpu", "reference"]
+
 _gated_delta = Op("gated_delta")
-_gated_delta.register("tpu", _segments_by_gates(gated_delta_tpu))
+_gated_delta.register("tpu", _segments_by_gates(gated_delta_tpu), blocks=TpuBlocks)
 _gated_delta.register("gpu", _segments_by_gates(gated_delta_gpu))
-_gated_delta.register("chunked", _segments_by_gates(gated_delta_chunked))
+_gated_delta.register("chunked", _segments_by_gates(gated_delta_chunked), blocks=ChunkedBlocks)
 _gated_delta.register("reference", gated_delta_reference)
 
 _gated_delta_step = Op("gated_delta_step")
@@ -53,7 +59,8 @@ def gated_delta(
     initial_state_BNHP: Float[Array, "B N H P"] | None = None,
     segment_ids_BT: Int[Array, "B T"] | None = None,
     scale: float | None = None,
-    implementation: Choice = None,
+    implementation: Choice[GatedDeltaImplementation] = None,
+    blocks: TpuBlocks | ChunkedBlocks | None = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule over a sequence.
@@ -77,6 +84,8 @@ def gated_delta(
       implementation: "tpu" and "gpu" (Pallas kernels), "chunked" (plain JAX), "reference"
         (sequential, float32), or None for the best that accepts the arguments, logged once. A
         sequence of names tries these in order.
+      blocks: block sizes of one implementation, in place of its own choice: `tpu.blocks.TpuBlocks`
+        or `chunked.ChunkedBlocks`. Every other one refuses them.
       interpret: runs the Pallas kernels of a named implementation in an interpreter, on any
         machine: True, or `pltpu.InterpretParams()` or `plgpu.InterpretGPUParams()`, which also
         find races. Inside `jax.shard_map` use True with `check_vma=False`.
@@ -86,7 +95,7 @@ def gated_delta(
       known to the policies of `jax.checkpoint` as "gated_delta_out".
 
     Raises:
-      ValueError: N is not a multiple of K, or `implementation` is unknown.
+      ValueError: N is not a multiple of K, `blocks` do not fit, or `implementation` is unknown.
       NotImplementedError: the named implementation does not take these arguments or this machine.
     """
     _check_groups(k_BTKH.shape[2], v_BTNP.shape[2])
@@ -103,9 +112,9 @@ def gated_delta(
         beta_BTN.astype(dtype),
         initial_state_BNHP.astype(dtype),
         *([] if segment_ids_BT is None else [segment_ids_BT]),
-        scale=H**-0.5 if scale is None else scale,
+        problem=problem_of(k_BTKH, v_BTNP, scale=scale, interpret=interpret),
         implementation=implementation,
-        interpret=interpret,
+        blocks=blocks,
     )
     return checkpoint_name(results, "gated_delta_out")
 
@@ -119,7 +128,7 @@ def gated_delta_step(
     state_BNHP: Float[Array, "B N H P"],
     *,
     scale: float | None = None,
-    implementation: Choice = None,
+    implementation: Choice[StepImplementation] = None,
     interpret=False,
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N H P"]]:
     """Runs the gated delta rule for one token, the decode step; see `gated_delta`."""

@@ -10,6 +10,7 @@ In a chunk that the state S enters, with the decays and decayed products of `chu
 Source: arXiv 2412.06464, section 3.3, with the inverse applied to beta E and to nothing else.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -24,7 +25,23 @@ from pallas_kernels.gated_delta.chunks import (
     join,
     within,
 )
+from pallas_kernels.gated_delta.problem import Problem
 from pallas_kernels.varying import vary_alike
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChunkedBlocks:
+    """Says how the plain JAX form cuts its work.
+
+    Attributes:
+      chunk: tokens of a chunk: 16 times a power of two, or fewer than 16.
+    """
+
+    chunk: int = 32
+
+    def __post_init__(self):
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk}; a chunk has at least one token")
 
 
 def gated_delta_chunked(
@@ -35,9 +52,8 @@ def gated_delta_chunked(
     beta_BTN,
     state_BNHP,
     *,
-    scale,
-    interpret=False,
-    chunk: int = 32,
+    problem: Problem,
+    blocks: ChunkedBlocks | None = None,
 ):
     """Computes `api.gated_delta` by chunks.
 
@@ -45,7 +61,7 @@ def gated_delta_chunked(
     chunks; T / chunk of them live while it runs.
     """
     arrays = (q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP)
-    return _rule(scale, chunk, *vary_alike(*arrays))
+    return _rule(problem.scale, (blocks or ChunkedBlocks()).chunk, *vary_alike(*arrays))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

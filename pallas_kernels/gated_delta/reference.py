@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.gated_delta.problem import Problem
 from pallas_kernels.gated_delta.segments import state_runs
 from pallas_kernels.varying import vary_alike
 
@@ -39,8 +40,7 @@ def gated_delta_reference(
     state_BNHP,
     segment_ids_BT=None,
     *,
-    scale,
-    interpret=False,
+    problem: Problem,
 ):
     """Runs a `lax.scan` over time; see `api.gated_delta`."""
     if segment_ids_BT is None:
@@ -52,7 +52,7 @@ def gated_delta_reference(
         q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, starts_B, real_B = token
         before_BNHP = jnp.where(starts_B[:, None, None, None], 0.0, state_BNHP)
         out_BNP, after_BNHP = gated_delta_step_reference(
-            q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, before_BNHP, scale=scale
+            q_BKH, k_BKH, v_BNP, log_decay_BN, beta_BN, before_BNHP, scale=problem.scale
         )
         state_BNHP = jnp.where(real_B[:, None, None, None], after_BNHP, before_BNHP)
         return state_BNHP, jnp.where(real_B[:, None, None], out_BNP, 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 from pallas_kernels.attention.chunked import choose_block
 from pallas_kernels.attention.chunked_blocks import make_places
 from pallas_kernels.attention.splash import kernel_maker
-from pallas_kernels.attention.tpu.blocks import LANES, choose_blocks
+from pallas_kernels.attention.tpu.blocks import choose_blocks
 from pallas_kernels.attention.tpu.steps import Do, list_steps, shares
 from pallas_kernels.hardware.bundles import Known
 from pallas_kernels.hardware.chips import CHIPS
@@ -20,16 +20,7 @@ from pallas_kernels.hardware.tpu import LOOPS
 
 def ours(shape, passes: str, chip: str) -> Mapping[str, Known]:
     """Returns the shares of steps of the Pallas kernels."""
-    T, H = shape.tokens, shape.head_size
-    choice = choose_blocks(
-        T=T,
-        S=T,
-        H=H + -H % LANES,
-        dtype="bfloat16",
-        visibility=shape.visibility,
-        segments=False,
-        device_kind=CHIPS[chip].device_kinds[0],
-    )
+    choice = choose_blocks(shape.problem, CHIPS[chip].device_kinds[0])
     steps = _steps(shape, choice, choice.forward, 1)
     found = {"attention_forward": _known(steps, set(Do) - {Do.BEGIN_LIST, Do.END_LIST})}
     if passes != "forward":
@@ -72,16 +63,8 @@ def chunked(shape, passes: str, chip: str) -> Mapping[str, Known]:
 
 def splash(shape, passes: str, chip: str) -> Mapping[str, Known]:
     """Returns the shares of non-empty blocks and of row ends of blocks in JAX's own kernels."""
-    kernel = kernel_maker(
-        shape.visibility,
-        T=shape.tokens,
-        S=shape.tokens,
-        N=shape.heads,
-        H=shape.head_size,
-        q_start=0,
-        device_kind=CHIPS[chip].device_kinds[0],
-        interpret=False,
-    )(save_residuals=True)
+    make = kernel_maker(shape.problem, CHIPS[chip].device_kinds[0])
+    kernel = make(save_residuals=True)
     found = {"splash_mha_fwd": _blocks(np.asarray(kernel.fwd_mask_info.block_mask), -1)}
     if passes != "forward":
         blocks = np.asarray(kernel.dkv_mask_info.block_mask)

@@ -48,8 +48,7 @@ def known(shape, passes: str, chip: str) -> Mapping[str, Known]:
 def _kernel(shape):
     if importlib.util.find_spec("tokamax") is None:
         raise NotImplementedError("tokamax is not installed")
-    N, K = shape.heads, shape.kv_heads
-    if N % K or shape.kv_head_of_query != tuple(n // (N // K) for n in range(N)):
+    if not shape.problem.is_regular:
         raise NotImplementedError(
             f"kv_head_of_query={shape.kv_head_of_query} is irregular; tokamax takes query head n "
             "with KV head n // (N / K) only"

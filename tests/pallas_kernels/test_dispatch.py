@@ -1,11 +1,15 @@
 """Checks which implementation runs, and what callers see when none fits."""
 
 import logging
+import typing
 
 import pytest
 
 from pallas_kernels import gated_delta, gated_delta_step
+from pallas_kernels.attention import api as attention_api
+from pallas_kernels.attention import gradients
 from pallas_kernels.dispatch import Op
+from pallas_kernels.gated_delta import api as gated_delta_api
 from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
 
 
@@ -54,6 +58,33 @@ def test_a_sequence_with_an_unknown_name_or_none_runs_nothing(names):
     op = make_op(best=lambda x: x)
     with pytest.raises(ValueError, match=r"^toy has no implementation .*, only best$"):
         op(1, implementation=names)
+
+
+def test_blocks_run_only_where_their_type_is_known():
+    op = make_op(whole=lambda x: "no blocks")
+    op.register("cut", lambda x, blocks=None: blocks, blocks=int)
+    assert op(1) == "no blocks" and op(1, implementation="cut") is None
+    assert op(1, blocks=3) == 3
+    refusals = (
+        "toy: whole: blocks is str; it has none to choose; cut: blocks is str; int is accepted"
+    )
+    with pytest.raises(NotImplementedError, match=f"^{refusals}$"):
+        op(1, blocks="large")
+
+
+@pytest.mark.parametrize(
+    ("op", "names"),
+    [
+        (attention_api._attention, attention_api.AttentionImplementation),
+        (attention_api._attention_decode, attention_api.DecodeImplementation),
+        (gradients._attention_gradients, gradients.GradientsImplementation),
+        (gated_delta_api._gated_delta, gated_delta_api.GatedDeltaImplementation),
+        (gated_delta_api._gated_delta_step, gated_delta_api.StepImplementation),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_annotations_name_what_is_registered(op, names):
+    assert typing.get_args(names) == tuple(op.implementations)
 
 
 def test_all_refusals_are_told():

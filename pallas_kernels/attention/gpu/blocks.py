@@ -11,6 +11,11 @@ COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24  # per thread; 65536 in all
 SHARED_MEMORY = 232448  # bytes a program of a Hopper GPU can have
 
 
+def _check_block(block: int) -> None:
+    if block < 1 or block % ROWS:
+        raise ValueError(f"block={block} must be a multiple of {ROWS}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ring:
     """Says how a ring of blocks in shared memory is cut.
@@ -28,9 +33,12 @@ class Ring:
     value_stages: int
     overlapped: bool = True
 
+    def __post_init__(self):
+        _check_block(self.block)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Blocks:
+class HopperBlocks:
     """Says how the kernels for sequences cut their work.
 
     A program of any kernel has `TILE` tokens (`tile_dkv` in that of dk and dv) and goes through the
@@ -48,19 +56,31 @@ class Blocks:
     dkv: Ring
     tile_dkv: int
 
+    def __post_init__(self):
+        if self.tile_dkv not in (ROWS, TILE):
+            raise ValueError(f"tile_dkv={self.tile_dkv}; {ROWS} and {TILE} are accepted")
+        least = {"forward": (1, 2), "dq": (3 if self.dq.overlapped else 1, 1), "dkv": (2, 1)}
+        for name, wanted in least.items():  # with fewer a kernel would wait for itself
+            ring = getattr(self, name)
+            if ring.stages < wanted[0] or ring.value_stages < wanted[1]:
+                raise ValueError(
+                    f"{name} has {ring.stages} stages and {ring.value_stages} value_stages; it "
+                    f"needs at least {wanted[0]} and {wanted[1]}"
+                )
 
-def choose_blocks(head_dim: int) -> Blocks:
+
+def choose_blocks(head_dim: int) -> HopperBlocks:
     """Chooses sizes that fit one multiprocessor's registers and shared memory."""
     ring = lambda block, stages: Ring(block=block, stages=stages, value_stages=stages)
     if head_dim == 256:
-        return Blocks(
+        return HopperBlocks(
             forward=ring(64, 2),
             dq=Ring(block=64, stages=2, value_stages=1, overlapped=False),
             dkv=ring(64, 2),
             tile_dkv=ROWS,
         )
     stages = 2 if head_dim == 128 else 4
-    return Blocks(
+    return HopperBlocks(
         forward=ring(128, stages),
         dq=ring(64, 2 * stages),
         dkv=ring(64, 2 * stages),
@@ -69,7 +89,7 @@ def choose_blocks(head_dim: int) -> Blocks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeBlocks:
+class HopperDecodeBlocks:
     """Says how the decode kernel cuts its work.
 
     Attributes:
@@ -82,8 +102,15 @@ class DecodeBlocks:
     stages: int
     shares: int
 
+    def __post_init__(self):
+        _check_block(self.block)
+        if self.stages < 1 or self.shares < 1:
+            raise ValueError(f"stages={self.stages} and shares={self.shares} must be positive")
 
-def choose_decode_blocks(head_dim: int, readers: int, keys: int, programs: int) -> DecodeBlocks:
+
+def choose_decode_blocks(
+    head_dim: int, readers: int, keys: int, programs: int
+) -> HopperDecodeBlocks:
     """Chooses the sizes of the decode kernel.
 
     The shares are many enough to busy all multiprocessors, and so large that each writes little
@@ -102,4 +129,4 @@ def choose_decode_blocks(head_dim: int, readers: int, keys: int, programs: int) 
         if rounds(more) < 0.95 * rounds(shares):
             shares = more
     block, stages = {64: (128, 4), 128: (128, 2), 256: (64, 2)}[head_dim]
-    return DecodeBlocks(block=block, stages=stages, shares=shares)
+    return HopperDecodeBlocks(block=block, stages=stages, shares=shares)

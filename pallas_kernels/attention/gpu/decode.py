@@ -13,11 +13,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.gpu import passes
-from pallas_kernels.attention.gpu.blocks import ROWS, DecodeBlocks
+from pallas_kernels.attention.gpu.blocks import ROWS, HopperDecodeBlocks
 from pallas_kernels.attention.gpu.feed import Feed, feed
 from pallas_kernels.attention.gpu.forward import FAR, new_weights
 from pallas_kernels.attention.gpu.masks import Places, masked
-from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
 
@@ -33,10 +33,8 @@ def decode(
     shares_BXE,
     places: Places,
     *,
-    visibility: Visibility,
-    scale: float,
-    cut: DecodeBlocks,
-    interpret,
+    problem: Problem,
+    cut: HopperDecodeBlocks,
 ):
     """Returns float32 output [X, B, U, G, H] and log-sum-exp [X, B, U, G] of each share of keys.
 
@@ -45,7 +43,7 @@ def decode(
       kv_heads_U: which KV heads these are.
       shares_BXE: first block of each share, and the one after its last.
       places: the query's own, `ROWS` times.
-      scale: positive.
+      problem: of positive scale.
     """
     B, U, G, H = q_BUGH.shape
     X, tiles = shares_BXE.shape[1], -(-G // ROWS)
@@ -53,10 +51,10 @@ def decode(
     out_XBUGH, lse_XBUR = blocks.kernel(
         functools.partial(
             _body,
-            visibility=visibility,
-            factor=scale * passes.LOG2E,
+            visibility=problem.visibility,
+            factor=problem.scale * passes.LOG2E,
             block=cut.block,
-            interpret=bool(interpret),
+            interpret=bool(problem.interpret),
         ),
         *(q_BUGH, k_BSKH, v_BSKH, kv_heads_U, shares_BXE, places),
         name="attention_decode",
@@ -71,7 +69,7 @@ def decode(
             v_feed=ring(),
         ),
         warpgroups=WARPGROUPS,
-        interpret=interpret,
+        interpret=problem.interpret,
     )
     return out_XBUGH, lse_XBUR[..., :G]
 

@@ -1,14 +1,17 @@
 """Runs the decode step of attention on Hopper GPUs: says what is accepted, and calls the kernel."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention.decode import decode_reference
-from pallas_kernels.attention.gpu.blocks import ROWS, DecodeBlocks, choose_decode_blocks
+from pallas_kernels.attention.gpu.blocks import ROWS, HopperDecodeBlocks, choose_decode_blocks
 from pallas_kernels.attention.gpu.op import check_arrays
 from pallas_kernels.attention.merge import merge
 from pallas_kernels.attention.positive_scale import with_positive_scale
-from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.attention.problem import Problem
+from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.hopper.machine import check_machine, interpreter
 from pallas_kernels.reference_gradient import with_gradient_of
 
@@ -20,61 +23,43 @@ def attention_decode_gpu(
     lengths_B,
     *,
     segments: Segments | None,
-    window: int | None,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
-    blocks: DecodeBlocks | None = None,
+    problem: Problem,
+    blocks: HopperDecodeBlocks | None = None,
 ):
     """Computes `api.attention_decode` for bfloat16 with head dimensions 64, 128 and 256.
 
-    `blocks` overrides `choose_decode_blocks`. The cache is read again for every 64 query heads of a
-    KV head.
+    The cache is read again for every 64 query heads of a KV head.
 
     Raises:
       NotImplementedError: the kernel is not for this device, jax, dtype or head dimension.
     """
-    check_machine(q_BNH, interpret)
+    check_machine(q_BNH, problem.interpret)
     check_arrays(q=q_BNH, k_cache=k_BSKH, v_cache=v_BSKH)
     if blocks is None:
-        B, S, _, H = k_BSKH.shape
-        readers = max(map(kv_head_of_query.count, kv_head_of_query))
-        programs = B * len(set(kv_head_of_query))
-        blocks = choose_decode_blocks(H, readers=readers, keys=S, programs=programs)
-    q_BNH, scale = with_positive_scale(q_BNH, scale)
-    return _decode(
-        *(q_BNH, k_BSKH, v_BSKH, lengths_B, *(segments or ())),
-        window=window,
-        kv_head_of_query=kv_head_of_query,
-        scale=scale,
-        blocks=blocks,
-        interpret=interpreter(interpret),
-    )
+        heads = problem.kv_head_of_query
+        readers = max(map(heads.count, heads))
+        programs = q_BNH.shape[0] * len(set(heads))
+        blocks = choose_decode_blocks(problem.H, readers=readers, keys=problem.S, programs=programs)
+    q_BNH, scale = with_positive_scale(q_BNH, problem.scale)
+    problem = dataclasses.replace(problem, scale=scale, interpret=interpreter(problem.interpret))
+    arrays = (q_BNH, k_BSKH, v_BSKH, lengths_B, *(segments or ()))
+    return _decode(*arrays, problem=problem, blocks=blocks)
 
 
-def _reference(*arrays, blocks, **settings):
-    return decode_reference(*arrays, **settings)
-
-
-@with_gradient_of(_reference)
-def _decode(
-    q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, window, kv_head_of_query, scale, blocks, interpret
-):
+@with_gradient_of(decode_reference)
+def _decode(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, problem: Problem, blocks: HopperDecodeBlocks):
     from pallas_kernels.attention.gpu.decode import decode
     from pallas_kernels.attention.gpu.masks import Places
 
-    visibility = Visibility(causal=True, window=window)
     (B, _, H), S = q_BNH.shape, k_BSKH.shape[1]
-    kv_heads_U, queries_UG, place_N = _by_kv_head(kv_head_of_query)
+    kv_heads_U, queries_UG, place_N = _by_kv_head(problem.kv_head_of_query)
     q_BUGH = q_BNH[:, queries_UG]
-    shares_BXE, segments = _shares(visibility, lengths_B, ids, S, blocks)
+    shares_BXE, segments = _shares(problem.visibility, lengths_B, ids, S, blocks)
     out_XBUGH, lse_XBUG = decode(
         *(q_BUGH, k_BSKH, v_BSKH, jnp.array(kv_heads_U, jnp.int32), shares_BXE),
         Places(lengths_B - 1, segments),
-        visibility=visibility,
-        scale=scale,
+        problem=problem,
         cut=blocks,
-        interpret=interpret,
     )
     out_BUGH, lse_BUG = merge(out_XBUGH, lse_XBUG)
     out_BNH = out_BUGH.reshape(B, -1, H)[:, place_N].astype(q_BNH.dtype)
@@ -96,7 +81,7 @@ def _by_kv_head(heads: tuple[int, ...]):
     return used, queries_UG, np.array(place_N)
 
 
-def _shares(visibility, lengths_B, ids, keys: int, cut: DecodeBlocks):
+def _shares(visibility, lengths_B, ids, keys: int, cut: HopperDecodeBlocks):
     """Returns the blocks of each share [B, X, 2], and segments as the kernel reads them."""
     from pallas_kernels.attention.gpu.ranges import Cut, block_ranges
 

@@ -28,7 +28,7 @@ from pallas_kernels.attention.gpu.feed import feed
 from pallas_kernels.attention.gpu.masks import Places, masked
 from pallas_kernels.attention.gpu.passes import Readers, Saved
 from pallas_kernels.attention.gpu.products import Product, in_flight, kept
-from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_columns, registers, rounded, transposed
 
@@ -43,11 +43,9 @@ def key_value_gradients(
     ranges_BIX,
     places: Places,
     *,
-    visibility: Visibility,
-    scale: float,
+    problem: Problem,
     tile: int,
     queries: Ring,
-    interpret,
 ):
     """Returns dk and dv [B, S, K, H] in bf16.
 
@@ -67,11 +65,11 @@ def key_value_gradients(
     return blocks.kernel(
         functools.partial(
             _body,
-            visibility=visibility,
-            scale=scale,
+            visibility=problem.visibility,
+            scale=problem.scale,
             tile=tile,
             queries=queries,
-            interpret=bool(interpret),
+            interpret=bool(problem.interpret),
         ),
         *(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, saved, readers, ranges_BIX, places),
         name="attention_dkv",
@@ -86,7 +84,7 @@ def key_value_gradients(
             dout_feed=ring(queries.value_stages),
         ),
         warpgroups=WARPGROUPS + 1,
-        interpret=interpret,
+        interpret=problem.interpret,
     )
 
 

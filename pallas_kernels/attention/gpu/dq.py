@@ -25,7 +25,7 @@ from pallas_kernels.attention.gpu.feed import feed
 from pallas_kernels.attention.gpu.masks import Places, masked
 from pallas_kernels.attention.gpu.passes import Saved
 from pallas_kernels.attention.gpu.products import Product, in_flight, kept
-from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
 
@@ -40,10 +40,8 @@ def query_gradient(
     ranges_BIX,
     places: Places,
     *,
-    visibility: Visibility,
-    scale: float,
+    problem: Problem,
     keys: Ring,
-    interpret,
 ):
     """Returns dq [B, T, N, H] in bf16; other arguments as for `forward.forward`."""
     B, _, N, H = q_BTNH.shape
@@ -51,7 +49,11 @@ def query_gradient(
     ring = lambda stages: feed(blocks.operand(stages, keys.block, H), readers=WARPGROUPS)
     (dq_BTNH,) = blocks.kernel(
         functools.partial(
-            _body, visibility=visibility, scale=scale, keys=keys, interpret=bool(interpret)
+            _body,
+            visibility=problem.visibility,
+            scale=problem.scale,
+            keys=keys,
+            interpret=bool(problem.interpret),
         ),
         *(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, saved, heads_N, ranges_BIX, places),
         name="attention_dq",
@@ -67,7 +69,7 @@ def query_gradient(
             v_feed=ring(keys.value_stages),
         ),
         warpgroups=WARPGROUPS + 1,
-        interpret=interpret,
+        interpret=problem.interpret,
     )
     return dq_BTNH
 

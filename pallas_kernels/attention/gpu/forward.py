@@ -25,7 +25,7 @@ from pallas_kernels.attention.gpu.blocks import (
 from pallas_kernels.attention.gpu.feed import feed
 from pallas_kernels.attention.gpu.masks import Places, masked
 from pallas_kernels.attention.gpu.products import Product, in_flight, kept
-from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
 
@@ -56,17 +56,15 @@ def forward(
     ranges_BIX,
     places: Places,
     *,
-    visibility: Visibility,
-    scale: float,
+    problem: Problem,
     keys: Ring,
-    interpret,
 ):
     """Returns bf16 output [B, T, N, H] and float32 log-sum-exp [B, N, T], its T in complete tiles.
 
     Args:
       heads_N: the KV head that each query head reads.
       ranges_BIX: from `ranges.block_ranges`, for each tile of queries.
-      scale: positive.
+      problem: of positive scale.
     """
     B, _, N, H = q_BTNH.shape
     I = ranges_BIX.shape[1]
@@ -74,10 +72,10 @@ def forward(
     return blocks.kernel(
         functools.partial(
             _body,
-            visibility=visibility,
-            factor=scale * passes.LOG2E,
+            visibility=problem.visibility,
+            factor=problem.scale * passes.LOG2E,
             keys=keys,
-            interpret=bool(interpret),
+            interpret=bool(problem.interpret),
         ),
         *(q_BTNH, k_BSKH, v_BSKH, heads_N, ranges_BIX, places),
         name="attention_forward",
@@ -91,7 +89,7 @@ def forward(
             v_feed=ring(keys.value_stages),
         ),
         warpgroups=WARPGROUPS + 1,
-        interpret=interpret,
+        interpret=problem.interpret,
     )
 
 

@@ -67,7 +67,7 @@ def backward(scalars: Scalars, length, q, k, v, out, dout, rows_BN3T, ids, sums,
         out_shape=[array_type(*result, like=inputs) for result in results],
         input_output_aliases={first_sum + i: i for i in range(len(sums))},
         name="attention_backward",
-        interpret=call.interpret,
+        interpret=call.problem.interpret,
         compiler_params=call.compiler_params(),
     )(*inputs)
 
@@ -76,10 +76,10 @@ def _kernel(*refs, call: Call, adds: bool):
     scalars, refs = Scalars(*refs[: len(Scalars._fields)]), refs[len(Scalars._fields) :]
     q_ref, k_ref, v_ref, out_ref, dout_ref, rows_ref, *refs = refs
     *others, dq_ref, dk_ref, dv_ref, turned_ref, delta_ref, weights_ref, dqt_ref, dkv_ref = refs
-    ids, previous = others[: 2 * call.segments], others[2 * call.segments :]
+    ids, previous = others[: 2 * call.problem.segments], others[2 * call.problem.segments :]
     b, g, r, t = (pl.program_id(axis) for axis in range(4))
     step = call.step(scalars, b, t)
-    blocks, base2 = call.blocks, call.scale * LOG2_E
+    blocks, base2 = call.blocks, call.problem.scale * LOG2_E
     p_ref, ds_ref = weights_ref.at[0], weights_ref.at[1]
     dtype = q_ref.dtype
 
@@ -139,7 +139,7 @@ def _kernel(*refs, call: Call, adds: bool):
 
     @pl.when(step.does(Do.END_QUERIES))
     def _():
-        dq_TH = (call.scale * dqt_ref[...]).T
+        dq_TH = (call.problem.scale * dqt_ref[...]).T
         dq_ref[0] = (dq_TH + previous[0][0] if adds else dq_TH).astype(dq_ref.dtype)
 
     @pl.when(step.does(Do.END_LIST))
@@ -149,7 +149,7 @@ def _kernel(*refs, call: Call, adds: bool):
             @pl.loop(0, call.part_blocks)
             def _(block):
                 keys = pl.ds(pl.multiple_of(block * blocks.keys, blocks.keys), blocks.keys)
-                dk_ref[0, keys] = (call.scale * dkv_ref[0, block]).T.astype(dk_ref.dtype)
+                dk_ref[0, keys] = (call.problem.scale * dkv_ref[0, block]).T.astype(dk_ref.dtype)
                 dv_ref[0, keys] = dkv_ref[1, block].T.astype(dv_ref.dtype)
 
 

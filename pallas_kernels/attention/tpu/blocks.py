@@ -5,7 +5,7 @@ import math
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention.visibility import Visibility
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.tpu_devices import NARROW_UNITS
 
 LANES = 128
@@ -58,8 +58,8 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockChoice:
-    """Says the blocks of both kernels.
+class TpuBlocks:
+    """Says the blocks of both kernels for sequences.
 
     Attributes:
       parts: number of parts of the keys, so that the backward can hold the gradients of one
@@ -68,53 +68,50 @@ class BlockChoice:
 
     forward: Blocks
     backward: Blocks
-    parts: int
+    parts: int = 1
 
     def __post_init__(self):
         ours, theirs = self.forward, self.backward
+        if self.parts < 1:
+            raise ValueError(f"parts={self.parts}; the keys have at least one part")
         if (ours.queries, ours.keys) != (theirs.queries, theirs.keys):
             raise ValueError(f"forward and backward blocks must be of one size: {ours}, {theirs}")
+
+    def padded_queries(self, T: int) -> int:
+        return -(-T // self.forward.queries) * self.forward.queries
 
     def padded_keys(self, S: int) -> int:
         unit = self.parts * self.forward.keys
         return -(-S // unit) * unit
 
 
-def choose_blocks(
-    *,
-    T: int,
-    S: int,
-    H: int,
-    dtype,
-    visibility: Visibility,
-    segments: bool,
-    device_kind: str,
-) -> BlockChoice:
+def choose_blocks(problem: Problem, device_kind: str) -> TpuBlocks:
     """Chooses the blocks of both kernels.
 
     Large blocks keep the matrix units busy, small ones waste less at the edges of a mask.
 
-    H is a multiple of 128. The code of a block is unrolled, so it grows with the number of
-    products. There are many products in float32, with large heads, and on narrow matrix units.
-    Piece and skew were swept on the compiler's schedules for v6e.
+    The code of a block is unrolled, so it grows with the number of products. There are many
+    products in float32, with large heads, and on narrow matrix units. Piece and skew were swept on
+    the compiler's schedules for v6e.
     """
-    itemsize = jnp.dtype(dtype).itemsize
+    H = problem.H + -problem.H % LANES
+    itemsize = jnp.dtype(problem.dtype).itemsize
     limit = LARGEST * LANES * 4 // (itemsize**2 * H)
     if device_kind in NARROW_UNITS:
         limit = min(limit, LARGEST // 2)
-    window = visibility.window
-    if segments or (window is not None and window < 2 * LARGEST):
+    window = problem.visibility.window
+    if problem.segments or (window is not None and window < 2 * LARGEST):
         limit = min(limit, LARGEST // 2)
     if window is not None and window <= LARGEST // 4:
         limit = min(limit, LARGEST // 4)
-    queries, keys = _even(T, limit), _even(S, limit)
+    queries, keys = _even(problem.T, limit), _even(problem.S, limit)
     chain = CHAIN if queries % CHAIN == keys % CHAIN == 0 else LANES
     sizes = dict(queries=queries, keys=keys, chain=chain)
     resident = max(1, RESIDENT_BYTES // (8 * H * keys))
-    return BlockChoice(
+    return TpuBlocks(
         forward=Blocks(**sizes, piece=chain, skew=4.0),
         backward=Blocks(**sizes, piece=LANES, skew=0.5),
-        parts=-(-S // (keys * resident)),
+        parts=-(-problem.S // (keys * resident)),
     )
 
 

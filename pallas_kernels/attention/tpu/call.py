@@ -5,18 +5,18 @@ cores; within one, everything is in order.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.tpu.blocks import VMEM_BYTES, Blocks
+from pallas_kernels.attention.problem import Problem
+from pallas_kernels.attention.tpu.blocks import LANES, VMEM_BYTES, Blocks
 from pallas_kernels.attention.tpu.heads import Heads
 from pallas_kernels.attention.tpu.mask import Mask
 from pallas_kernels.attention.tpu.steps import Do, Step
-from pallas_kernels.attention.visibility import Visibility
 
 
 class Scalars(NamedTuple):
@@ -44,32 +44,27 @@ class Call:
     """Says what one kernel call computes.
 
     Attributes:
+      problem: of positive scale.
       blocks: sizes of a step.
       heads: the grid's heads.
-      visibility: which keys a query sees, by position.
       kinds: what steps do with their blocks, if anything.
-      H: head dimension, complete lanes.
-      key_count: keys that are not padding.
       part_blocks: key blocks of a part of the keys.
       steps: room in a list.
       own_lists: each batch row has a list of its own.
-      segments: whether segment ids are passed too.
-      scale: positive factor of the scores.
-      interpret: as `pl.pallas_call` takes it.
     """
 
+    problem: Problem
     blocks: Blocks
     heads: Heads
-    visibility: Visibility
     kinds: tuple[Do, ...]
-    H: int
-    key_count: int
     part_blocks: int
     steps: int
     own_lists: bool
-    segments: bool
-    scale: float
-    interpret: Any
+
+    @property
+    def H(self) -> int:
+        """Returns the head dimension in complete lanes."""
+        return self.problem.H + -self.problem.H % LANES
 
     def grid_spec(self, batch: int, length, inputs, outputs, scratch):
         """Makes the grid for lists of `length` steps, which may be known at run time only."""
@@ -107,10 +102,10 @@ class Call:
         key_block = scalars.part_1[0] * self.part_blocks + step.keys
         query_ids, key_ids = ids or (None, None)
         return Mask(
-            visibility=self.visibility,
+            visibility=self.problem.visibility,
             row=start + step.queries * self.blocks.queries,
             column=key_block * self.blocks.keys,
-            key_count=self.key_count,
+            key_count=self.problem.S,
             query_ids=query_ids,
             key_ids=key_ids,
         )
@@ -156,7 +151,7 @@ class Call:
 
     def ids(self) -> list[pl.BlockSpec]:
         """Returns the block specs of the segments [B, 1, T] and [B, 1, S], if passed."""
-        if not self.segments:
+        if not self.problem.segments:
             return []
 
         def of_queries(b, g, r, t, *scalars):

@@ -9,8 +9,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.decode import decode_reference
 from pallas_kernels.attention.merge import merge
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.attention.tpu.blocks import LANES
-from pallas_kernels.attention.tpu.decode_blocks import DecodeBlocks, Form, choose_decode_blocks
+from pallas_kernels.attention.tpu.decode_blocks import Form, TpuDecodeBlocks, choose_decode_blocks
 from pallas_kernels.attention.tpu.decode_kernel import DecodeCall, decode_kernel
 from pallas_kernels.attention.tpu.heads import used
 from pallas_kernels.attention.visibility import Segments
@@ -30,85 +31,33 @@ def attention_decode_tpu(
     lengths_B,
     *,
     segments: Segments | None,
-    window: int | None,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
-    blocks: DecodeBlocks | None = None,
+    problem: Problem,
+    blocks: TpuDecodeBlocks | None = None,
 ):
     """Computes `api.attention_decode` by the TPU kernel.
-
-    Args:
-      blocks: sizes, in place of `choose_decode_blocks`.
 
     Raises:
       NotImplementedError: the kernel is not for this device, dtype or head dimension.
     """
-    _check(q_BNH, k_BSKH, v_BSKH, interpret)
-    B, S, K, H = k_BSKH.shape
-    if blocks is None:
-        blocks = choose_decode_blocks(
-            batch=B,
-            S=S,
-            K=K,
-            kv_heads_read=len(used(kv_head_of_query)),
-            H=H,
-            dtype=k_BSKH.dtype,
-            device_kind=target(q_BNH).device_kind,
-        )
-    return _decode(
-        q_BNH,
-        k_BSKH,
-        v_BSKH,
-        lengths_B,
-        *(segments or ()),
-        window=window,
-        kv_head_of_query=kv_head_of_query,
-        scale=scale,
-        blocks=blocks,
-        interpret=interpret,
-    )
-
-
-def _check(q_BNH, k_BSKH, v_BSKH, interpret) -> None:
-    check_device(q_BNH, interpret)
+    check_device(q_BNH, problem.interpret)
     check_dtypes(q_BNH, k_BSKH, v_BSKH)
     if q_BNH.shape[-1] not in HEAD_DIMS:
         raise NotImplementedError(
             f"the head dimension is {q_BNH.shape[-1]}; {HEAD_DIMS} are accepted"
         )
+    if blocks is None:
+        device_kind = target(q_BNH).device_kind
+        blocks = choose_decode_blocks(problem, q_BNH.shape[0], device_kind)
+    arrays = (q_BNH, k_BSKH, v_BSKH, lengths_B, *(segments or ()))
+    return _decode(*arrays, problem=problem, blocks=blocks)
 
 
-def _reference(*arrays, blocks, **settings):
-    return decode_reference(*arrays, **settings)
-
-
-@with_gradient_of(_reference)
-def _decode(
-    q_BNH,
-    k_BSKH,
-    v_BSKH,
-    lengths_B,
-    *ids,
-    window,
-    kv_head_of_query,
-    scale,
-    blocks: DecodeBlocks,
-    interpret,
-):
-    B, S, K, H = k_BSKH.shape
-    call = DecodeCall(
-        blocks=blocks,
-        S=S,
-        K=K,
-        window=window,
-        segments=bool(ids),
-        scale=scale,
-        interpret=interpret,
-    )
-    groups_GR = _groups(kv_head_of_query, blocks.form)
+@with_gradient_of(decode_reference)
+def _decode(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, problem: Problem, blocks: TpuDecodeBlocks):
+    B, H, call = q_BNH.shape[0], problem.H, DecodeCall(problem=problem, blocks=blocks)
+    groups_GR = _groups(problem.kv_head_of_query, blocks.form)
     G, R = groups_GR.shape
-    heads = np.array(kv_head_of_query)[groups_GR]
+    heads = np.array(problem.kv_head_of_query)[groups_GR]
     inputs = [
         q_BNH[:, groups_GR.ravel()].reshape(B, G, R, H),
         jnp.asarray(heads[0][:, None], jnp.int32),
@@ -166,7 +115,7 @@ def _pallas_call(call: DecodeCall, shape, lengths_B, kv_heads_G, *inputs):
         cache(),
         cache(),
     ]
-    if call.segments:
+    if call.problem.segments:
         of_keys = lambda b, g, p, y, lengths, _: (b, 0, call.block(lengths, b, p, y))
         specs += [
             pl.BlockSpec((1, 1, 1), lambda b, *_: (b, 0, 0)),
@@ -186,7 +135,7 @@ def _pallas_call(call: DecodeCall, shape, lengths_B, kv_heads_G, *inputs):
         grid_spec=grid_spec,
         out_shape=[out((splits, B, G, R, H)), out((splits, B, G, R, LANES))],
         name="attention_decode",
-        interpret=call.interpret,
+        interpret=call.problem.interpret,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),

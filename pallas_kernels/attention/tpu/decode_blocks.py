@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.attention.tpu.blocks import LANES
 from pallas_kernels.tpu_devices import TWO_CORES
 
@@ -15,7 +16,7 @@ Form = Literal["rows", "heads", "columns"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeBlocks:
+class TpuDecodeBlocks:
     """Says what one program of the decode kernel takes.
 
     Attributes:
@@ -28,19 +29,22 @@ class DecodeBlocks:
 
     keys: int
     form: Form
-    splits: int
+    splits: int = 1
+
+    def __post_init__(self):
+        if self.keys < 1 or self.splits < 1:
+            raise ValueError(f"keys={self.keys} and splits={self.splits} must be positive")
 
 
-def choose_decode_blocks(
-    *, batch: int, S: int, K: int, kv_heads_read: int, H: int, dtype, device_kind: str
-) -> DecodeBlocks:
+def choose_decode_blocks(problem: Problem, batch: int, device_kind: str) -> TpuDecodeBlocks:
     """Chooses steps long enough to hide their latency, and two programs for two cores."""
-    form = choose_form(K, H)
-    programs = batch * (1 if form == "rows" else kv_heads_read)
-    key_bytes = (K if form == "rows" else 1) * H * jnp.dtype(dtype).itemsize
+    form = choose_form(problem.K, problem.H)
+    programs = batch * (1 if form == "rows" else len(set(problem.kv_head_of_query)))
+    itemsize = jnp.dtype(problem.dtype).itemsize
+    key_bytes = (problem.K if form == "rows" else 1) * problem.H * itemsize
     keys = max(LANES, BLOCK_BYTES // key_bytes // LANES * LANES)
-    return DecodeBlocks(
-        keys=min(keys, S),
+    return TpuDecodeBlocks(
+        keys=min(keys, problem.S),
         form=form,
         splits=2 if programs == 1 and device_kind in TWO_CORES else 1,
     )

@@ -5,13 +5,13 @@ heads of a group and X the cache rows of a step, which are positions, or positio
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.attention.tpu.decode_blocks import DecodeBlocks
+from pallas_kernels.attention.problem import Problem
+from pallas_kernels.attention.tpu.decode_blocks import TpuDecodeBlocks
 from pallas_kernels.attention.tpu.products import product, product_transposed
 from pallas_kernels.attention.visibility import Visibility
 
@@ -21,28 +21,25 @@ class DecodeCall:
     """Says what the kernel is specialised to.
 
     Attributes:
-      S: positions of the cache.
-      K: KV heads of the cache.
-      segments: whether segment ids are passed too.
+      problem: its keys are the cache.
     """
 
-    blocks: DecodeBlocks
-    S: int
-    K: int
-    window: int | None
-    segments: bool
-    scale: float
-    interpret: Any
+    problem: Problem
+    blocks: TpuDecodeBlocks
+
+    @property
+    def window(self) -> int | None:
+        return self.problem.visibility.window
 
     @property
     def rows_a_key(self) -> int:
-        return self.K if self.blocks.form == "rows" else 1
+        return self.problem.K if self.blocks.form == "rows" else 1
 
     @property
     def steps(self) -> int:
         """Returns the most blocks that one program may need."""
         keys = self.blocks.keys
-        most = -(-self.S // keys)
+        most = -(-self.problem.S // keys)
         if self.window is not None:
             most = min(most, (self.window + keys - 2) // keys + 1)
         return -(-most // self.blocks.splits)
@@ -65,10 +62,10 @@ class DecodeCall:
 def load_block(ref, call: DecodeCall, first_key):
     """Loads a block of the cache [X, H], or [H, X] in columns; zeros beyond its end."""
     block = ref[...].reshape(ref.shape[-2:])
-    if call.S % call.blocks.keys == 0:
+    if call.problem.S % call.blocks.keys == 0:
         return block
     row = jax.lax.broadcasted_iota(jnp.int32, block.shape, int(call.blocks.form == "columns"))
-    inside = row < (call.S - first_key) * call.rows_a_key
+    inside = row < (call.problem.S - first_key) * call.rows_a_key
     return jnp.where(inside, block, jnp.zeros((), block.dtype))
 
 
@@ -94,7 +91,7 @@ def decode_kernel(lengths, kv_heads, q_ref, heads_ref, k_ref, v_ref, *refs, call
     def step():
         first_key = (begin + y) * call.blocks.keys
         k, v = (load_block(ref, call, first_key) for ref in (k_ref, v_ref))
-        s_RX = call.scale * of_keys(q_ref[0, 0], k)
+        s_RX = call.problem.scale * of_keys(q_ref[0, 0], k)
         seen_RX = _seen(s_RX.shape, first_key, lengths[b], heads_ref, ids, call)
         s_RX = jnp.where(seen_RX, s_RX, -jnp.inf)
         old_R1 = peak_ref[:, :1]
@@ -122,7 +119,7 @@ def _seen(shape, first_key, length, heads_ref, ids, call: DecodeCall):
     key_RX = first_key + row_RX // call.rows_a_key
     seen_RX = Visibility(causal=True, window=call.window)(length - 1, key_RX)
     if call.blocks.form == "rows":
-        seen_RX &= row_RX % call.K == heads_ref[...]
+        seen_RX &= row_RX % call.problem.K == heads_ref[...]
     if ids:
         query_11, keys_1X = (ref[0] for ref in ids)
         seen_RX &= (keys_1X == query_11) & (query_11 != 0)

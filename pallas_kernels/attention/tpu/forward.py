@@ -59,7 +59,7 @@ def forward(scalars: Scalars, length, q_BTD, k_BSD, v_BSD, ids, *, call: Call):
             array_type((B, D // H, 2, T), jnp.float32, like=inputs),
         ],
         name="attention_forward",
-        interpret=call.interpret,
+        interpret=call.problem.interpret,
         compiler_params=call.compiler_params(),
     )(*inputs)
 
@@ -69,7 +69,7 @@ def _kernel(*refs, call: Call):
     q_ref, k_ref, v_ref, *ids, out_ref, totals_ref, sums_ref, top_ref, vt_ref, scores_ref = refs
     b, t = pl.program_id(0), pl.program_id(3)
     step = call.step(scalars, b, t)
-    H, blocks, base2 = call.H, call.blocks, call.scale * LOG2_E
+    H, blocks, base2 = call.H, call.blocks, call.problem.scale * LOG2_E
 
     @pl.when(step.does(Do.BEGIN_QUERIES))
     def _():

@@ -1,15 +1,17 @@
 """Runs softmax attention on TPU: says what is accepted, and brings it into the kernels' form."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.positive_scale import with_positive_scale
-from pallas_kernels.attention.tpu.blocks import LANES, BlockChoice, choose_blocks
-from pallas_kernels.attention.tpu.rule import Settings, attend
+from pallas_kernels.attention.problem import Problem
+from pallas_kernels.attention.tpu.blocks import LANES, TpuBlocks, choose_blocks
+from pallas_kernels.attention.tpu.rule import attend
 from pallas_kernels.attention.tpu.steps import MAX_BLOCKS
-from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.target import target
 from pallas_kernels.tpu_devices import check_device, check_dtypes
 from pallas_kernels.varying import vary_alike
@@ -24,11 +26,8 @@ def attention_tpu(
     *,
     q_start,
     segments: Segments | None,
-    visibility: Visibility,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret=False,
-    choice: BlockChoice | None = None,
+    problem: Problem,
+    blocks: TpuBlocks | None = None,
 ):
     """Computes `api.attention` by the TPU kernels.
 
@@ -36,33 +35,21 @@ def attention_tpu(
     reads the arguments, the output and, as a maximum and a sum, the log-sum-exp; `jax.checkpoint`
     policies know the last two as "attention_out" and "attention_lse".
 
-    Args:
-      choice: sizes of the kernels' steps, in place of `choose_blocks`.
-
     Raises:
       NotImplementedError: the kernels are not for this device, dtype or head dimension.
     """
-    problem = prepare(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        q_start=q_start,
-        segments=segments,
-        visibility=visibility,
-        kv_head_of_query=kv_head_of_query,
-        scale=scale,
-        interpret=interpret,
-        choice=choice,
+    prepared = prepare(
+        q_BTNH, k_BSKH, v_BSKH, q_start=q_start, segments=segments, problem=problem, blocks=blocks
     )
-    out_BTD, lse_BNT = attend(*problem)
-    T = q_BTNH.shape[1]
-    return heads_apart(out_BTD, q_BTNH), jnp.swapaxes(lse_BNT[:, :, :T], 1, 2)
+    out_BTD, lse_BNT = attend(*prepared)
+    return heads_apart(out_BTD, q_BTNH), jnp.swapaxes(lse_BNT[:, :, : problem.T], 1, 2)
 
 
-class Problem(NamedTuple):
+class Prepared(NamedTuple):
     """Brings the arguments into the kernels' form: heads side by side, lengths and lanes padded."""
 
-    settings: Settings
+    problem: Problem
+    blocks: TpuBlocks
     q_BTD: jax.Array
     k_BSD: jax.Array
     v_BSD: jax.Array
@@ -77,49 +64,21 @@ def prepare(
     *,
     q_start,
     segments: Segments | None,
-    visibility: Visibility,
-    kv_head_of_query: tuple[int, ...],
-    scale: float,
-    interpret,
-    choice: BlockChoice | None = None,
-) -> Problem:
-    _check(q_BTNH, k_BSKH, v_BSKH, interpret)
-    B, T, _, H = q_BTNH.shape
-    S = k_BSKH.shape[1]
-    q_BTNH, scale = with_positive_scale(q_BTNH, scale)
-    if choice is None:
-        choice = choose_blocks(
-            T=T,
-            S=S,
-            H=H + -H % LANES,
-            dtype=q_BTNH.dtype,
-            visibility=visibility,
-            segments=segments is not None,
-            device_kind=target(q_BTNH).device_kind,
-        )
-    settings = Settings(
-        T=T,
-        S=S,
-        q_start=q_start if isinstance(q_start, int) else None,
-        visibility=visibility,
-        kv_head_of_query=kv_head_of_query,
-        scale=scale,
-        choice=choice,
-        interpret=interpret,
-    )
-    queries, keys = filled_queries(settings), choice.padded_keys(S)
+    problem: Problem,
+    blocks: TpuBlocks | None = None,
+) -> Prepared:
+    _check(q_BTNH, k_BSKH, v_BSKH, problem)
+    q_BTNH, scale = with_positive_scale(q_BTNH, problem.scale)
+    problem = dataclasses.replace(problem, scale=scale)
+    blocks = blocks or choose_blocks(problem, target(q_BTNH).device_kind)
+    queries, keys = blocks.padded_queries(problem.T), blocks.padded_keys(problem.S)
     arrays = side_by_side(q_BTNH, queries), side_by_side(k_BSKH, keys), side_by_side(v_BSKH, keys)
     ids = starts = ()
     if segments is not None:
         ids = fill(segments.queries_BT, 1, queries), fill(segments.keys_BS, 1, keys)
-    if settings.q_start is None:
-        starts = (jnp.broadcast_to(q_start, (B,)).astype(jnp.int32),)
-    return Problem(settings, *vary_alike(*arrays, ids, starts))
-
-
-def filled_queries(settings: Settings) -> int:
-    """Returns the number of queries, padding included."""
-    return settings.T + -settings.T % settings.choice.forward.queries
+    if problem.q_start is None:
+        starts = (jnp.broadcast_to(q_start, q_BTNH.shape[:1]).astype(jnp.int32),)
+    return Prepared(problem, blocks, *vary_alike(*arrays, ids, starts))
 
 
 def side_by_side(x_BTNH, length: int):
@@ -134,14 +93,14 @@ def heads_apart(x_BTD, like_BTNH):
     return x_BTD.reshape(*x_BTD.shape[:2], N, -1)[:, :T, :, :H]
 
 
-def _check(q_BTNH, k_BSKH, v_BSKH, interpret) -> None:
-    check_device(q_BTNH, interpret)
+def _check(q_BTNH, k_BSKH, v_BSKH, problem: Problem) -> None:
+    check_device(q_BTNH, problem.interpret)
     check_dtypes(q_BTNH, k_BSKH, v_BSKH)
-    if q_BTNH.shape[-1] > MAX_HEAD_DIM:
+    if problem.H > MAX_HEAD_DIM:
         raise NotImplementedError(
-            f"the head dimension is {q_BTNH.shape[-1]}; at most {MAX_HEAD_DIM} is accepted"
+            f"the head dimension is {problem.H}; at most {MAX_HEAD_DIM} is accepted"
         )
-    longest = max(q_BTNH.shape[1], k_BSKH.shape[1])
+    longest = max(problem.T, problem.S)
     if longest > MAX_BLOCKS * LANES:
         raise NotImplementedError(
             f"{longest} tokens; at most {MAX_BLOCKS * LANES} are accepted at once"

@@ -1,59 +1,41 @@
 """Puts forward and backward kernel together: lists of steps, parts of keys, gradients."""
 
-import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from pallas_kernels.attention.problem import Problem
 from pallas_kernels.attention.tpu import heads as grid_heads
 from pallas_kernels.attention.tpu.backward import backward
-from pallas_kernels.attention.tpu.blocks import BlockChoice
+from pallas_kernels.attention.tpu.blocks import Blocks, TpuBlocks
 from pallas_kernels.attention.tpu.call import Call, scalars_of
 from pallas_kernels.attention.tpu.forward import forward
 from pallas_kernels.attention.tpu.steps import KINDS, Do, Steps, list_steps, shares
-from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.varying import vary_alike
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Says what is known while tracing, besides the arrays' shapes; T and S without padding."""
-
-    T: int
-    S: int
-    q_start: int | None
-    visibility: Visibility
-    kv_head_of_query: tuple[int, ...]
-    scale: float
-    choice: BlockChoice
-    interpret: Any
-
-    def __hash__(self):
-        return hash((self.T, self.S, self.q_start, self.visibility, self.kv_head_of_query))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(problem: Problem, blocks: TpuBlocks, q_BTD, k_BSD, v_BSD, ids, starts):
     """Returns output [B, T, N * H] and log-sum-exp [B, N, T]."""
-    return _rule_forward(settings, q_BTD, k_BSD, v_BSD, ids, starts)[0]
+    return _rule_forward(problem, blocks, q_BTD, k_BSD, v_BSD, ids, starts)[0]
 
 
-def _rule_forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
-    kernel = vmap_into_batch(functools.partial(_forward, settings))
+def _rule_forward(problem: Problem, blocks: TpuBlocks, q_BTD, k_BSD, v_BSD, ids, starts):
+    kernel = vmap_into_batch(functools.partial(_forward, problem, blocks))
     out_BTD, totals_BN2T = kernel(q_BTD, k_BSD, v_BSD, ids, starts)
     out_BTD = checkpoint_name(out_BTD, "attention_out")
     totals_BN2T = checkpoint_name(totals_BN2T, "attention_lse")
     top_BNT, total_BNT = totals_BN2T[:, :, 0], totals_BN2T[:, :, 1]
-    lse_BNT = jnp.where(total_BNT > 0, settings.scale * top_BNT + jnp.log(total_BNT), -jnp.inf)
+    lse_BNT = jnp.where(total_BNT > 0, problem.scale * top_BNT + jnp.log(total_BNT), -jnp.inf)
     return (out_BTD, lse_BNT), (q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, totals_BN2T)
 
 
-def _rule_backward(settings: Settings, saved, cotangents):
+def _rule_backward(problem: Problem, blocks: TpuBlocks, saved, cotangents):
     q_BTD, k_BSD, v_BSD, ids, starts, out_BTD, totals_BN2T = saved
     dout_BTD, dlse_BNT = cotangents
     top_BNT, total_BNT = totals_BN2T[:, :, 0], totals_BN2T[:, :, 1]
@@ -61,31 +43,31 @@ def _rule_backward(settings: Settings, saved, cotangents):
     log_BNT = jnp.log2(jnp.where(sees_BNT, total_BNT, 1.0))
     rows_BN3T = jnp.stack([top_BNT, log_BNT, jnp.where(sees_BNT, dlse_BNT, 0.0)], axis=2)
     arrays = (q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
-    return *gradients(settings, *arrays, ids, starts), None, None
+    return *gradients(problem, blocks, arrays, ids, starts), None, None
 
 
 attend.defvjp(_rule_forward, _rule_backward)
 
 
-def gradients(settings: Settings, q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T, ids, starts):
-    """Returns dq, dk and dv; `rows_BN3T` as `backward.backward` takes them."""
-    arrays = vary_alike(q_BTD, k_BSD, v_BSD, out_BTD, dout_BTD, rows_BN3T)
-    return vmap_into_batch(functools.partial(_backward, settings))(*arrays, ids, starts)
+def gradients(problem: Problem, blocks: TpuBlocks, arrays: tuple, ids, starts):
+    """Returns dq, dk and dv; `arrays` are q, k, v and more as `backward.backward` takes them."""
+    kernel = vmap_into_batch(functools.partial(_backward, problem, blocks))
+    return kernel(*vary_alike(*arrays), ids, starts)
 
 
-def _forward(settings: Settings, q_BTD, k_BSD, v_BSD, ids, starts):
-    heads = grid_heads.in_order(settings.kv_head_of_query)
-    steps, call = _call(settings, settings.choice.forward, heads, q_BTD, k_BSD, ids, starts)
-    scalars = scalars_of(call, steps.words[:, 0], *_starts(settings, q_BTD, starts), 0)
+def _forward(problem: Problem, blocks: TpuBlocks, q_BTD, k_BSD, v_BSD, ids, starts):
+    heads = grid_heads.in_order(problem.kv_head_of_query)
+    steps, call = _call(problem, blocks.forward, heads, k_BSD, ids, starts)
+    scalars = scalars_of(call, steps.words[:, 0], *_starts(problem, q_BTD, starts), 0)
     return tuple(forward(scalars, _length(steps), q_BTD, k_BSD, v_BSD, _rows(ids), call=call))
 
 
-def _backward(settings: Settings, q, k, v, out, dout, rows_BN3T, ids, starts):
-    heads = grid_heads.by_kv_head(settings.kv_head_of_query)
-    blocks, parts = settings.choice.backward, settings.choice.parts
-    steps, call = _call(settings, blocks, heads, q, k, ids, starts, parts=parts)
+def _backward(problem: Problem, blocks: TpuBlocks, q, k, v, out, dout, rows_BN3T, ids, starts):
+    heads = grid_heads.by_kv_head(problem.kv_head_of_query)
+    parts = blocks.parts
+    steps, call = _call(problem, blocks.backward, heads, k, ids, starts, parts=parts)
     arrays = (q, k, v, out, dout, rows_BN3T, _rows(ids))
-    first = _starts(settings, q, starts)
+    first = _starts(problem, q, starts)
     if parts == 1:
         scalars = scalars_of(call, steps.words[:, 0], *first, 0)
         dq, dk, dv = backward(scalars, _length(steps), *arrays, (), call=call)
@@ -101,19 +83,19 @@ def _backward(settings: Settings, q, k, v, out, dout, rows_BN3T, ids, starts):
         sums = jnp.zeros(q.shape, jnp.float32), jnp.zeros(dkeys, k.dtype), jnp.zeros(dkeys, v.dtype)
         (dq, dk, dv), _ = jax.lax.scan(of_part, vary_alike(q, *sums)[1:], jnp.arange(parts))
         dq = dq.astype(q.dtype)
-    unread = functools.partial(_with_unread, settings.kv_head_of_query, k.shape[2] // call.H)
+    unread = functools.partial(_with_unread, problem.kv_head_of_query, k.shape[2] // call.H)
     return dq, unread(dk), unread(dv)
 
 
-def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts: int = 1):
+def _call(problem: Problem, blocks: Blocks, heads, k_BSD, ids, starts, *, parts: int = 1):
     """Returns the lists of steps and what the kernel is specialised to."""
-    q_start = starts[0] if starts else settings.q_start
+    q_start = starts[0] if starts else problem.q_start
     steps = list_steps(
-        T=settings.T,
-        S=settings.S,
+        T=problem.T,
+        S=problem.S,
         key_blocks=k_BSD.shape[1] // blocks.keys,
         blocks=blocks,
-        visibility=settings.visibility,
+        visibility=problem.visibility,
         q_start=q_start,
         segments=Segments(*ids) if ids else None,
         parts=parts,
@@ -124,18 +106,13 @@ def _call(settings: Settings, blocks, heads, q_BTD, k_BSD, ids, starts, *, parts
     else:
         kinds = (Do.FULL, Do.MASKED)
     call = Call(
+        problem=problem,
         blocks=blocks,
         heads=heads,
-        visibility=settings.visibility,
         kinds=kinds,
-        H=q_BTD.shape[2] // len(settings.kv_head_of_query),
-        key_count=settings.S,
         part_blocks=k_BSD.shape[1] // (blocks.keys * parts),
         steps=steps.words.shape[2],
         own_lists=steps.words.shape[0] > 1,
-        segments=bool(ids),
-        scale=settings.scale,
-        interpret=settings.interpret,
     )
     return steps, call
 
@@ -146,8 +123,8 @@ def _length(steps: Steps, part=0):
     return steps.words.shape[2] if known else steps.lengths[part]
 
 
-def _starts(settings: Settings, q_BTD, starts):
-    return starts or (jnp.full(q_BTD.shape[:1], settings.q_start, jnp.int32),)
+def _starts(problem: Problem, q_BTD, starts):
+    return starts or (jnp.full(q_BTD.shape[:1], problem.q_start, jnp.int32),)
 
 
 def _rows(ids):

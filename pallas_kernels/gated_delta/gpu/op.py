@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.gated_delta.problem import Problem
 from pallas_kernels.hopper.machine import check_machine, interpreter
 from pallas_kernels.varying import vary_alike
 
@@ -16,7 +17,7 @@ CHUNK = 64
 
 
 def gated_delta_gpu(
-    q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, interpret=False
+    q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, problem: Problem
 ):
     """Computes `api.gated_delta` by products of bf16 operands, in two parts where one is coarse.
 
@@ -27,7 +28,7 @@ def gated_delta_gpu(
     Raises:
       NotImplementedError: the kernels are not for this device, jax, dtype or head dimension.
     """
-    check_machine(q_BTKH, interpret)
+    check_machine(q_BTKH, problem.interpret)
     for name, x in dict(q=q_BTKH, k=k_BTKH, v=v_BTNP).items():
         if x.dtype != jnp.bfloat16:
             raise NotImplementedError(f"{name} is {x.dtype}; bfloat16 is accepted")
@@ -37,11 +38,11 @@ def gated_delta_gpu(
             raise NotImplementedError(
                 f"the head dimension of {name} is {size}; {accepted} are accepted"
             )
-    T, (N, H, P) = q_BTKH.shape[1], state_BNHP.shape[1:]
+    T, N, H, P = problem.T, problem.N, problem.H, problem.P
     values = _heads_of_128(v_BTNP, log_decay_BTN, beta_BTN, state_BNHP)
     *sequences, state_BNHP = (q_BTKH, k_BTKH, *values)
     sequences = vary_alike(*map(_filled_up, sequences), _filled_up_state(state_BNHP))
-    out_BTNP, state_BNPH = _rule(scale, interpreter(interpret), *sequences)
+    out_BTNP, state_BNPH = _rule(problem.scale, interpreter(problem.interpret), *sequences)
     out_BTNP = out_BTNP.reshape(*out_BTNP.shape[:2], N, -1)
     state_BNHP = jnp.swapaxes(state_BNPH.reshape(len(state_BNPH), N, -1, HEAD), 2, 3)
     return out_BTNP[:, :T, :, :P], state_BNHP[:, :, :H, :P]

@@ -40,8 +40,7 @@ def backward(
     dstate_BNHP,
     *,
     layout,
-    scale,
-    interpret,
+    problem,
 ):
     """Calls the kernel; `states` and `inverses` as `forward` saves them.
 
@@ -58,7 +57,7 @@ def backward(
     keys, values, gate, state = layout.keys(), layout.values(), layout.gates(), layout.state()
     parts = inverses.shape[-1] // CHUNK
     return pl.pallas_call(
-        functools.partial(_kernel, layout=layout, scale=scale),
+        functools.partial(_kernel, layout=layout, scale=problem.scale),
         grid=layout.grid(B),
         in_specs=[
             *(keys, keys, values, values),
@@ -77,7 +76,7 @@ def backward(
             pltpu.VMEM((blocks.heads, blocks.tokens), jnp.float32),
         ],
         name="gated_delta_backward",
-        interpret=interpret,
+        interpret=problem.interpret,
         compiler_params=layout.compiler_params(),
     )(*inputs)
 

@@ -24,7 +24,7 @@ from pallas_kernels.interleave import interleave
 from pallas_kernels.varying import array_type
 
 
-def forward(q_BTD, k_BTD, v_BTD, gates: Gates, state_BNHP, *, layout, scale, save, interpret):
+def forward(q_BTD, k_BTD, v_BTD, gates: Gates, state_BNHP, *, layout, problem, save):
     """Calls the kernel; heads lie side by side, T is a multiple of the layout's step.
 
     Returns:
@@ -44,14 +44,14 @@ def forward(q_BTD, k_BTD, v_BTD, gates: Gates, state_BNHP, *, layout, scale, sav
         specs += [layout.states(), layout.inverses(parts)]
     keys, gate = layout.keys(), layout.gates()
     return pl.pallas_call(
-        functools.partial(_kernel, layout=layout, scale=scale),
+        functools.partial(_kernel, layout=layout, scale=problem.scale),
         grid=layout.grid(B),
         in_specs=[keys, keys, layout.values(), *[gate] * len(gates), layout.state()],
         out_specs=specs,
         out_shape=outputs,
         scratch_shapes=[layout.carry()],
         name="gated_delta_forward",
-        interpret=interpret,
+        interpret=problem.interpret,
         compiler_params=layout.compiler_params(),
     )(*inputs)
 

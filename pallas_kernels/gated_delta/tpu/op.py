@@ -2,15 +2,21 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.batching import vmap_into_batch
+from pallas_kernels.gated_delta.problem import Problem
 from pallas_kernels.gated_delta.tpu.backward import backward
-from pallas_kernels.gated_delta.tpu.blocks import CHUNK, LANES, choose_blocks
+from pallas_kernels.gated_delta.tpu.blocks import (
+    CHUNK,
+    LANES,
+    TpuBlocks,
+    choose_blocks,
+    complete_lanes,
+)
 from pallas_kernels.gated_delta.tpu.forward import forward
 from pallas_kernels.gated_delta.tpu.gates import chunk_gates, gate_gradients
 from pallas_kernels.gated_delta.tpu.layout import Layout
@@ -23,19 +29,23 @@ MAX_HEAD_DIM = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """Says what the kernels are specialised to, besides the arrays' shapes."""
+    """Says what the kernels are specialised to."""
 
+    problem: Problem
     forward: Layout
     backward: Layout
-    scale: float
-    interpret: Any
-
-    def __hash__(self):
-        return hash((self.forward, self.backward, self.scale))
 
 
 def gated_delta_tpu(
-    q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, beta_BTN, state_BNHP, *, scale, interpret=False
+    q_BTKH,
+    k_BTKH,
+    v_BTNP,
+    log_decay_BTN,
+    beta_BTN,
+    state_BNHP,
+    *,
+    problem: Problem,
+    blocks: TpuBlocks | None = None,
 ):
     """Computes `api.gated_delta` by the TPU kernels.
 
@@ -48,37 +58,31 @@ def gated_delta_tpu(
     Raises:
       NotImplementedError: the kernels are not for this device, dtype or head dimension.
     """
-    _check(q_BTKH, k_BTKH, v_BTNP, interpret)
-    B, T, K, H = k_BTKH.shape
-    N, P = v_BTNP.shape[2:]
-    H_full, P_full = (size + -size % LANES for size in (H, P))
-    blocks = choose_blocks(
-        batch=B,
-        chunks=-(-T // CHUNK),
-        key_heads=K,
-        value_heads=N,
-        H=H_full,
-        P=P_full,
-        dtype=v_BTNP.dtype,
-        device_kind=target(q_BTKH).device_kind,
-    )
-    heads = blocks[0].heads
-    keys = lambda x: _fill(x, (1, CHUNK), (2, blocks[0].key_heads), (3, LANES))
+    _check(q_BTKH, k_BTKH, v_BTNP, problem.interpret)
+    B = len(q_BTKH)
+    at_forward, at_backward = choose_blocks(problem, B, target(q_BTKH).device_kind, blocks)
+    heads = at_forward.heads
+    keys = lambda x: _fill(x, (1, CHUNK), (2, at_forward.key_heads), (3, LANES))
     values = lambda x: _fill(x, (1, CHUNK), (2, heads), (3, LANES))
     gates = lambda x: _fill(x, (1, CHUNK), (2, heads))
     v_full = values(v_BTNP)
     arrays = (keys(q_BTKH), keys(k_BTKH), v_full, gates(log_decay_BTN), gates(beta_BTN))
-    shape = dict(length=v_full.shape[1], value_heads=v_full.shape[2], H=H_full, P=P_full)
+    shape = dict(
+        length=v_full.shape[1],
+        value_heads=v_full.shape[2],
+        H=complete_lanes(problem.H),
+        P=complete_lanes(problem.P),
+    )
     call = Call(
-        forward=Layout(blocks=blocks[0], reverse=False, **shape),
-        backward=Layout(blocks=blocks[1], reverse=True, **shape),
-        scale=scale,
-        interpret=interpret,
+        problem=problem,
+        forward=Layout(blocks=at_forward, reverse=False, **shape),
+        backward=Layout(blocks=at_backward, reverse=True, **shape),
     )
     flat = (x.reshape(B, x.shape[1], -1) for x in arrays)
     state = _fill(state_BNHP, (1, heads), (2, LANES), (3, LANES))
     out_BTD, state = _rule(call, *vary_alike(*flat, state))
-    out_BTNP = out_BTD.reshape(v_full.shape)[:, :T, :N, :P]
+    N, H, P = problem.N, problem.H, problem.P
+    out_BTNP = out_BTD.reshape(v_full.shape)[:, : problem.T, :N, :P]
     return out_BTNP, state[:, :N, :H, :P]
 
 
@@ -131,13 +135,13 @@ _rule.defvjp(_rule_forward, _rule_backward)
 
 
 def _forward_kernel(call: Call, *, save: bool):
-    settings = dict(layout=call.forward, scale=call.scale, interpret=call.interpret)
-    return vmap_into_batch(functools.partial(forward, save=save, **settings))
+    kernel = functools.partial(forward, layout=call.forward, problem=call.problem, save=save)
+    return vmap_into_batch(kernel)
 
 
 def _backward_kernel(call: Call):
-    settings = dict(layout=call.backward, scale=call.scale, interpret=call.interpret)
-    return vmap_into_batch(functools.partial(backward, **settings))
+    kernel = functools.partial(backward, layout=call.backward, problem=call.problem)
+    return vmap_into_batch(kernel)
 
 
 def _gates(layout: Layout, log_decay_BTN, beta_BTN, v_BTD):

@@ -35,7 +35,9 @@ IMPLEMENTATIONS = (
 )
 
 
-def call(name: str, interpret, heads, causal=True, window=None, scale=None, start=None) -> Callable:
+def call(
+    name: str, interpret, heads, causal=True, window=None, scale=None, start=None, **settings
+) -> Callable:
     """Returns (q, k, v, q_start, segment ids, key segment ids) -> (out, lse)."""
 
     def run(q, k, v, q_start, segment_ids, kv_segment_ids):
@@ -53,6 +55,7 @@ def call(name: str, interpret, heads, causal=True, window=None, scale=None, star
             return_lse=True,
             implementation=name,
             interpret=interpret,
+            **settings,
         )
 
     return run
@@ -63,8 +66,8 @@ def static(case: Case) -> tuple:
     return case.kv_head_of_query, case.causal, case.window, case.scale, start
 
 
-def run_case(name: str, case: Case, interpret) -> Callable:
-    return call(name, interpret, *static(case))
+def run_case(name: str, case: Case, interpret=False, **settings) -> Callable:
+    return call(name, interpret, *static(case), **settings)
 
 
 def variants(inputs: Inputs) -> list[Inputs]:
@@ -117,7 +120,7 @@ ATTENTION = Suite(
     results=Results,
     limits=dict.fromkeys(("out", "lse"), "forward") | dict.fromkeys(("dq", "dk", "dv"), "gradient"),
     columns={"forward": ("out",), "lse": ("lse",), "gradients": ("dq", "dk", "dv")},
-    zeros=("out", "dq", "dk", "dv"),
+    zeros={"out": "out", "dq": "out", "dk": "dk", "dv": "dv"},
     ids=dict(q_BTNH="segment_ids_BT", k_BSKH="kv_segment_ids_BS", v_BSKH="kv_segment_ids_BS"),
     dirt=30.0,
     at_padding={"out": 0.0, "lse": -np.inf},

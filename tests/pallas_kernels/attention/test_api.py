@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention, attention_decode
+from pallas_kernels.attention.chunked import ChunkedBlocks
+from pallas_kernels.attention.gpu.blocks import HopperBlocks, HopperDecodeBlocks, Ring
+from pallas_kernels.attention.tpu.blocks import Blocks, TpuBlocks
+from pallas_kernels.attention.tpu.decode_blocks import TpuDecodeBlocks
 from tests.pallas_kernels.attention.cases import Case, make_inputs
 from tests.tolerances import error_ratio
 
 CASE = Case(name="api", length=12, head_dim=8, kv_heads=2, kv_head_of_query=(0, 0, 1, 1))
 IDS_BT = jnp.ones((2, 12), jnp.int32)
+SQUARE = Blocks(queries=128, keys=128, chain=128, piece=128, skew=1.0)
+TPU_BLOCKS = TpuBlocks(forward=SQUARE, backward=SQUARE)
+RING = Ring(block=64, stages=2, value_stages=2)
 
 
 def call(**settings):
@@ -35,6 +42,36 @@ def decode(**settings):
 def test_settings_that_do_not_fit(run, settings, message):
     with pytest.raises(ValueError, match=message):
         run(**settings)
+
+
+@pytest.mark.parametrize(
+    ("run", "implementation", "blocks", "message"),
+    [
+        (call, "chunked", TPU_BLOCKS, "chunked: blocks is TpuBlocks; ChunkedBlocks is accepted"),
+        (call, "reference", ChunkedBlocks(length=4), "reference: .*; it has none to choose"),
+        (decode, None, TpuDecodeBlocks(keys=128, form="rows"), "tpu: the device is cpu.* none to"),
+    ],
+)
+def test_blocks_that_are_not_used_are_refused(run, implementation, blocks, message):
+    with pytest.raises(NotImplementedError, match=message):
+        run(implementation=implementation, blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sizes", "message"),
+    [
+        (ChunkedBlocks, dict(length=0), "length=0; a block has at least one"),
+        (TpuBlocks, dict(forward=SQUARE, backward=SQUARE, parts=0), "parts=0; the keys have at"),
+        (TpuDecodeBlocks, dict(keys=0, form="rows"), "keys=0 and splits=1 must be positive"),
+        (Ring, dict(block=96, stages=2, value_stages=2), "block=96 must be a multiple of 64"),
+        (HopperBlocks, dict(forward=RING, dq=RING, dkv=RING, tile_dkv=32), "tile_dkv=32; 64 and"),
+        (HopperBlocks, dict(forward=RING, dq=RING, dkv=RING, tile_dkv=64), "dq has 2 .* least 3"),
+        (HopperDecodeBlocks, dict(block=64, stages=2, shares=0), "shares=0 must be positive"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(blocks, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        blocks(**sizes)
 
 
 @pytest.mark.parametrize("run", [attention, attention_decode])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention
-from pallas_kernels.attention.chunked import attention_chunked, choose_block
+from pallas_kernels.attention.chunked import ChunkedBlocks, choose_block
 from pallas_kernels.attention.chunked_blocks import make_places
 from pallas_kernels.attention.visibility import Segments, Visibility
 from tests.pallas_kernels.attention.cases import CASES, Case, make_inputs
@@ -28,20 +28,7 @@ BLOCKED = [
 @pytest.mark.parametrize("case", BLOCKED, ids=lambda case: case.name)
 def test_the_block_does_not_matter(case):
     """The blocks do not divide the lengths."""
-
-    def run(q, k, v, q_start, *ids):
-        return attention_chunked(
-            q,
-            k,
-            v,
-            q_start=q_start if case.traced else case.q_start,
-            segments=None if ids[0] is None else Segments(*ids),
-            visibility=Visibility(causal=case.causal, window=case.window),
-            kv_head_of_query=case.kv_head_of_query,
-            scale=case.head_dim**-0.5 if case.scale is None else case.scale,
-            block=48,
-        )
-
+    run = run_case("chunked", case, blocks=ChunkedBlocks(length=48))
     ATTENTION.check(run, case)
 
 
@@ -49,7 +36,7 @@ def test_the_block_does_not_matter(case):
 def test_float64_stays_float64(name):
     """The oracle is another program, so this also checks the algebra to 1e-12."""
     case = next(case for case in CASES if case.name == name)
-    inputs, run = make_inputs(case), run_case("chunked", case, False)
+    inputs, run = make_inputs(case), run_case("chunked", case)
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x), jnp.float64)
         arrays, bars = (tuple(map(double, x)) for x in (inputs[:3], cotangents(inputs)))
@@ -88,7 +75,7 @@ def test_only_blocks_between_the_first_and_the_last_that_are_seen_are_visited(ca
 def test_only_arguments_output_and_two_numbers_a_softmax_are_kept_for_the_backward():
     """No score is saved, and no KV head twice."""
     case = Case(name="kept", kv_head_of_query=(0, 0, 0, 1), segments="packed")
-    inputs, run = make_inputs(case), run_case("chunked", case, False)
+    inputs, run = make_inputs(case), run_case("chunked", case)
     pull = jax.eval_shape(lambda *x: jax.vjp(lambda *y: run(*y, *inputs[3:]), *x)[1], *inputs[:3])
     kept = sorted(x.shape for x in jax.tree.leaves(pull) if x.dtype == jnp.float32)
     q, k, v = (x.shape for x in inputs[:3])
@@ -117,7 +104,7 @@ def test_blocks_fit_a_cache(rows, block):
 def test_rematerialisation_can_keep_the_output():
     """With the policy, the backward pass does not run the forward pass again."""
     case = Case(name="kept", length=40)
-    inputs, run = make_inputs(case), run_case("chunked", case, False)
+    inputs, run = make_inputs(case), run_case("chunked", case)
     policy = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
 
     def exponentials(policy) -> int:

@@ -9,9 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import attention_decode
-from pallas_kernels.attention.tpu.decode import attention_decode_tpu
-from pallas_kernels.attention.tpu.decode_blocks import DecodeBlocks
-from pallas_kernels.attention.visibility import Segments
+from pallas_kernels.attention.tpu.decode_blocks import TpuDecodeBlocks
 from tests.pallas_kernels.attention.cases import Case, Inputs, make_inputs
 from tests.pallas_kernels.attention.oracle import float64_results
 from tests.pallas_kernels.attention.suite import ATTENTION
@@ -61,7 +59,7 @@ def step_inputs(case: Case) -> Inputs:
     return inputs._replace(segment_ids_BT=jnp.asarray(ids_B1))
 
 
-def decode(name: str, case: Case, interpret):
+def decode(name: str, case: Case, interpret, **settings):
     """Returns a step with the arguments of `attention`: (q, k, v, q_start, *ids) -> (out, lse)."""
 
     def run(q, k, v, q_start, segment_ids, kv_segment_ids):
@@ -78,6 +76,7 @@ def decode(name: str, case: Case, interpret):
             return_lse=True,
             implementation=name,
             interpret=interpret,
+            **settings,
         )
         return out[:, None], lse[:, None]
 
@@ -107,28 +106,13 @@ def test_results_and_gradients_equal_float64(name, case):
 @pytest.mark.parametrize(("form", "splits", "window"), FORMS)
 def test_every_form_of_the_cache_and_split_on_tpu(form, splits, window):
     """There are three blocks, the last of them partly filled, and rows that need fewer or none."""
-    blocks = DecodeBlocks(keys=128, form=form, splits=splits)
+    blocks = TpuDecodeBlocks(keys=128, form=form, splits=splits)
     case = Case(name="forms", segments="mixed", window=window, head_dim=128, **STEP)
     if form == "columns":
         case = dataclasses.replace(case, head_dim=64)
-    inputs = step_inputs(case)
-    segments = Segments(inputs.segment_ids_BT, inputs.kv_segment_ids_BS)
-    found = jax.jit(
-        lambda q, k, v, lengths: attention_decode_tpu(
-            q[:, 0],
-            k,
-            v,
-            lengths,
-            segments=segments,
-            window=window,
-            kv_head_of_query=case.kv_head_of_query,
-            scale=case.head_dim**-0.5,
-            blocks=blocks,
-            interpret=races("tpu"),
-        )
-    )(*inputs[:3], inputs.q_start + 1)
+    inputs, run = step_inputs(case), decode("tpu", case, races("tpu"), blocks=blocks)
     exact = float64_results(inputs, case)
-    out, lse = (np.asarray(x)[:, None] for x in found)
+    out, lse = map(np.asarray, jax.jit(run)(*inputs))
     ATTENTION.assert_results(exact._replace(out=out, lse=lse), exact, "float32")
 
 

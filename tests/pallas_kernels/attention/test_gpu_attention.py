@@ -4,25 +4,25 @@ Shared memory and results start out as NaN there, and two accesses that may meet
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import attention, attention_decode
 from pallas_kernels.attention.gpu.blocks import (
     MULTIPROCESSORS,
-    DecodeBlocks,
+    HopperBlocks,
+    HopperDecodeBlocks,
+    Ring,
     choose_decode_blocks,
 )
-from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
-from pallas_kernels.attention.gpu.op import attention_gpu
-from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.hopper.machine import OLDEST_JAX
 from tests.pallas_kernels.attention.cases import CASES, Case, make_inputs, wide
 from tests.pallas_kernels.attention.oracle import float64_results
-from tests.pallas_kernels.attention.suite import ATTENTION
+from tests.pallas_kernels.attention.suite import ATTENTION, run_case
+from tests.pallas_kernels.attention.test_decode import LENGTHS, decode
 from tests.pallas_kernels.kit.cases import in_dtype
 
 HEAD = dict(kv_heads=1, kv_head_of_query=(0,))
@@ -62,7 +62,7 @@ DECODED = [
     Case(name="decode, many readers", kv_heads=1, kv_head_of_query=(0,) * 65),
     Case(name="decode near -1e4", logits="all near -1e4", scale=0.125),
 ]
-LENGTHS = (300, 129, 0, 1)
+SHARED = HopperDecodeBlocks(block=64, stages=2, shares=3)
 
 interpreter = pytest.mark.interpreter("gpu")
 
@@ -77,24 +77,28 @@ def races():
     return plgpu.InterpretGPUParams(detect_races=True)
 
 
-def run(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
-    return attention_gpu(
-        q,
-        k,
-        v,
-        q_start=q_start if case.traced else case.q_start,
-        segments=None if segment_ids is None else Segments(segment_ids, kv_segment_ids),
-        visibility=Visibility(causal=case.causal, window=case.window),
-        kv_head_of_query=case.kv_head_of_query,
-        scale=case.head_dim**-0.5 if case.scale is None else case.scale,
-        interpret=races(),
-    )
+def run(case: Case):
+    return run_case("gpu", case, races())
 
 
 @interpreter
 @pytest.mark.parametrize("case", [*map(in_kernel_shape, TRIED)], ids=lambda case: case.name)
 def test_equals_float64(case):
-    ATTENTION.check(functools.partial(run, case), case)
+    ATTENTION.check(run(case), case)
+
+
+@interpreter
+@pytest.mark.parametrize("tile_dkv", [64, 128])
+def test_the_blocks_do_not_matter(tile_dkv):
+    """Shared memory holds as few blocks as the kernels can do with."""
+    case = in_kernel_shape(Case(name="T=300", length=300, segments="mixed", **HEAD))
+    blocks = HopperBlocks(
+        forward=Ring(block=192 - tile_dkv, stages=1, value_stages=2),
+        dq=Ring(block=64, stages=3, value_stages=1),
+        dkv=Ring(block=64, stages=2, value_stages=1),
+        tile_dkv=tile_dkv,
+    )
+    ATTENTION.check(run_case("gpu", case, races(), blocks=blocks), case)
 
 
 @interpreter
@@ -102,26 +106,10 @@ def test_vmap_over_starts_changes_nothing():
     """The starts are mapped; keys and values are shared."""
     case = in_kernel_shape(dataclasses.replace(TRIED[1], name="vmap", keys=160, traced=True))
     inputs, starts = make_inputs(case), (20, -50)
-    of_one = lambda start: run(case, *inputs[:3], start, None, None)[0]
+    of_one = lambda start: run(case)(*inputs[:3], start, None, None)[0]
     found = jax.jit(jax.vmap(of_one))(jnp.array(starts))
     for out, start in zip(found, starts, strict=True):
         np.testing.assert_array_equal(out, jax.jit(of_one)(jnp.int32(start)))
-
-
-def decode(case: Case, q, k, v, q_start, segment_ids, kv_segment_ids):
-    out, lse = attention_decode_gpu(
-        q[:, 0],
-        k,
-        v,
-        q_start + 1,
-        segments=None if segment_ids is None else Segments(segment_ids, kv_segment_ids),
-        window=case.window,
-        kv_head_of_query=case.kv_head_of_query,
-        scale=case.head_dim**-0.5 if case.scale is None else case.scale,
-        interpret=races(),
-        blocks=DecodeBlocks(block=64, stages=2, shares=3),
-    )
-    return out[:, None], lse[:, None]
 
 
 @interpreter
@@ -133,7 +121,7 @@ def test_decode_equals_float64(case):
         last_B1 = jnp.maximum(inputs.q_start, 0)[:, None]
         ids_B1 = jnp.take_along_axis(inputs.kv_segment_ids_BS, last_B1, axis=1)
         inputs = inputs._replace(segment_ids_BT=ids_B1)
-    results = ATTENTION.with_gradients(functools.partial(decode, case))(inputs)
+    results = ATTENTION.with_gradients(decode("gpu", case, races(), blocks=SHARED))(inputs)
     ATTENTION.assert_results(results, float64_results(inputs, case), case.dtype)
 
 
@@ -155,17 +143,16 @@ def test_shares_busy_a_gpu_and_write_little():
 def test_refuses_other_dtypes_and_sizes(changes, words):
     case = dataclasses.replace(in_kernel_shape(TRIED[0]), **changes)
     with pytest.raises(NotImplementedError) as refusal:
-        run(case, *make_inputs(case))
+        run(case)(*make_inputs(case))
     assert words in str(refusal.value)
 
 
 def test_refuses_other_machines_and_old_jax_in_one_sentence():
     case = in_kernel_shape(TRIED[0])
     q, k, v = make_inputs(case)[:3]
-    settings = dict(segments=None, kv_head_of_query=case.kv_head_of_query, scale=1.0)
     new = jax.__version_info__ >= OLDEST_JAX
     words = "run on Hopper GPUs" if new else "need jax 0.11 or newer"
     with pytest.raises(NotImplementedError, match=words):
-        attention_gpu(q, k, v, q_start=0, visibility=Visibility(causal=True), **settings)
+        attention(q, k, v, implementation="gpu")
     with pytest.raises(NotImplementedError, match=words):
-        attention_decode_gpu(q[:, 0], k, v, jnp.array([1]), window=None, **settings)
+        attention_decode(q[:, 0], k, v, jnp.array([1]), implementation="gpu")

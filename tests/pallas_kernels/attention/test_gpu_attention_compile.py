@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pallas_kernels import attention, attention_decode
 from pallas_kernels.attention.gpu.blocks import SHARED_MEMORY
-from pallas_kernels.attention.gpu.decode_op import attention_decode_gpu
-from pallas_kernels.attention.gpu.op import attention_gpu
-from pallas_kernels.attention.visibility import Segments, Visibility
 from pallas_kernels.hardware.gpu import compile_for_h200
 
 HEADS = (0, 2, 2, 3)
@@ -26,12 +24,13 @@ def shapes(length: int, head_dim: int, batch: int = 1):
 
 def forward_and_backward(q, k, v, *ids, causal=True, window=None):
     call = functools.partial(
-        attention_gpu,
-        q_start=0,
-        segments=Segments(*ids) if ids else None,
-        visibility=Visibility(causal=causal, window=window),
+        attention,
+        segment_ids_BT=ids[0] if ids else None,
         kv_head_of_query=HEADS,
-        scale=q.shape[-1] ** -0.5,
+        causal=causal,
+        window=window,
+        return_lse=True,
+        implementation="gpu",
     )
     results, pull = jax.vjp(call, q, k, v)
     return results, pull(jax.tree.map(jnp.ones_like, results))
@@ -65,16 +64,9 @@ def test_segments_in_a_window_compile_without_spills():
 
 
 def decode(q, k, v, lengths, ids, cache_ids):
-    return attention_decode_gpu(
-        q,
-        k,
-        v,
-        lengths,
-        segments=Segments(ids[:, None], cache_ids),
-        window=None,
-        kv_head_of_query=HEADS,
-        scale=q.shape[-1] ** -0.5,
-    )
+    segments = dict(segment_ids_B=ids, kv_segment_ids_BS=cache_ids)
+    settings = dict(kv_head_of_query=HEADS, return_lse=True, implementation="gpu")
+    return attention_decode(q, k, v, lengths, **segments, **settings)
 
 
 @pytest.mark.gpu_compiler

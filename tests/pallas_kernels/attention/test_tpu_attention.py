@@ -1,18 +1,15 @@
 """Runs the TPU kernels in the interpreter; blocks are so small that short rows have many."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.tpu.blocks import BlockChoice, Blocks
-from pallas_kernels.attention.tpu.op import attention_tpu
-from pallas_kernels.attention.visibility import Segments, Visibility
+from pallas_kernels.attention.tpu.blocks import Blocks, TpuBlocks
 from tests.pallas_kernels.attention.cases import CASES, Case, wide
-from tests.pallas_kernels.attention.suite import ATTENTION
+from tests.pallas_kernels.attention.suite import ATTENTION, run_case
 from tests.pallas_kernels.kit.cases import in_dtype
 
 SQUARE = Blocks(queries=128, keys=128, chain=128, piece=128, skew=1.0)
@@ -49,24 +46,10 @@ TRIED = [
 interpreter = pytest.mark.interpreter("tpu")
 
 
-def run(case: Case, choice: BlockChoice, q, k, v, q_start, segment_ids, kv_segment_ids):
-    return attention_tpu(
-        q,
-        k,
-        v,
-        q_start=q_start if case.traced else case.q_start,
-        segments=None if segment_ids is None else Segments(segment_ids, kv_segment_ids),
-        visibility=Visibility(causal=case.causal, window=case.window),
-        kv_head_of_query=case.kv_head_of_query,
-        scale=case.head_dim**-0.5 if case.scale is None else case.scale,
-        interpret=pltpu.InterpretParams(detect_races=True),
-        choice=choice,
-    )
-
-
 def assert_right(case: Case, blocks: Blocks, parts: int):
-    choice = BlockChoice(forward=blocks, backward=blocks, parts=parts)
-    ATTENTION.check(functools.partial(run, case, choice), case)
+    chosen = TpuBlocks(forward=blocks, backward=blocks, parts=parts)
+    races = pltpu.InterpretParams(detect_races=True)
+    ATTENTION.check(run_case("tpu", case, races, blocks=chosen), case)
 
 
 @interpreter
@@ -107,9 +90,8 @@ def test_scale_zero_is_a_mean():
     ],
 )
 def test_what_the_kernels_do_not_take_is_refused(arrays, message):
-
     sizes = dict(T=8, H=128, dtype=jnp.bfloat16) | arrays
     x = jax.ShapeDtypeStruct((1, sizes["T"], 1, sizes["H"]), sizes["dtype"])
-    call = functools.partial(run, Case(name="x", kv_head_of_query=(0,)), None)
+    call = run_case("tpu", Case(name="x", kv_head_of_query=(0,)), True)
     with pytest.raises(NotImplementedError, match=message):
         jax.eval_shape(lambda q: call(q, q, q, 0, None, None), x)

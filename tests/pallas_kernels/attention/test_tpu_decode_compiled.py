@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.attention.tpu.decode import attention_decode_tpu
+from pallas_kernels import attention_decode
 from pallas_kernels.hardware.tpu import TpuKernel, TpuProgram, compile_for_tpu
 
 pytestmark = pytest.mark.tpu_compiler
@@ -16,12 +16,9 @@ ROWS = 8
 
 def compiled(chip: str, S: int, K: int, N: int, H: int) -> tuple[TpuProgram, TpuKernel]:
     shape = jax.ShapeDtypeStruct
+    heads = tuple(n * K // N for n in range(N))
     decode = functools.partial(
-        attention_decode_tpu,
-        segments=None,
-        window=None,
-        kv_head_of_query=tuple(n * K // N for n in range(N)),
-        scale=H**-0.5,
+        attention_decode, kv_head_of_query=heads, return_lse=True, implementation="tpu"
     )
     cache = shape((ROWS, S, K, H), jnp.bfloat16)
     query, lengths = shape((ROWS, N, H), jnp.bfloat16), shape((ROWS,), jnp.int32)

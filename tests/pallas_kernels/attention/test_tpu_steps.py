@@ -1,10 +1,13 @@
 """Compares the TPU kernels' lists of steps with the full mask."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.attention.shapes import regular_shape
 from pallas_kernels.attention.tpu.blocks import Blocks, choose_blocks
 from pallas_kernels.attention.tpu.heads import by_kv_head, in_order
 from pallas_kernels.attention.tpu.steps import KINDS, Do, Step, Steps, list_steps
@@ -145,17 +148,10 @@ def test_lists_can_be_made_while_tracing():
 @pytest.mark.parametrize("H", [128, 256])
 @pytest.mark.parametrize("window", [None, 1, 700, 5000])
 def test_chosen_blocks_cover_any_length_with_little_padding(dtype, H, window):
-    visibility = Visibility(causal=True, window=window)
     for T in (1, 127, 129, 1000, 2049, 8192, 100_000):
-        choice = choose_blocks(
-            T=T,
-            S=T,
-            H=H,
-            dtype=dtype,
-            visibility=visibility,
-            segments=False,
-            device_kind="TPU v6 lite",
-        )
+        shape = regular_shape(T, 1, 1, head_size=H, window=window)
+        problem = dataclasses.replace(shape.problem, dtype=dtype)
+        choice = choose_blocks(problem, "TPU v6 lite")
         blocks = choice.forward
         count = -(-T // blocks.queries)
         assert (count * blocks.queries - T) < max(128, 256 * count)

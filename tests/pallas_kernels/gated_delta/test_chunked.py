@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from pallas_kernels import gated_delta
-from pallas_kernels.gated_delta.chunked import gated_delta_chunked
+from pallas_kernels.gated_delta.chunked import ChunkedBlocks, gated_delta_chunked
+from pallas_kernels.gated_delta.problem import problem_of
 from tests.pallas_kernels.gated_delta.cases import FORMS, Case, make_inputs
 from tests.pallas_kernels.gated_delta.oracle import Results, cotangents
-from tests.pallas_kernels.gated_delta.suite import GATED_DELTA
+from tests.pallas_kernels.gated_delta.suite import GATED_DELTA, call
+from tests.pallas_kernels.kit.suite import outputs_and_gradients
 from tests.tolerances import error_ratio
 
 CASE = Case(name="chunked", length=70)
@@ -19,20 +21,8 @@ CASE = Case(name="chunked", length=70)
 
 @jax.jit
 def float64_gradients(arrays, segment_ids_BT, bars):
-    def run(q, k, v, log_decay, beta, state):
-        return gated_delta(
-            q,
-            k,
-            v,
-            log_decay,
-            beta,
-            initial_state_BNHP=state,
-            segment_ids_BT=segment_ids_BT,
-            implementation="chunked",
-        )
-
-    outputs, pull = jax.vjp(run, *arrays)
-    return Results(*outputs, *pull(bars))
+    run, inputs = call("chunked", False), (*arrays, segment_ids_BT)
+    return Results(*outputs_and_gradients(run, len(arrays), inputs, bars))
 
 
 @pytest.mark.parametrize("name", ["mixed", "cosine 0.9, beta 2", "log-decay mixed, packed"])
@@ -52,8 +42,7 @@ def test_float64_stays_float64(name):
 @pytest.mark.parametrize("chunk", [16, 64])
 def test_the_chunk_does_not_matter(chunk):
     inputs = make_inputs(CASE)
-    scale = CASE.key_dim**-0.5
-    run = lambda *x: gated_delta_chunked(*x[:6], scale=scale, chunk=chunk)
+    run = call("chunked", False, blocks=ChunkedBlocks(chunk=chunk))
     results, exact = GATED_DELTA.with_gradients(run)(inputs), GATED_DELTA.expected(CASE)
     for field, actual in results._asdict().items():
         assert error_ratio(actual, getattr(exact, field)) < 1e-6, field
@@ -62,9 +51,8 @@ def test_the_chunk_does_not_matter(chunk):
 def test_only_the_arguments_are_kept_for_the_backward():
     """Over all layers of a model, one state per chunk would cost more than all else."""
     inputs = make_inputs(CASE)[:6]
-    pull = jax.eval_shape(
-        lambda *x: jax.vjp(functools.partial(gated_delta_chunked, scale=1.0), *x)[1], *inputs
-    )
+    run = functools.partial(gated_delta_chunked, problem=problem_of(*inputs[1:3]))
+    pull = jax.eval_shape(lambda *x: jax.vjp(run, *x)[1], *inputs)
     kept = [x.shape for x in jax.tree.leaves(pull)]
     assert sorted(kept) == sorted(x.shape for x in inputs)
 

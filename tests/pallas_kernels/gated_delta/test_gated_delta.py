@@ -7,10 +7,23 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_kernels import gated_delta, gated_delta_step
+from pallas_kernels.gated_delta.chunked import ChunkedBlocks
+from pallas_kernels.gated_delta.tpu.blocks import TpuBlocks
 from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
 from tests.pallas_kernels.gated_delta.oracle import float64_results
 from tests.pallas_kernels.gated_delta.suite import GATED_DELTA
 from tests.tolerances import error_ratio
+
+
+def test_blocks_that_are_not_used_are_refused():
+    arrays = make_inputs(Case(name="blocks", length=4))[:5]
+    for name, other in (("chunked", "ChunkedBlocks is accepted"), ("gpu", "it has none to choose")):
+        with pytest.raises(NotImplementedError, match=f"{name}: blocks is TpuBlocks; {other}"):
+            gated_delta(*arrays, implementation=name, blocks=TpuBlocks(heads=2))
+    with pytest.raises(ValueError, match="a chunk of 48 is not 16 times a power of two"):
+        gated_delta(*arrays, implementation="chunked", blocks=ChunkedBlocks(chunk=48))
+    with pytest.raises(ValueError, match="chunk=0; a chunk has at least one token"):
+        ChunkedBlocks(chunk=0)
 
 
 def test_memory_that_a_kernel_leaves_unwritten_reads_as_nan():

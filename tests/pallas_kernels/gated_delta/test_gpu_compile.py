@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.hardware.gpu import compile_for_h200
+from tests.pallas_kernels.gated_delta.suite import call
 
 SHARED_MEMORY = 232448  # bytes a program of an H200 can have
 SCALE = 128**-0.5
@@ -25,7 +25,7 @@ def shapes(*, batch: int, length: int, key_heads: int, value_heads: int):
 
 
 def forward_and_backward(*arrays):
-    results, pull = jax.vjp(functools.partial(gated_delta_gpu, scale=SCALE), *arrays)
+    results, pull = jax.vjp(call("gpu", False), *arrays)
     return results, pull(jax.tree.map(jnp.ones_like, results))
 
 

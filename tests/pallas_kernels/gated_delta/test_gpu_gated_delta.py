@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.gated_delta.gpu.op import gated_delta_gpu
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.gated_delta.reference import gated_delta_step_reference
 from pallas_kernels.hopper.machine import OLDEST_JAX
@@ -72,7 +71,7 @@ def test_wide_values_are_several_heads():
 @interpreter
 def test_vmap_changes_nothing():
     inputs = make_inputs(SMALL)
-    run = lambda q: gated_delta_gpu(q, *inputs[1:6], scale=0.1, interpret=True)
+    run = lambda q: call("gpu", True, scale=0.1)(q, *inputs[1:6])
     out, state = jax.jit(jax.vmap(run))(jnp.stack([inputs.q_BTKH, 2 * inputs.q_BTKH]))
     alone = jax.jit(run)(inputs.q_BTKH)
     assert error_ratio(out[0], alone[0]) < 1e-3
@@ -122,7 +121,7 @@ def test_gradient_of_the_step_is_that_of_the_reference():
 def test_refuses_other_dtypes_and_sizes(changes, words):
     inputs = make_inputs(dataclasses.replace(SMALL, length=4, **changes))
     with pytest.raises(NotImplementedError) as refusal:
-        gated_delta_gpu(*inputs[:6], scale=1.0, interpret=True)
+        call("gpu", True)(*inputs[:6])
     assert words in str(refusal.value)
 
 
@@ -131,6 +130,6 @@ def test_refuses_other_machines_and_old_jax_in_one_sentence():
     new = jax.__version_info__ >= OLDEST_JAX
     words = "run on Hopper GPUs" if new else "need jax 0.11 or newer"
     with pytest.raises(NotImplementedError, match=words):
-        gated_delta_gpu(*inputs[:6], scale=1.0)
+        call("gpu", False)(*inputs[:6])
     with pytest.raises(NotImplementedError, match=words):
         gated_delta_step_gpu(*(x[:, 0] for x in inputs[:5]), inputs.state_BNHP, scale=1.0)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pallas_kernels.gated_delta.tpu import blocks
+from pallas_kernels.gated_delta.problem import Problem
+from pallas_kernels.gated_delta.tpu.blocks import CHUNK, TpuBlocks, choose_blocks
 from tests.pallas_kernels.gated_delta.cases import Case
 from tests.pallas_kernels.gated_delta.suite import GATED_DELTA, call
 
@@ -15,17 +16,18 @@ def shares(
     dtype="bfloat16",
     device_kind="TPU v6 lite",
     chunks=64,
+    chosen=None,
 ):
-    return blocks.choose_blocks(
-        batch=batch,
-        chunks=chunks,
-        key_heads=key_heads,
-        value_heads=value_heads,
+    problem = Problem(
+        T=chunks * CHUNK,
+        K=key_heads,
+        N=value_heads,
         H=size,
         P=size,
         dtype=dtype,
-        device_kind=device_kind,
+        scale=1.0,
     )
+    return choose_blocks(problem, batch, device_kind, chosen)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +64,16 @@ def test_large_heads_leave_room_in_memory():
 
 @pytest.mark.interpreter("tpu")
 @pytest.mark.parametrize(("key_heads", "value_heads"), [(3, 3), (1, 4)])
-def test_filled_up_heads_and_shared_key_heads_change_nothing(monkeypatch, key_heads, value_heads):
+def test_filled_up_heads_and_shared_key_heads_change_nothing(key_heads, value_heads):
     """Programs take two heads: one of them may be zeros, and two programs may share a key head."""
-    monkeypatch.setattr(blocks, "CHAINS", 2)
     case = Case(name="dealt", length=20, key_heads=key_heads, value_heads=value_heads)
-    GATED_DELTA.check(call("tpu", True), case)
+    GATED_DELTA.check(call("tpu", True, blocks=TpuBlocks(heads=2)), case)
+
+
+def test_blocks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="heads=3 must be a multiple or a divisor of the 2 value"):
+        shares(key_heads=2, value_heads=4, chosen=TpuBlocks(heads=3))
+    with pytest.raises(ValueError, match="3 chunks of a step must divide the 64 of a row"):
+        shares(chosen=TpuBlocks(heads=2, backward_chunks=3))
+    with pytest.raises(ValueError, match="must have positive sizes"):
+        TpuBlocks(heads=0)

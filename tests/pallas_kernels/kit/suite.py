@@ -54,7 +54,8 @@ class Suite:
       limits: for each result the field of `KernelTolerance` that bounds its error ratio.
       columns: the error table's columns, and the results whose worst ratio each shows.
       angles: gradients whose cosine with the exact ones is bounded too.
-      zeros: results whose rows are exactly 0 where the exact ones are.
+      zeros: results whose rows are exactly 0 where the exact rows of another result are, or of
+        themselves.
       ids: for each input that is a sequence the input with its segment ids.
       dirt: value that the padding of sequences is filled with.
       at_padding: outputs that are sequences, and their values on padding.
@@ -84,7 +85,7 @@ class Suite:
     limits: Mapping[str, str]
     columns: Mapping[str, Sequence[str]]
     angles: Sequence[str] = ()
-    zeros: Sequence[str] = ()
+    zeros: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ids: Mapping[str, str]
     dirt: float
     at_padding: Mapping[str, float]
@@ -169,8 +170,8 @@ class Suite:
     def assert_results(self, actual, exact, dtype: str) -> None:
         """Checks that results are within bounds, and exactly 0 where they must be."""
         assert not self.too_far(actual, exact, dtype)
-        for name in self.zeros:
-            rows = ~np.any(getattr(exact, name), axis=-1)
+        for name, other in self.zeros.items():
+            rows = ~np.any(getattr(exact, other), axis=-1)
             assert not np.any(getattr(actual, name)[rows]), name
 
     def check(self, run, case) -> None:
