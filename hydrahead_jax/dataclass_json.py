@@ -80,9 +80,9 @@ def from_plain(annotation, value, where: str = "", tags: Tags = class_names) -> 
     Raises:
       UserError: a value does not suit its annotation, or a field is unknown or missing.
     """
-    members = _members(annotation)
-    must_have_tag = sum(map(dataclasses.is_dataclass, members)) > 1
-    kind = next((m for m in members if _suits(m, value, tags, must_have_tag)), None)
+    kinds = members(annotation)
+    must_have_tag = sum(map(dataclasses.is_dataclass, kinds)) > 1
+    kind = next((m for m in kinds if _suits(m, value, tags, must_have_tag)), None)
     if kind is None:
         place = where or getattr(annotation, "__name__", "it")
         raise UserError(f"{place}: {short(value)} must be {describe(annotation, tags)}")
@@ -97,9 +97,9 @@ def from_plain(annotation, value, where: str = "", tags: Tags = class_names) -> 
 
 def describe(annotation, tags: Tags = class_names) -> str:
     """Says what values an annotation allows, such as "an integer or None"."""
-    members, arguments = _members(annotation), typing.get_args(annotation)
-    if len(members) > 1:
-        return " or ".join(describe(member, tags) for member in members)
+    kinds, arguments = members(annotation), typing.get_args(annotation)
+    if len(kinds) > 1:
+        return " or ".join(describe(kind, tags) for kind in kinds)
     if typing.get_origin(annotation) is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if typing.get_origin(annotation) is tuple:
@@ -112,7 +112,8 @@ def describe(annotation, tags: Tags = class_names) -> str:
     return _NAMES[annotation]
 
 
-def _members(annotation) -> tuple:
+def members(annotation) -> tuple:
+    """Returns the types of a union, or the one type."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
 

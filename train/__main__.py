@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     # orbax logs pages here about errors that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--fields" in arguments and arguments[0] in command_line.CONFIGS:
+        command_line.print_fields(arguments[0])
+        return 0
     try:
         tyro.extras.subcommand_cli_from_dict(
             command_line.COMMANDS,

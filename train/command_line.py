@@ -1,6 +1,7 @@
 """Defines the commands; each imports what it needs when it is called, so that --help is quick."""
 
 import functools
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,19 @@ ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG"
 Assignments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE")]
 Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+_TRANSFER = "train.commands.transfer.TransferConfig"
+CONFIGS = {
+    "pretrain": "train.commands.pretrain.PretrainConfig",
+    "select": "train.select.config.SelectConfig",
+    "cache-teacher": _TRANSFER,
+    "transfer": _TRANSFER,
+    "plan": _TRANSFER,
+    "evaluate": "hydrahead_jax.evals.EvalSettings",
+    "demo": "train.evidence.demo.DemoConfig",
+    "evidence": "train.evidence.evidence.EvidenceConfig",
+}
+"""Names the class of each command's config, which `key=value` changes."""
 
 
 def prepare(
@@ -62,13 +76,11 @@ def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
 
     Args:
         config: Python file whose config() returns a PretrainConfig.
-        assignments: Changes to the config, such as stages.long.steps=100.
+        assignments: Changes to the config, such as stages.long.steps=100; --fields lists all.
     """
-    from train.commands.pretrain import PretrainConfig
     from train.commands.pretrain import pretrain as command
-    from train.files.config_file import load_config
 
-    command(load_config(config, PretrainConfig, assignments), say=_say)
+    command(_load("pretrain", config, assignments), say=_say)
 
 
 def select(config: ConfigFile, assignments: Assignments = ()) -> None:
@@ -76,13 +88,11 @@ def select(config: ConfigFile, assignments: Assignments = ()) -> None:
 
     Args:
         config: Python file whose config() returns a SelectConfig.
-        assignments: Changes to the config, such as ratio=7:1.
+        assignments: Changes to the config, such as ratio=7:1; --fields lists all.
     """
-    from train.files.config_file import load_config
     from train.select.command import select_heads
-    from train.select.config import SelectConfig
 
-    select_heads(load_config(config, SelectConfig, assignments), say=_say)
+    select_heads(_load("select", config, assignments), say=_say)
 
 
 def transfer(
@@ -96,7 +106,8 @@ def transfer(
 
     Args:
         config: Python file whose config() returns a TransferConfig.
-        assignments: Changes to the config, such as stages.align.optim.learning_rate=3e-4.
+        assignments: Changes to the config, such as stages.align.optim.learning_rate=3e-4;
+            --fields lists all.
         coordinator: host:port of the first of several processes, the same on all of them; "auto"
             on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
         processes: Number of processes.
@@ -105,11 +116,9 @@ def transfer(
     from train import distributed
 
     distributed.start(coordinator, processes, process)
-    from train.commands.transfer import TransferConfig
     from train.commands.transfer import transfer as command
-    from train.files.config_file import load_config
 
-    command(load_config(config, TransferConfig, assignments), say=distributed.say)
+    command(_load("transfer", config, assignments), say=distributed.say)
     distributed.finish()
 
 
@@ -124,7 +133,7 @@ def cache_teacher(
 
     Args:
         config: Python file whose config() returns a TransferConfig; a stage has a teacher_cache.
-        assignments: Changes to the config, such as stages.distill.steps=100.
+        assignments: Changes to the config, such as stages.distill.steps=100; --fields lists all.
         coordinator: host:port of the first of several processes, the same on all of them; "auto"
             on Cloud TPU. SLURM, Open MPI and GKE need none of the three.
         processes: Number of processes.
@@ -134,10 +143,8 @@ def cache_teacher(
 
     distributed.start(coordinator, processes, process)
     from train.commands.cache_teacher import cache_teacher as command
-    from train.commands.transfer import TransferConfig
-    from train.files.config_file import load_config
 
-    command(load_config(config, TransferConfig, assignments), say=distributed.say)
+    command(_load("cache-teacher", config, assignments), say=distributed.say)
     distributed.finish()
 
 
@@ -152,16 +159,15 @@ def plan(
 
     Args:
         config: Python file whose config() returns a TransferConfig.
-        assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32.
+        assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32; --fields lists
+            all.
         target: A slice such as v5p:8x8x8 (v4, v5e, v5p, v6e, tpu7x), or h200, h200:8.
         json: JSON file to write all figures to.
         alike: Without a head plan, assume the same heads in every layer, which compiles faster.
     """
-    from train.commands.transfer import TransferConfig
-    from train.files.config_file import load_config
     from train.plan.command import plan as command
 
-    command(load_config(config, TransferConfig, assignments), target, json, alike=alike, say=_say)
+    command(_load("plan", config, assignments), target, json, alike=alike, say=_say)
 
 
 def evaluate(
@@ -176,7 +182,7 @@ def evaluate(
 
     Args:
         run: Folder of a finished run, or Hugging Face folder.
-        assignments: Changes to the EvalSettings, such as documents=128.
+        assignments: Changes to the EvalSettings, such as documents=128; --fields lists all.
         text: Held-out text, a file or folder as `prepare` takes; the held-out part of the standard
             library if absent.
         text_field: Field of JSON objects, or column of Parquet files, that holds the text.
@@ -218,13 +224,11 @@ def demo(config: ConfigFile, assignments: Assignments = ()) -> None:
 
     Args:
         config: Python file whose config() returns a DemoConfig.
-        assignments: Changes to the config.
+        assignments: Changes to the config; --fields lists all.
     """
-    from train.evidence.demo import DemoConfig
     from train.evidence.demo import demo as command
-    from train.files.config_file import load_config
 
-    command(load_config(config, DemoConfig, assignments))
+    command(_load("demo", config, assignments))
 
 
 def evidence(config: ConfigFile, assignments: Assignments = ()) -> None:
@@ -232,13 +236,25 @@ def evidence(config: ConfigFile, assignments: Assignments = ()) -> None:
 
     Args:
         config: Python file whose config() returns an EvidenceConfig.
-        assignments: Changes to the config.
+        assignments: Changes to the config; --fields lists all.
     """
-    from train.evidence.evidence import EvidenceConfig
     from train.evidence.evidence import evidence as command
+
+    command(_load("evidence", config, assignments))
+
+
+def print_fields(command: str) -> None:
+    """Prints the fields that `key=value` can set for a command."""
+    from train.files.config_fields import field_lines
+
+    print("NAME is the name of an element of a list, INDEX its number from 0.")
+    print(*field_lines(pkgutil.resolve_name(CONFIGS[command])), sep="\n")
+
+
+def _load(command: str, path: str, assignments: tuple[str, ...]):
     from train.files.config_file import load_config
 
-    command(load_config(config, EvidenceConfig, assignments))
+    return load_config(path, pkgutil.resolve_name(CONFIGS[command]), assignments)
 
 
 def _say(sentence: str) -> None:

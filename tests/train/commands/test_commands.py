@@ -9,7 +9,7 @@ from tests.root import ROOT
 from tests.train import small
 from tests.train.data import prepared_text
 from train.__main__ import main
-from train.command_line import COMMANDS
+from train.command_line import COMMANDS, CONFIGS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -18,6 +18,32 @@ def test_help(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"usage: python -m train {command}" in re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_fields_are_listed(command, capsys):
+    assert main([command, "--fields"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
+    keys = [line.partition(":")[0] for line in lines]
+    assert len(keys) > 5 and all(re.fullmatch(r"[\w.]+", key) for key in keys)
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--fields" in capsys.readouterr().out
+
+
+def test_the_list_of_fields_says_type_default_and_meaning(capsys):
+    main(["transfer", "--fields"])
+    said = capsys.readouterr().out
+    for text in (
+        "run: a string; needed\n    folder of checkpoints, metrics and the student\n",
+        "stages.NAME.loss: one of 'next_token', 'align', 'distill'; needed\n",
+        "stages.NAME.optim.learning_rate: a number; needed, in AdamW\n    learning rate at the ",
+        "stages.NAME.optim.learning_rate: a number; 0.02, in Muon\n",
+        "stages.NAME.data.prepared.INDEX.weight: a number; 1.0\n",
+        "running.wandb: a string or None; None\n",
+    ):
+        assert text in said
+    assert "PreparedText" in said and "running: " not in said
 
 
 def test_prepare(tmp_path, capsys):
