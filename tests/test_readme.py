@@ -20,8 +20,10 @@ COMMANDS = [
 KERNELS, LOAD_EXPORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
     "select": [
-        "settings.pairs=6",
+        "settings.pairs=6",  # as in the demo's test: the same heads, whose programs are compiled
         "settings.senders=none",
+        "settings.total=False",
+        "settings.compare_attribution=False",
         "knock_out.counts=(0, 1)",
         "knock_out.documents=8",
         "knock_out.draws=1",

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path, *python: str) -> subprocess.CompletedProcess:
+def run_demo(folder: Path, *python: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *python, "demo", "configs/demo.py", *SHORTER],
         cwd=folder,
@@ -48,18 +48,14 @@ def start(folder: Path, *python: str) -> subprocess.CompletedProcess:
     )
 
 
-def run_demo(folder: Path) -> str:
-    done = start(folder, "-m", "train")
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
     """Returns the demo's folder, and what it printed."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "configs").symlink_to(ROOT / "configs")
-    return folder, run_demo(folder)
+    done = run_demo(folder, "-m", "train")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return folder, done.stdout
 
 
 def test_the_report_has_every_promised_field(demo):
@@ -99,21 +95,16 @@ def test_the_page_and_the_place_of_it_are_there(demo):
     assert "report.html" in printed and "random-without-receivers-3:1" in printed
 
 
-def test_a_repeated_demo_repeats_no_training(demo):
-    folder, _ = demo
-    metrics = sorted((folder / "runs/demo/students").glob("*/run/metrics.jsonl"))
-    before = [path.read_text() for path in metrics]
-    run_demo(folder)
-    assert len(metrics) == 2 and [path.read_text() for path in metrics] == before
-
-
-def test_a_failing_export_costs_neither_table_nor_report(demo):
+def test_a_repeated_demo_trains_nothing_and_a_failing_export_costs_no_report(demo):
     folder, _ = demo
     (folder / "broken.py").write_text(BROKEN)
     before = json.loads((folder / "runs/demo/report.json").read_text())
+    metrics = sorted((folder / "runs/demo/students").glob("*/run/metrics.jsonl"))
+    lines = [path.read_text() for path in metrics]
     (folder / "runs/demo/report.html").unlink()
-    done = start(folder, "broken.py")
+    done = run_demo(folder, "broken.py")
     assert done.returncode == 1
+    assert len(metrics) == 2 and [path.read_text() for path in metrics] == lines
     assert "random-without-receivers-3:1" in done.stdout and "report.html" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("error: the export failed: ")
     assert "differ by at most 5.0e-01" in done.stderr
