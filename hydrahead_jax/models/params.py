@@ -5,6 +5,7 @@ Only `models` sees modules.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 from flax import nnx
@@ -13,14 +14,25 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.models.decoder import Block, Decoder
 
 
+class _Keys(nnx.Rngs):
+    """Gives each parameter the key that `nnx.Rngs(params=key)` would.
+
+    A traced count, as `nnx.Rngs` has, takes time quadratic in the number of parameters.
+    """
+
+    def __init__(self, key: jax.Array):
+        counts = itertools.count()
+        self.params = lambda: jax.random.fold_in(key, next(counts))
+
+
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
     """Draws random float32 parameters."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=_Keys(key)), nnx.Param))
 
 
 @functools.cache
 def _abstract(config: ModelConfig):
-    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=_Keys(jax.random.key(0))))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     if jax.tree.leaves(rest):
         raise ValueError("modules may hold parameters only")
@@ -44,7 +56,7 @@ def layer_config(config: ModelConfig, layer: int) -> ModelConfig:
 
 @functools.cache
 def _block_graphdef(config: ModelConfig):
-    block = nnx.eval_shape(lambda: Block(config, 0, rngs=nnx.Rngs(params=jax.random.key(0))))
+    block = nnx.eval_shape(lambda: Block(config, 0, rngs=_Keys(jax.random.key(0))))
     return nnx.split(block, nnx.Param)[0]
 
 
