@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.interop import load_hf, save_hf_teacher
-from hydrahead_jax.interop.hf_config import to_hf_config
 from tests.hydrahead_jax.interop import toy
 from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
@@ -34,15 +33,26 @@ def assert_same_logits(config, params, model):
 @pytest.mark.parametrize("max_shard_size", ["50GB", "8KB"], ids=["single", "sharded"])
 def test_import(tmp_path, tied, max_shard_size):
     torch.manual_seed(0)
-    config = dataclasses.replace(toy.TEACHER, tied_embeddings=tied)
-    settings = transformers.Qwen3Config(**to_hf_config(config, "float32"), initializer_range=0.3)
+    settings = transformers.Qwen3Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
     model = transformers.Qwen3ForCausalLM(settings).eval()
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=1.0, std=0.2)
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    read, params = load_hf(tmp_path)
-    assert read == config
+    config, params = load_hf(tmp_path)
+    assert config == dataclasses.replace(toy.TEACHER, tied_embeddings=tied)
     assert_same_logits(config, params, model)
 
 
