@@ -3,6 +3,8 @@
 from pallas_kernels.attention.api import attention, attention_decode
 from pallas_kernels.attention.gradients import attention_gradients
 from pallas_kernels.gated_delta.api import gated_delta, gated_delta_step
+from pallas_kernels.slot_attention.api import slot_attention, slot_attention_step
+from pallas_kernels.slot_attention.native_hybrid import native_hybrid_attention
 
 __all__ = [
     "attention",
@@ -10,4 +12,7 @@ __all__ = [
     "attention_gradients",
     "gated_delta",
     "gated_delta_step",
+    "native_hybrid_attention",
+    "slot_attention",
+    "slot_attention_step",
 ]

@@ -93,7 +93,7 @@ class Op:
             except NotImplementedError as refusal:
                 refusals.append(f"{name}: {refusal}")
                 continue
-            _log_choice(self.name, name, str([jnp.shape(x) for x in args]))
+            _log_choice(self.name, name, str([jnp.shape(x) for x in jax.tree.leaves(args)]))
             return result
         raise NotImplementedError(f"{self.name}: " + "; ".join(refusals))
 

@@ -34,7 +34,8 @@ KERNEL = {
 
 
 def rms(x) -> float:
-    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+    x = np.asarray(x, np.float64)
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
 
 
 def error_ratio(actual, expected) -> float:

@@ -115,6 +115,6 @@ def cut(arrays_BTN, *, chunk: int, dtype):
 
 def join(x_ZBNC, like_BTN):
     """Joins [Z, B, N, C, ...] into [B, T, N, ...], in shape and dtype like `like`."""
-    B, T, *rest = like_BTN.shape
+    T = like_BTN.shape[1]
     x_BZC = jnp.moveaxis(x_ZBNC, (0, 3), (1, 2))
-    return x_BZC.reshape(B, -1, *rest)[:, :T].astype(like_BTN.dtype)
+    return jax.lax.collapse(x_BZC, 1, 3)[:, :T].astype(like_BTN.dtype)

@@ -10,6 +10,7 @@ from pallas_kernels.attention import api as attention_api
 from pallas_kernels.attention import gradients
 from pallas_kernels.dispatch import Op
 from pallas_kernels.gated_delta import api as gated_delta_api
+from pallas_kernels.slot_attention import api as slot_api
 from tests.pallas_kernels.gated_delta.cases import Case, make_inputs
 
 
@@ -80,6 +81,8 @@ def test_blocks_run_only_where_their_type_is_known():
         (gradients._attention_gradients, gradients.GradientsImplementation),
         (gated_delta_api._gated_delta, gated_delta_api.GatedDeltaImplementation),
         (gated_delta_api._gated_delta_step, gated_delta_api.StepImplementation),
+        (slot_api._slot_attention, slot_api.SlotAttentionImplementation),
+        (slot_api._slot_attention_step, slot_api.SlotStepImplementation),
     ],
     ids=lambda x: getattr(x, "name", ""),
 )

@@ -1,0 +1,1 @@
+"""Holds gated slot attention: a softmax over slots that a gated linear recurrence writes."""

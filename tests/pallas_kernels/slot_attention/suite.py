@@ -1,0 +1,110 @@
+"""Describes slot attention to the common tests: implementations, cases and bounds."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from pallas_kernels import slot_attention
+from pallas_kernels.slot_attention.state import SlotState
+from tests.pallas_kernels.kit.cases import both, in_dtype
+from tests.pallas_kernels.kit.implementation import Implementation
+from tests.pallas_kernels.kit.suite import Sharded, Suite
+from tests.pallas_kernels.slot_attention.cases import (
+    CASES,
+    FORMS,
+    Case,
+    Inputs,
+    make_inputs,
+    wide,
+    wide_cases,
+)
+from tests.pallas_kernels.slot_attention.oracle import Results, cotangents, float64_results
+
+IMPLEMENTATIONS = (
+    Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
+    Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
+)
+
+
+def state_of(inputs: Inputs) -> SlotState:
+    nothing_B = jnp.zeros(len(inputs.q_BTNH), bool)
+    return SlotState(*inputs[4:6], nothing_B, *inputs[6:10])
+
+
+def call(name: str, interpret, heads, shift: int, sinks: bool) -> Callable:
+    """Returns a function of the inputs -> (out, lse, key slots, value slots)."""
+
+    def run(*inputs):
+        inputs = Inputs(*inputs)
+        out_BTNH, lse_BTN, state = slot_attention(
+            *inputs[:4],
+            shift=shift,
+            kv_head_of_query=heads,
+            state=state_of(inputs),
+            segment_ids_BT=inputs.segment_ids_BT,
+            sinks=sinks,
+            implementation=name,
+            interpret=interpret,
+        )
+        return out_BTNH, lse_BTN, state.k_slots_BKMH, state.v_slots_BKMH
+
+    return run
+
+
+def static(case: Case) -> tuple:
+    return case.heads, case.shift, case.sinks
+
+
+def variants(inputs: Inputs) -> list[Inputs]:
+    return [inputs, inputs._replace(q_BTNH=inputs.q_BTNH * 0.5)]
+
+
+def sharded(implementation: Implementation, interpret, shards: int) -> Sharded:
+    """Splits rows and KV heads, with their slots and their query heads."""
+    case = Case(name="sharded", length=20, batch=4)
+    inputs = make_inputs(case)
+    heads, slots = PartitionSpec("row", None, "head"), PartitionSpec("row", "head")
+    run = lambda heads: call(implementation.name, interpret, heads, case.shift, case.sinks)
+    rows = PartitionSpec("row")
+    return Sharded(
+        inputs=inputs,
+        given=len(inputs),
+        of_shard=run(case.heads[: len(case.heads) // shards]),
+        complete=run(case.heads),
+        in_specs=(*[heads] * 4, slots, slots, *[heads] * 3, rows, rows),
+        out_specs=(heads, heads, slots, slots),
+    )
+
+
+SLOT_ATTENTION = Suite(
+    name="slot_attention",
+    implementations={x.name: x for x in IMPLEMENTATIONS},
+    call=call,
+    static=static,
+    make_inputs=make_inputs,
+    cotangents=cotangents,
+    exact=float64_results,
+    results=Results,
+    limits=dict.fromkeys(Results._fields[:4], "forward")
+    | dict.fromkeys(Results._fields[4:], "gradient")
+    | dict.fromkeys(("dlog_forget", "dlog_forget_waiting"), "gate_gradient"),
+    columns={
+        "forward": ("out", "k_slots", "v_slots"),
+        "lse": ("lse",),
+        "gradients": ("dq", "dk", "dv", "dk_slots", "dv_slots", "dk_waiting", "dv_waiting"),
+        "gates": ("dlog_forget", "dlog_forget_waiting"),
+    },
+    ids=dict.fromkeys(Inputs._fields[:4], "segment_ids_BT"),
+    dirt=float("nan"),
+    at_padding={"out": 0.0, "lse": -jnp.inf},
+    first_only=("k_slots_BKMH", "v_slots_BKMH", "log_forget_waiting_BWKM"),
+    last_only=("k_slots", "v_slots"),
+    wide=wide,
+    wide_cases=wide_cases,
+    forms=FORMS,
+    smoke="",
+    transformed=Case(name="transformed", length=40),
+    variants=variants,
+    sharded=sharded,
+)
