@@ -106,9 +106,8 @@ def _pair_gradients(beta_BNC, inside: Within, dout_BNCP, y_BNCP, write_BNCP, *, 
     """Returns the gradients by way of the products of two tokens of a chunk.
 
     Returns:
-      The gradients of the products of query i and key j, of those of keys i and j, and of beta by
-        way
-      of L; and what the log decays between j and i get.
+      The gradients of the products of query i and key j, of those of keys i and j, and of beta
+      by way of L; and what the log decays between j and i get.
     """
     dqueries_BNCC = einsum("BNCP,BNDP->BNCD", dout_BNCP, write_BNCP)
     dlower_BNCC = -einsum("BNCP,BNDP->BNCD", y_BNCP, write_BNCP)
