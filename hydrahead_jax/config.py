@@ -2,7 +2,7 @@
 
 Dimension letters, used in array and parameter names everywhere:
   B batch   T query time   S key time   D embed   F mlp   V vocab   L layer
-  N query heads   K key/value heads   H head dim   P value dim of the delta rule
+  N query heads   K key/value heads   H head dim   P value dim of the delta rule   M slot
   C chunk   Z number of chunks   W convolution tap   X anything else, said where it is used
 """
 
