@@ -57,7 +57,39 @@ class Hydra:
     choices: HydraChoices = HydraChoices()
 
 
-Mixer = FullAttention | Hydra
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NativeHybrid:
+    """Chooses native hybrid attention: one softmax over a window of tokens and slots before it.
+
+    Attributes:
+      window: nearest tokens that a query sees as they are, its own included; 0 leaves the slots
+        alone. None is a global layer: it sees all tokens and has no slots.
+      slots: M, the keys and values of fixed number that stand for all tokens before the window.
+      sinks: slots count before anything was written to them, as keys of logit 0 and value 0; a
+        global layer has M such keys.
+      gate_normaliser: divides the log of the forget gates; the larger, the longer slots remember.
+    """
+
+    window: int | None
+    slots: int = 64
+    sinks: bool = True
+    gate_normaliser: float = 8.0
+
+    def __post_init__(self):
+        if self.window is not None and self.window < 0:
+            raise ValueError(f"window={self.window} must be 0 or more, or None to see all tokens")
+        if self.slots < 1:
+            raise ValueError(f"slots={self.slots} must be 1 or more")
+        if not 0 < self.gate_normaliser < math.inf:
+            raise ValueError(f"gate_normaliser={self.gate_normaliser} must be positive and finite")
+
+    @property
+    def null_keys(self) -> int:
+        """Counts the keys of logit 0 and value 0 that a query of a global layer sees."""
+        return self.slots if self.sinks and self.window is None else 0
+
+
+Mixer = FullAttention | Hydra | NativeHybrid
 
 _SIZES = ("vocab", "embed", "mlp", "query_heads", "kv_heads", "head_dim", "max_length")
 
@@ -109,9 +141,13 @@ class ModelConfig:
         return len(self.mixers)
 
     def softmax_heads(self, layer: int) -> tuple[int, ...]:
-        """Returns the query heads of a layer that are softmax attention."""
+        """Returns the query heads of a layer that are softmax attention over all tokens."""
         mixer = self.mixers[layer]
-        return mixer.fa_heads if isinstance(mixer, Hydra) else tuple(range(self.query_heads))
+        if isinstance(mixer, Hydra):
+            return mixer.fa_heads
+        if isinstance(mixer, NativeHybrid) and mixer.window is not None:
+            return ()
+        return tuple(range(self.query_heads))
 
     def kv_head(self, query_head: int) -> int:
         """Returns the KV head that a query head reads in the teacher."""

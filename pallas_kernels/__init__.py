@@ -4,7 +4,10 @@ from pallas_kernels.attention.api import attention, attention_decode
 from pallas_kernels.attention.gradients import attention_gradients
 from pallas_kernels.gated_delta.api import gated_delta, gated_delta_step
 from pallas_kernels.slot_attention.api import slot_attention, slot_attention_step
-from pallas_kernels.slot_attention.native_hybrid import native_hybrid_attention
+from pallas_kernels.slot_attention.native_hybrid import (
+    native_hybrid_attention,
+    native_hybrid_attention_step,
+)
 
 __all__ = [
     "attention",
@@ -13,6 +16,7 @@ __all__ = [
     "gated_delta",
     "gated_delta_step",
     "native_hybrid_attention",
+    "native_hybrid_attention_step",
     "slot_attention",
     "slot_attention_step",
 ]

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from hydrahead_jax.config import FullAttention, Mixer, ModelConfig
+from hydrahead_jax.config import Hydra, Mixer, ModelConfig, NativeHybrid
+from pallas_kernels.slot_attention.state import SlotState, empty_state
 
 CONV_TAPS = 4
 
@@ -46,10 +47,14 @@ class RecurrentCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Stores both caches of a layer; either is None where the layer has no head of that kind."""
+    """Stores the caches of a layer; each is None where the layer has no head of that kind.
+
+    The waiting tokens of `slots` are those that the layer's window sees, without RoPE.
+    """
 
     kv: KVCache | None
     recurrent: RecurrentCache | None
+    slots: SlotState | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -89,9 +94,10 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32
 
 def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dtype) -> LayerCache:
     H = config.head_dim
-    if isinstance(mixer, FullAttention):
-        kv_heads, gdn_heads = config.kv_heads, 0
-    else:
+    if isinstance(mixer, NativeHybrid) and mixer.window is not None:
+        return LayerCache(None, None, _empty_slots(config, mixer, batch, dtype))
+    kv_heads, gdn_heads = config.kv_heads, 0
+    if isinstance(mixer, Hydra):
         kv_heads = len({config.kv_head(head) for head in mixer.fa_heads})
         gdn_heads = config.query_heads - len(mixer.fa_heads)
     kv = KVCache(*(jnp.zeros((batch, capacity, kv_heads, H), dtype) for _ in range(2)))
@@ -100,6 +106,24 @@ def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dt
         *(jnp.zeros((batch, CONV_TAPS - 1, gdn_heads, H), dtype) for _ in range(3)),
     )
     return LayerCache(kv if kv_heads else None, recurrent if gdn_heads else None)
+
+
+def _empty_slots(config: ModelConfig, mixer: NativeHybrid, batch: int, dtype) -> SlotState:
+    shape = lambda size: jax.ShapeDtypeStruct((batch, 0, config.kv_heads, size), dtype)
+    k, log_forget = shape(config.head_dim), shape(mixer.slots)
+    return empty_state(k, k, log_forget, mixer.window)
+
+
+def pick_slots(state: SlotState, kv_heads: tuple[int, ...]) -> SlotState:
+    """Returns the state of these KV heads only."""
+    heads = jnp.array(kv_heads)
+    return state._replace(
+        k_slots_BKMH=state.k_slots_BKMH[:, heads],
+        v_slots_BKMH=state.v_slots_BKMH[:, heads],
+        k_waiting_BWKH=state.k_waiting_BWKH[:, :, heads],
+        v_waiting_BWKH=state.v_waiting_BWKH[:, :, heads],
+        log_forget_waiting_BWKM=state.log_forget_waiting_BWKM[:, :, heads],
+    )
 
 
 def cache_bytes(config: ModelConfig, length: int, dtype=jnp.bfloat16) -> int:

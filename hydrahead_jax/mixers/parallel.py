@@ -7,12 +7,21 @@ from hydrahead_jax.context.delta import context_gated_delta
 from hydrahead_jax.context.halo import context_short_conv
 from hydrahead_jax.context.ring import ring_attention
 from hydrahead_jax.mixers.types import Stream
+from hydrahead_jax.ops.null_keys import with_null_keys
 from hydrahead_jax.sharding import Layout
-from pallas_kernels import attention, gated_delta
+from pallas_kernels import attention, gated_delta, native_hybrid_attention
 
 
-def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segment_ids_BT):
-    """Computes `attention` of complete rows; if tokens are sharded, keys travel round the ring."""
+def attention_on(
+    layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segment_ids_BT, *, null_keys: int = 0
+):
+    """Computes `attention` of complete rows; if tokens are sharded, keys travel round the ring.
+
+    Every query also sees `null_keys` keys of logit 0 and value 0, which needs tokens that are not
+    sharded.
+    """
+    if null_keys:
+        _check_complete_rows(layout)
     heads = _local_heads(kv_head_of_query, k_BTKH.shape[2], layout.size("tensor"))
     if heads is None:
         every = jnp.array(kv_head_of_query)
@@ -21,6 +30,9 @@ def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segme
 
     def local(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
         arguments = {"kv_head_of_query": heads, "segment_ids_BT": segment_ids_BT}
+        if null_keys:
+            found = attention(q_BTNH, k_BTKH, v_BTKH, return_lse=True, **arguments)
+            return with_null_keys(*found, count=null_keys)
         if layout.size("context") == 1:
             return attention(q_BTNH, k_BTKH, v_BTKH, **arguments)
         ring = {"axis": "context", "order": layout.order}
@@ -28,6 +40,54 @@ def attention_on(layout: Layout, q_BTNH, k_BTKH, v_BTKH, kv_head_of_query, segme
 
     arrays = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     return _mapped(layout, local, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(*arrays)
+
+
+def native_hybrid_on(
+    layout: Layout,
+    inputs,
+    stream: Stream,
+    *,
+    window: int,
+    rotated,
+    kv_head_of_query: tuple[int, ...],
+    sinks: bool,
+):
+    """Runs `native_hybrid_attention` of rows that lie complete on a device.
+
+    Args:
+      inputs: (q, k, v, log_forget).
+      rotated: (q, k) with rotary embedding.
+
+    Other arguments as `native_hybrid_attention`.
+
+    Returns:
+      The output, and the log-sum-exps over the slots and over the window.
+    """
+    _check_complete_rows(layout)
+    heads = _local_heads(kv_head_of_query, inputs[1].shape[2], layout.size("tensor"))
+    if heads is None:
+        every = jnp.array(kv_head_of_query)
+        inputs = (inputs[0], *(x[:, :, every] for x in inputs[1:]))
+        rotated = (rotated[0], rotated[1][:, :, every])
+        heads = tuple(range(len(kv_head_of_query) // layout.size("tensor")))
+
+    def local(q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, q_rotated, k_rotated, segment_ids_BT):
+        found = native_hybrid_attention(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            log_forget_BTKM,
+            window=window,
+            rotated=(q_rotated, k_rotated),
+            kv_head_of_query=heads,
+            segment_ids_BT=segment_ids_BT,
+            sinks=sinks,
+        )
+        return found.out_BTNH, found.slots_lse_BTN, found.window_lse_BTN
+
+    dims = ("BTNH", "BTKH", "BTKH", "BTKM", "BTNH", "BTKH", "BT")
+    mapped = _mapped(layout, local, dims, ("BTNH", "BTN", "BTN"))
+    return mapped(*inputs, *rotated, stream.segment_ids_BT)
 
 
 def gated_delta_on(layout: Layout, inputs, stream: Stream):
@@ -71,9 +131,17 @@ def short_conv_on(layout: Layout, x_BTNH, weight_WNH, stream: Stream):
     return mapped(x_BTNH, weight_WNH, stream.segment_ids_BT)
 
 
-def _mapped(layout: Layout, local, arguments, result: str):
+def _mapped(layout: Layout, local, arguments, results: str | tuple[str, ...]):
     specs = tuple(layout.spec(dims) for dims in arguments)
-    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=layout.spec(result))
+    out_specs = jax.tree.map(layout.spec, results)
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=out_specs)
+
+
+def _check_complete_rows(layout: Layout) -> None:
+    if (ranks := layout.size("context")) > 1:
+        raise ValueError(
+            f"native hybrid attention needs complete rows on a device; set context={ranks} to 1"
+        )
 
 
 def _local_heads(kv_head_of_query, kv_heads: int, ranks: int) -> tuple[int, ...] | None:

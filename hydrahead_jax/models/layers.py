@@ -19,6 +19,7 @@ _KEPT_BY_KERNELS = (
     "gated_delta_out",
     "gated_delta_states",
     "gated_delta_inverses",
+    "slot_attention_out",
 )
 
 

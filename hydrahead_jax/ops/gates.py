@@ -1,4 +1,4 @@
-"""Computes the gates of Gated DeltaNet and gated attention, and the scale of the query."""
+"""Computes the gates of Gated DeltaNet, slots and gated attention, and the scale of the query."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,11 @@ def write_strength(x_BTN: Float[Array, "B T N"], *, neg_eigval: bool) -> Float[A
     The state transition may then have eigenvalue -1.
     """
     return jax.nn.sigmoid(wide(x_BTN)) * (2.0 if neg_eigval else 1.0)
+
+
+def log_forget(x_BTKM: Float[Array, "B T K M"], *, normaliser: float) -> Float[Array, "B T K M"]:
+    """Computes ln(alpha) = ln(sigmoid(x)) / normaliser, float32 (arXiv 2510.07019)."""
+    return jax.nn.log_sigmoid(wide(x_BTKM)) / normaliser
 
 
 def output_gate(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:

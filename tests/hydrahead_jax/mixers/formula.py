@@ -1,4 +1,4 @@
-"""Computes the HydraHead layer in numpy, by head and token, from section 3 of the paper.
+"""Computes mixers in numpy, by head and token: HydraHead (section 3 of the paper), native hybrid.
 
 It shares no code with the project. Heads are the layer's own, in the teacher's order.
 """
@@ -31,6 +31,37 @@ def hydra_heads(config, mixer, weights: dict, x_TD: np.ndarray) -> np.ndarray:
         out_TH = head(config, mixer.choices, branch, qkv, i, x_TD, q_TH, k_TH, v_TH)
         heads.append(_fuse(mixer.choices, weights, branch, i, is_fa, x_TD, out_TH))
     return np.stack(heads, axis=1)
+
+
+def native_hybrid_heads(config, mixer, weights: dict, x_TD: np.ndarray):
+    """Returns heads [T, N, H] of one document and the slots' share of the softmax [T, N].
+
+    Source: arXiv 2510.07019, section 3.
+    """
+    weights = _float64(weights)
+    qkv, T, H = weights["qkv"], len(x_TD), config.head_dim
+    out_TNH, share_TN = np.zeros((T, config.query_heads, H)), np.zeros((T, config.query_heads))
+    for n in range(config.query_heads):
+        kv = n // (config.query_heads // config.kv_heads)
+        q_TH = _rms_norm(x_TD @ qkv["w_q_DNH"][:, n], qkv["q_norm_H"], config.rms_eps)
+        k_TH = _rms_norm(x_TD @ qkv["w_k_DKH"][:, kv], qkv["k_norm_H"], config.rms_eps)
+        v_TH = x_TD @ qkv["w_v_DKH"][:, kv]
+        turned = [_turn(x, config.rope_theta) for x in (q_TH, k_TH)]
+        slots_k, slots_v = np.zeros((mixer.slots, H)), np.zeros((mixer.slots, H))
+        window = T if mixer.window is None else mixer.window
+        for t in range(T):
+            if (j := t - window) >= 0:
+                gate_M = _sigmoid(x_TD[j] @ weights["w_gate_slots_DKM"][:, kv])
+                keep_M1 = (gate_M ** (1 / mixer.gate_normaliser))[:, None]
+                slots_k = keep_M1 * slots_k + (1 - keep_M1) * k_TH[j]
+                slots_v = keep_M1 * slots_v + (1 - keep_M1) * v_TH[j]
+            seen = slice(max(0, t - window + 1), t + 1) if window else slice(0, 0)
+            slot_power = np.exp(slots_k @ q_TH[t] / np.sqrt(H)) * (mixer.sinks or t >= window)
+            power = np.exp(turned[1][seen] @ turned[0][t] / np.sqrt(H))
+            total = slot_power.sum() + power.sum()
+            out_TNH[t, n] = (slot_power @ slots_v + power @ v_TH[seen]) / total
+            share_TN[t, n] = slot_power.sum() / total
+    return out_TNH, share_TN
 
 
 def _softmax_head(config, choices, branch, qkv, i, x_TD, q_TH, k_TH, v_TH):

@@ -55,7 +55,7 @@ def test_prefill_and_decode_equal_the_full_forward_at_every_split(name):
         assert_close(rest_BTD[b, : T - 1 - b], full_TD[b + 1 :], OP)
 
 
-@pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections"])
+@pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections", "native hybrid"])
 def test_prefill_in_parts(name):
     """The first part is one token, into an empty cache that has no room to spare."""
     config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()

@@ -155,7 +155,7 @@ def test_branches_without_heads_have_no_parameters():
     assert kinds == [{"gdn"}, {"fa"}]
 
 
-@pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections"])
+@pytest.mark.parametrize("name", ["teacher", "gated fusion, shared projections", "native hybrid"])
 def test_bfloat16_parameters_are_computed_with_in_bfloat16(name):
     """Parameters that stay float32 do not promote the residual stream."""
     config, params, tokens_BT = MODELS[name], params_of(name), distinct_tokens()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.config import Hydra, HydraChoices, ModelConfig, NativeHybrid
 from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.models import abstract_params, merge
 from tests.toy_config import toy_config
@@ -27,6 +27,15 @@ def hybrid(*fa_heads: tuple[int, ...], tied: bool = True, **choices) -> ModelCon
     return dataclasses.replace(TEACHER, mixers=mixers, tied_embeddings=tied)
 
 
+NATIVE_HYBRID = dataclasses.replace(
+    TEACHER,
+    mixers=(
+        NativeHybrid(window=3, slots=5),
+        NativeHybrid(window=0, slots=3, gate_normaliser=2.0),
+        NativeHybrid(window=None, slots=4),
+        NativeHybrid(window=4, slots=2, sinks=False),
+    ),
+)
 MODELS = {
     "teacher": TEACHER,
     "hybrid, then softmax only": hybrid((0, 3), ALL, log_scale_base=5.0),
@@ -44,6 +53,7 @@ MODELS = {
         neg_eigval=True,
         tied=False,
     ),
+    "native hybrid": NATIVE_HYBRID,
 }
 
 

@@ -101,7 +101,7 @@ def test_window_and_slots_are_one_softmax(window):
 def test_a_window_over_everything_is_softmax_with_null_keys():
     case = Case(name="null keys", length=T, state=False, heads=(0, 1))
     q, k, v, log_forget = make_inputs(case)[:4]
-    out_BTNH, lse_BTN, _ = native_hybrid_attention(q, k, v, log_forget, window=T)
+    out_BTNH, lse_BTN, *_ = native_hybrid_attention(q, k, v, log_forget, window=T)
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q, k, precision="highest") / 4
     logits_BNTS = jnp.where(jnp.tril(jnp.ones((T, T), bool)), logits_BNTS, -jnp.inf)
     logits = jnp.pad(logits_BNTS, [(0, 0)] * 3 + [(0, case.slots)])

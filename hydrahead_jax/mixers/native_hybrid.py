@@ -1,0 +1,98 @@
+"""Runs the mixer of Native Hybrid Attention: a window of tokens and slots before it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hydrahead_jax.cache.layered import LayerCache, pick_slots
+from hydrahead_jax.config import ModelConfig, NativeHybrid
+from hydrahead_jax.mixers.attend import attend
+from hydrahead_jax.mixers.attend_slots import attend_slots
+from hydrahead_jax.mixers.init import fan_in
+from hydrahead_jax.mixers.qkv import QKV
+from hydrahead_jax.mixers.statistics import over_tokens
+from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.ops.gates import log_forget
+from hydrahead_jax.ops.rope import rope
+
+
+class NativeHybridMixer(nnx.Module):
+    """Computes one softmax over window and slots in every head (arXiv 2510.07019).
+
+    Projections, QK norm and W_O are the teacher's. The window's queries and keys have RoPE, those
+    of the slots have not. A global layer, of window None, has no gates.
+    """
+
+    def __init__(self, config: ModelConfig, mixer: NativeHybrid, *, rngs: nnx.Rngs):
+        D, N, H = config.embed, config.query_heads, config.head_dim
+        self.config, self.choices = config, mixer
+        self.qkv = QKV(config, N, config.kv_heads, rngs=rngs)
+        if mixer.window is not None:
+            self.w_gate_slots_DKM = fan_in(rngs, (D, config.kv_heads, mixer.slots), D)
+        self.w_o_NHD = fan_in(rngs, (N, H, D), N * H)
+
+    def __call__(
+        self, x_BTD, stream: Stream, cache: LayerCache | None = None, edit: HeadEdit | None = None
+    ) -> MixerOutput:
+        heads_BTNH, cache, statistics = self._heads(x_BTD, stream, cache)
+        if edit is not None:
+            heads_BTNH = edit.apply(heads_BTNH)
+        out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.output_weight_NHD())
+        return MixerOutput(out_BTD, heads_BTNH, cache, statistics)
+
+    def output_weight_NHD(self):
+        return self.w_o_NHD[...]
+
+    def some_heads(
+        self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
+    ):
+        """Returns what `heads_BTNH` holds for these query heads, and computes no other head."""
+        kv_heads = tuple(sorted({self.config.kv_head(n) for n in query_heads}))
+        if cache is not None:
+            kv = cache.kv and cache.kv.pick(kv_heads)
+            slots = cache.slots and pick_slots(cache.slots, kv_heads)
+            cache = LayerCache(kv, None, slots)
+        return self._heads(x_BTD, stream, cache, query_heads, kv_heads)[0]
+
+    def _heads(
+        self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads=None, kv_heads=None
+    ):
+        """Returns heads [B, T, N, H], the cache after T tokens, and statistics."""
+        config = self.config
+        q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD, query_heads, kv_heads)
+        q_BTNH, k_BTKH = self.qkv.norm_q(q_BTNH), self.qkv.norm_k(k_BTKH)
+        kv_of_query = tuple(config.kv_head(n) for n in query_heads or range(config.query_heads))
+        if kv_heads is not None:
+            kv_of_query = tuple(kv_heads.index(k) for k in kv_of_query)
+        if self.choices.window is None:
+            turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
+            arrays = (turn(q_BTNH), turn(k_BTKH), v_BTKH)
+            null_keys = self.choices.null_keys
+            heads_BTNH, kv = attend(
+                *arrays, kv_of_query, stream, cache and cache.kv, null_keys=null_keys
+            )
+            return heads_BTNH, LayerCache(kv, None) if cache else None, {}
+        log_forget_BTKM = self._log_forget(x_BTD, kv_heads)
+        heads_BTNH, slots, lse = attend_slots(
+            (q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM),
+            kv_of_query,
+            stream,
+            cache and cache.slots,
+            self.choices,
+            rope_theta=config.rope_theta,
+        )
+        statistics = {"sigma": over_tokens(stream, _slots_share(*lse))}
+        return heads_BTNH, LayerCache(None, None, slots) if cache else None, statistics
+
+    def _log_forget(self, x_BTD, kv_heads: tuple[int, ...] | None):
+        w_DKM = self.w_gate_slots_DKM[...]
+        if kv_heads is not None:
+            w_DKM = w_DKM[:, jnp.array(kv_heads)]
+        gate_BTKM = jnp.einsum("BTD,DKM->BTKM", x_BTD, w_DKM)
+        return log_forget(gate_BTKM, normaliser=self.choices.gate_normaliser)
+
+
+def _slots_share(slots_lse_BTN, window_lse_BTN):
+    """Returns the slots' share of the softmax, 0 where a query sees nothing."""
+    seen_BTN = slots_lse_BTN > -jnp.inf
+    return jax.nn.sigmoid(jnp.where(seen_BTN, slots_lse_BTN - window_lse_BTN, -jnp.inf))
