@@ -127,7 +127,7 @@ def make_student(run: TransferConfig, evaluation: EvalSettings) -> dict:
 def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalSettings) -> dict:
     """Returns one model's row of the report: accuracies, text loss, heads, and the cache's size."""
     haystack, corpus = teacher.text("held_out"), teacher.corpus
-    heads = [getattr(mixer, "fa_heads", range(config.query_heads)) for mixer in config.mixers]
+    heads = [config.softmax_heads(layer) for layer in range(config.layers)]
     return {
         **evaluate(config, params, corpus.tokenizer, haystack, settings, stops=corpus.stops),
         "fa_heads": sum(len(h) for h in heads),

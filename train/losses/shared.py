@@ -77,20 +77,22 @@ def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
 
 
 def head_metrics(statistics: list[dict]) -> Metrics:
-    """Averages gates, alpha and beta over all heads.
+    """Averages gates, alpha, beta and sigma, the slots' share of the softmax, over all heads.
 
-    For each layer that has both kinds of heads it adds their mean squares before gate and norm, of
-    which `with_rms_ratios` makes ratios.
+    It adds sigma of each layer that has slots. For each layer that has both kinds of heads it adds
+    their mean squares before gate and norm, of which `with_rms_ratios` makes ratios.
 
     Args:
       statistics: statistics of each layer's mixer.
     """
     metrics = {}
-    for name in ("fa_gate", "gdn_gate", "alpha", "beta"):
+    for name in ("fa_gate", "gdn_gate", "alpha", "beta", "sigma"):
         found = [layer[name] for layer in statistics if name in layer]
         if found:
             metrics[name] = jax.tree.map(lambda *x: sum(x), *found)
     for index, layer in enumerate(statistics):
+        if "sigma" in layer:
+            metrics[f"sigma_layer_{index:02d}"] = layer["sigma"]
         if all(name in layer for name in _SQUARES):
             metrics |= {f"{name}_layer_{index:02d}": layer[name] for name in _SQUARES}
     return metrics

@@ -1,17 +1,20 @@
 """Counts FLOP of a training step: what the model needs, and what matrix units must do at least.
 
 A multiply-add is 2 FLOP. Counted are products with weights (convolution taps among them), softmax
-attention over the keys that a query sees in a row that is one document, and the delta rule. Not
-counted are elementwise work and the optimizer. Rows that hold several documents need less
+attention over the keys that a query sees in a row that is one document, the delta rule, and slots.
+Not counted are elementwise work and the optimizer. Rows that hold several documents need less
 attention than this says: how long documents are is not known beforehand.
 
     softmax attention, a query head, query and key           4 H       backward  8 H
     delta rule, a head and token: S k, v k^T, S q            6 H P     backward 12 H P
+    slots, a query head and token: logits and values         4 M H     backward  8 M H
+    slots, a KV head and token: s k^T, s v^T                 4 M H     backward  8 M H
 
 The model's count takes the delta rule by its recurrence and counts nothing twice, so that no chunk
 length and no recomputation looks better than another. Matrix units do more: they run the rule in
 chunks, attention computes its scores again in the backward pass, and `remat` computes most of a
 layer again. `StepFlops.at_least` counts these; the first two are counted as in the kernels' report.
+Of slots it counts that the backward pass computes their logits again, and no products of chunks.
 """
 
 import functools
@@ -19,7 +22,7 @@ import math
 import re
 from typing import NamedTuple
 
-from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.config import ModelConfig, NativeHybrid
 from hydrahead_jax.models import abstract_params
 from hydrahead_jax.models.params import layer_config
 from pallas_kernels.gated_delta.shapes import Shape
@@ -30,7 +33,7 @@ from train.stage.stage import Stage
 # Where in a layer each parameter is used, in order.
 _PLACES = (
     r"mixer_norm_D",
-    r"mixer/(.*/)?w_(q_DNH|k_DKH|v_DKH|gate_DNH|a_DN|b_DN|fusion_DX)",
+    r"mixer/(.*/)?w_(q_DNH|k_DKH|v_DKH|gate_DNH|gate_slots_DKM|a_DN|b_DN|fusion_DX)",
     r"mixer/(.*/)?(conv_\w+|[qk]_norm_H|a_log_N|dt_bias_N)",
     r"mixer/(.*/)?(out_norm_H|gamma_N)",
     r"mixer/(.*/)?w_o_NHD",
@@ -163,7 +166,11 @@ def _places(config: ModelConfig) -> dict[str, int]:
 def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
     """Lists all work of a model that has one layer only."""
     params = {path.partition("/0/")[2]: x for path, x in flatten(abstract_params(config)).items()}
-    found = [_softmax(config, length), _delta(config)]
+    mixer = config.mixers[0]
+    if isinstance(mixer, NativeHybrid):
+        found = _native_hybrid(config, mixer, length)
+    else:
+        found = [_softmax(config, len(config.softmax_heads(0)), length, length), _delta(config)]
     for path, place in _places(config).items():
         name = path.rpartition("/")[2]
         if name.startswith(("w_", "conv_")):
@@ -173,9 +180,21 @@ def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
     return tuple(found)
 
 
-def _softmax(config: ModelConfig, length: int) -> _Work:
-    pairs = len(config.softmax_heads(0)) * (length + 1) / 2
-    size = pairs * config.head_dim
+def _native_hybrid(config: ModelConfig, mixer: NativeHybrid, length: int) -> list[_Work]:
+    window = length if mixer.window is None else min(mixer.window, length)
+    found = [_softmax(config, config.query_heads, length, window)]
+    if mixer.window is not None:
+        size = mixer.slots * config.head_dim
+        forward = 4 * size * (config.query_heads + config.kv_heads)
+        again = 2 * size * config.query_heads
+        found.append(_Work("slots", _HEADS, None, forward, more_backward=again))
+    return found
+
+
+def _softmax(config: ModelConfig, heads: int, length: int, window: int) -> _Work:
+    """Counts the work of query heads that see the nearest `window` tokens of a row."""
+    keys = (window * length - window * (window - 1) / 2) / length
+    size = heads * keys * config.head_dim
     return _Work("softmax attention", _HEADS, None, 4 * size, more_backward=2 * size)
 
 

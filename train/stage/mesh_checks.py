@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hydrahead_jax.cache.layered import CONV_TAPS
-from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.mixers.hydra_heads import hydra_heads
 from hydrahead_jax.sharding import MeshConfig, nearest_divisors
@@ -31,6 +31,11 @@ def check_mesh(
                 f"{where}: {axis} is {ranks}, which does not divide {what} of {size}; take one of "
                 f"the nearest that do: {works}"
             )
+    if sizes["context"] > 1 and any(isinstance(m, NativeHybrid) for m in config.mixers):
+        raise UserError(
+            f"{where}: context is {sizes['context']}, and native hybrid attention needs complete "
+            "rows on a device; set context=1 and share out rows by fsdp or heads by tensor"
+        )
     tokens = stage.data.length // _chunks(mesh, sizes)
     if sizes["context"] > 1 and tokens < CONV_TAPS - 1:
         raise UserError(

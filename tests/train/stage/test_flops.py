@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from hydrahead_jax.config import Hydra, HydraChoices
+from hydrahead_jax.config import Hydra, HydraChoices, NativeHybrid
 from hydrahead_jax.models import layer_config
 from hydrahead_jax.precision import training_policy
 from pallas_kernels.attention.api import _attention
 from pallas_kernels.gated_delta.api import _gated_delta
+from pallas_kernels.slot_attention.api import _slot_attention
 from tests.train import small
 from tests.train.dots import dot_flops
 from train.data.batches import DataConfig
@@ -35,8 +36,8 @@ def stage(loss, trainable=EVERYTHING, **more) -> Stage:
 
 @pytest.fixture
 def references(monkeypatch):
-    """Chooses the definitions of both ops: there the delta rule is its recurrence."""
-    for op in (_attention, _gated_delta):
+    """Chooses the definitions of all ops: there the delta rule is its recurrence."""
+    for op in (_attention, _gated_delta, _slot_attention):
         monkeypatch.setattr(op, "_chosen", ["reference"])
 
 
@@ -74,6 +75,23 @@ def test_count_is_that_of_the_real_step(stage, logits_again):
     expected += tokens_times(small.STUDENT, 12)
     expected += tokens_times(teacher, 4) if teacher else 0
     assert traced(stage, small.STUDENT, teacher) == expected
+
+
+@pytest.mark.usefixtures("references")
+def test_count_of_windows_and_slots_is_that_of_the_real_step():
+    """The definition also computes scores of keys that no query sees, and writes by no product."""
+    windows, slots, H = (5, 0, None), 3, small.TEACHER.head_dim
+    mixers = tuple(NativeHybrid(window=window, slots=slots) for window in windows)
+    config = dataclasses.replace(small.TEACHER, mixers=mixers)
+    count = step_flops(stage("next_token"), config, None)
+    seen = {5: (5 * T - 10) / T, None: (T + 1) / 2}
+    assert count.parts["softmax attention"] == B * T * 4 * 12 * H * sum(seen.values())
+    assert count.parts["slots"] == B * T * 2 * 12 * slots * H * (4 + 2)
+    expected = count.model + LOGITS - B * T * 2 * 12 * slots * H * 2
+    expected += B * T * 4 * 12 * H * sum(T - keys for keys in seen.values())
+    assert traced(stage("next_token"), config, None) == expected
+    least = step_flops(stage("next_token"), config, None).at_least - count.model
+    assert least == B * T * 2 * H * (4 * sum(seen.values()) + 2 * 4 * slots)
 
 
 def test_gradients_start_at_the_first_trained_parameter():
