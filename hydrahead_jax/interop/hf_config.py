@@ -1,6 +1,6 @@
 """Converts between config.json as transformers writes it and our ModelConfig."""
 
-from hydrahead_jax.config import FullAttention, Hydra, Mixer, ModelConfig
+from hydrahead_jax.config import FullAttention, Hydra, Mixer, ModelConfig, NativeHybrid
 from hydrahead_jax.dataclass_json import from_plain, short, to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.rope_settings import positive, rope_theta
@@ -8,7 +8,7 @@ from hydrahead_jax.interop.rope_settings import positive, rope_theta
 TEACHER_TYPE = "qwen3"
 HYBRID_TYPE = "hydrahead"
 
-_KINDS = {FullAttention: "full_attention", Hydra: "hydra"}
+_KINDS = {FullAttention: "full_attention", Hydra: "hydra", NativeHybrid: "native_hybrid"}
 _SIZES = {  # ours: theirs
     "vocab": "vocab_size",
     "embed": "hidden_size",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from hydrahead_jax.config import FullAttention, Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.interop.layouts import (
     DepthwiseConv,
     Heads,
@@ -42,15 +42,20 @@ def key_table(config: ModelConfig) -> list[Row]:
     """Lists every weight of a model, in the order of the layers; names as in transformers' Qwen3.
 
     A hybrid layer has the names of Qwen3's attention below `self_attn.fa` and `self_attn.gdn`,
-    or below `self_attn` where the branches share one projection. Its `o_proj` is one matrix.
+    or below `self_attn` where the branches share one projection. Its `o_proj` is one matrix. A
+    native hybrid layer has Qwen3's names, and the gates of its slots as `self_attn.g_proj`.
     """
     rows = [Row("model.embed_tokens.weight", (("w_embed_VD",),), Same())]
     for layer, mixer in enumerate(config.mixers):
         rows += _block_rows(layer)
-        if isinstance(mixer, FullAttention):
-            rows += _full_attention_rows(config, layer)
-        else:
+        if isinstance(mixer, Hydra):
             rows += _hydra_rows(config, layer, mixer)
+            continue
+        rows += _full_attention_rows(config, layer)
+        if isinstance(mixer, NativeHybrid) and mixer.window is not None:
+            name, path = _roots(layer)
+            gates = ((*path, "w_gate_slots_DKM"),)
+            rows.append(Row(f"{name}.g_proj.weight", gates, Heads(mixer.slots)))
     rows.append(Row("model.norm.weight", (("final_norm_D",),), Same()))
     if not config.tied_embeddings:
         rows.append(Row("lm_head.weight", (("w_unembed_DV",),), Transposed()))

@@ -1,7 +1,7 @@
 """Writes README.md of an exported model."""
 
 from hydrahead_jax.cache import cache_bytes
-from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.interop.parity import Parity
 
 _LENGTHS = (4096, 32768, 262144)
@@ -17,8 +17,7 @@ tags:
 
 # HydraHead model
 
-Softmax attention on {softmax} of {total} query heads, the gated delta rule on the others of the
-same layers (HydraHead, arXiv 2606.20097).
+{summary}
 
 {facts}
 
@@ -46,13 +45,7 @@ lm_eval --model hf --tasks lambada_openai \\
 
 lm_eval cuts longer inputs to `max_length`; give a larger one for tasks of long context.
 
-## Heads
-
-| layer | softmax heads | KV heads kept |
-|---|---|---|
-{heads}
-
-Choices: {choices}.
+{layers}
 
 ## Cache
 
@@ -63,15 +56,40 @@ Choices: {choices}.
 ## Limits
 
 - Trained for up to {max_length} tokens.
-- The cache is transformers' `DynamicCache`. The state of the delta rule cannot be taken back to an
-  earlier token: `crop`, assisted generation, static and quantised caches are refused.
+- The cache is transformers' `DynamicCache`. Recurrent states cannot be taken back to an earlier
+  token: `crop`, assisted generation, static and quantised caches are refused.
 - It cannot be served by the Transformers backend of vLLM or SGLang, which expect plain attention.
 - It has no converter to GGUF (llama.cpp, Ollama), ONNX or MLX.
-- The gated delta rule runs in plain PyTorch, and on a GPU by flash-linear-attention and
-  causal-conv1d where they are installed, which is faster.
+{speed}
 - Documents packed into one row are kept apart where `position_ids` start again or `cu_seq_lens_q`
   tells where they do; such a row leaves no cache.
 """
+_HYDRA = """\
+Softmax attention on {softmax} of {total} query heads, the gated delta rule on the others of the
+same layers (HydraHead, arXiv 2606.20097)."""
+_HYDRA_SPEED = """\
+- The gated delta rule runs in plain PyTorch, and on a GPU by flash-linear-attention and
+  causal-conv1d where they are installed, which is faster."""
+_HEADS = """\
+## Heads
+
+| layer | softmax heads | KV heads kept |
+|---|---|---|
+{heads}
+
+Choices: {choices}."""
+_NATIVE_HYBRID = """\
+Native hybrid attention (arXiv 2510.07019): {everything} of {layers} layers see all tokens, the
+others a window of tokens and slots for those before it, in one softmax."""
+_NATIVE_HYBRID_SPEED = """\
+- Windows and slots run in plain PyTorch. Layers that see all tokens and have sinks need
+  `attn_implementation` "sdpa" or "eager"."""
+_WINDOWS = """\
+## Layers
+
+| layer | window | slots | sinks | gate normaliser |
+|---|---|---|---|---|
+{rows}"""
 
 
 def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: str = "") -> str:
@@ -83,13 +101,24 @@ def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: 
         "Softmax heads": f"{softmax} of {total} ({softmax / total:.0%})",
         "Compared with JAX": _parity_sentence(parity),
     }
+    kinds = set(map(type, config.mixers))
+    summary, layers, speed = [], [], []
+    if Hydra in kinds or NativeHybrid not in kinds:
+        summary.append(_HYDRA.format(softmax=softmax, total=total))
+        rows = "\n".join(_heads_row(config, layer) for layer in range(config.layers))
+        layers.append(_HEADS.format(heads=rows, choices=_choices(config)))
+        speed.append(_HYDRA_SPEED)
+    if NativeHybrid in kinds:
+        everything = sum(len(config.softmax_heads(i)) > 0 for i in range(config.layers))
+        summary.append(_NATIVE_HYBRID.format(everything=everything, layers=config.layers))
+        layers.append(_WINDOWS.format(rows=_window_rows(config)))
+        speed.append(_NATIVE_HYBRID_SPEED)
     return _CARD.format(
         header=header,
-        softmax=softmax,
-        total=total,
+        summary="\n\n".join(summary),
         facts=_table({"": "", "---": "---", **facts}),
-        heads="\n".join(_heads_row(config, layer) for layer in range(config.layers)),
-        choices=_choices(config),
+        layers="\n\n".join(layers),
+        speed="\n".join(speed),
         cache=_table({str(n): f"{cache_bytes(config, n):,}" for n in _LENGTHS}),
         max_length=config.max_length,
     )
@@ -104,6 +133,16 @@ def _heads_row(config: ModelConfig, layer: int) -> str:
     kept = sorted({config.kv_head(head) for head in heads})
     listed = lambda numbers: ", ".join(map(str, numbers)) or "none"
     return f"| {layer} | {listed(heads)} | {listed(kept)} |"
+
+
+def _window_rows(config: ModelConfig) -> str:
+    rows = []
+    for layer, mixer in enumerate(config.mixers):
+        if isinstance(mixer, NativeHybrid):
+            window = "all tokens" if mixer.window is None else mixer.window
+            values = (layer, window, mixer.slots, mixer.sinks, mixer.gate_normaliser)
+            rows.append(f"| {' | '.join(map(str, values))} |")
+    return "\n".join(rows)
 
 
 def _choices(config: ModelConfig) -> str:

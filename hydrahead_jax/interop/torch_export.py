@@ -38,6 +38,8 @@ _CODE = (
     "layers_hydrahead.py",
     "mixers_hydrahead.py",
     "modeling_hydrahead.py",
+    "native_hybrid_hydrahead.py",
+    "slots_hydrahead.py",
     "tokens_hydrahead.py",
 )
 _SHOWN = 100

@@ -1,6 +1,7 @@
 """Computes softmax attention of query heads that share key/value heads, with any map."""
 
 import torch
+import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
@@ -51,11 +52,12 @@ class GroupedAttention:
     """Computes softmax(q k^T / sqrt(H)) v, where head n of the queries reads head kv_of[n].
 
     Each key/value head has the same number of query slots; where fewer heads read it, one of them
-    fills several slots. So keys and values are never copied to query heads when decoding.
+    fills several slots. So keys and values are never copied to query heads when decoding. Every
+    query sees the first `null_keys` keys, which needs attention "sdpa" or "eager".
     """
 
-    def __init__(self, config, layer_idx: int, kv_of: list[int]):
-        self.config, self.kv_of = config, kv_of
+    def __init__(self, config, layer_idx: int, kv_of: list[int], null_keys: int = 0):
+        self.config, self.kv_of, self.null_keys = config, kv_of, null_keys
         readers = [[n for n, kv in enumerate(kv_of) if kv == k] for k in range(max(kv_of) + 1)]
         self.group = max(len(heads) for heads in readers)
         padded = [heads + heads[:1] * (self.group - len(heads)) for heads in readers]
@@ -72,6 +74,11 @@ class GroupedAttention:
         scaling = q_BNTH.shape[-1] ** -0.5
         options = {"dropout": 0.0, "scaling": scaling}
         if name not in ("sdpa", "eager"):
+            if self.null_keys:
+                raise ValueError(
+                    f"attention {name!r} cannot show null keys to every query; load the model with "
+                    "attn_implementation='sdpa'"
+                )
             q_BNTH = take(q_BNTH, self.slots, 1)
             options |= tokens.packed or {}
             out = function(self.grouped, q_BNTH, k_BKSH, v_BKSH, tokens.mask, **options)[0]
@@ -86,7 +93,8 @@ class GroupedAttention:
         if name == "sdpa" and whole and tokens.real_BS is None and tokens.documents_BT is None:
             return function(group, q_BNTH, k_BKSH, v_BKSH, None, is_causal=True, **options)[0]
         blocks = []
-        for begin, end, mask in _blocks(q_BNTH, k_BKSH.shape[2], tokens):
+        for begin, end, mask in _blocks(q_BNTH, k_BKSH.shape[2] - self.null_keys, tokens):
+            mask = self._with_null_keys(mask)
             q, S = q_BNTH[:, :, begin:end], mask.shape[-1]
             k, v = k_BKSH[:, :, :S], v_BKSH[:, :, :S]
             blocks.append(function(group, q, k, v, mask, is_causal=False, **options)[0])
@@ -100,10 +108,15 @@ class GroupedAttention:
         if tokens.real_BS is not None:
             mask = tokens.real_BS.clone()
             mask[:, -1] = True
+            mask = self._with_null_keys(mask)
             mask = mask[:, None, None].expand(B, 1, self.group, -1)
         out = function(self.single, q_BKGH, k_BKSH, v_BKSH, mask, is_causal=False, **options)[0]
         out_B1NH = out.transpose(1, 2).reshape(B, 1, -1, H)
         return take(out_B1NH, self.places, 2)
+
+    def _with_null_keys(self, mask_S):
+        """Puts keys that every query sees before those of a mask."""
+        return F.pad(mask_S, (self.null_keys, 0), value=True) if self.null_keys else mask_S
 
 
 def _blocks(q_BNTH, S: int, tokens: Tokens):

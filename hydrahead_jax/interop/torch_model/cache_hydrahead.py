@@ -14,7 +14,9 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
     """Stores keys and values, three convolutions' last inputs, and the recurrent state.
 
     Keys and values are [B, K, S, H]. A layer with softmax heads only, or with delta-rule heads
-    only, leaves the others None.
+    only, leaves the others None. A layer with slots stores their keys and values [B, K, M, H] and
+    its tokens' positions as recurrent states; in place of a convolution's inputs it stores keys,
+    values and gates [B, W, K, ...] of the tokens in its window.
 
     Attributes:
       tokens_seen: S, padding included.
@@ -70,12 +72,12 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
         )
 
     def update_conv_state(self, conv_states, state_idx=0, **kwargs):
-        """Stores [B, M, taps - 1]."""
+        """Stores [B, M, taps - 1], or what a layer with slots has there."""
         self.conv_states[state_idx] = conv_states
         return conv_states
 
     def update_recurrent_state(self, recurrent_states, state_idx=0, **kwargs):
-        """Stores [B, N, H, P]."""
+        """Stores [B, N, H, P], or what a layer with slots has there."""
         self.recurrent_states[state_idx] = recurrent_states
         return recurrent_states
 
@@ -84,9 +86,9 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
         state = self.conv_states[state_idx]
         return None if state is None else state.to(device)
 
-    def recurrent_state(self, device):
+    def recurrent_state(self, device, state_idx: int = 0):
         """Returns the stored state on `device`; None before the first token."""
-        state = self.recurrent_states[0]
+        state = self.recurrent_states[state_idx]
         return None if state is None else state.to(device)
 
     def get_seq_length(self) -> int:

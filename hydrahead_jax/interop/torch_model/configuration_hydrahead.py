@@ -20,16 +20,18 @@ if _VERSION > NEWEST:
 
 
 class HydraHeadConfig(PretrainedConfig):
-    """Configures a Qwen3-architecture decoder with layers of two token mixers.
+    """Configures a Qwen3-architecture decoder with layers of several token mixers.
 
-    Each layer splits its heads between softmax attention and the gated delta rule.
+    A layer splits its heads between softmax attention and the gated delta rule, or is native hybrid
+    attention.
 
     Args:
       mixers: one object for each layer: {"kind": "full_attention"}, or {"kind": "hydra",
         "fa_heads": [query heads with softmax attention], "choices": {...}}, all other heads
         running the gated delta rule. Full attention in every layer if None. The choices are:
         fusion ("scale", "none" or "gated"), neg_eigval, short_conv, conv_silu, log_scale_base,
-        log_scale_in_training and query_decomposition.
+        log_scale_in_training and query_decomposition. Or {"kind": "native_hybrid", "window": tokens
+        that a query sees, or None for all, "slots": ..., "sinks": ..., "gate_normaliser": ...}.
 
     The other arguments mean what they mean in Qwen3's config.
     """

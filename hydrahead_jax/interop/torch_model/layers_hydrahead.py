@@ -6,6 +6,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_hydrahead import HydraHeadConfig
 from .mixers_hydrahead import FullAttention, HydraHeadAttention, RMSNorm
+from .native_hybrid_hydrahead import NativeHybridAttention
 from .tokens_hydrahead import Tokens
 
 
@@ -30,6 +31,8 @@ class HydraHeadLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if mixer["kind"] == "hydra":
             self.self_attn = HydraHeadAttention(config, mixer, layer_idx)
+        elif mixer["kind"] == "native_hybrid":
+            self.self_attn = NativeHybridAttention(config, mixer, layer_idx)
         else:
             self.self_attn = FullAttention(config, layer_idx)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -1,6 +1,7 @@
 """Runs HydraHead in PyTorch: softmax heads and gated-delta-rule heads in the same layer.
 
 Paper: "HydraHead" (arXiv 2606.20097); the delta rule: "Gated Delta Networks" (arXiv 2412.06464).
+Layers may also be native hybrid attention (arXiv 2510.07019): a window of tokens, and slots.
 Needs PyTorch and transformers only. tokens_hydrahead.py explains the letters at the end of names.
 """
 
@@ -26,6 +27,8 @@ from .kernels_hydrahead import delta_rule as fast_delta_rule  # noqa: F401
 from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords, check_not_empty
 from .layers_hydrahead import HydraHeadLayer
 from .mixers_hydrahead import Branch, DeltaHeads, RMSNorm
+from .native_hybrid_hydrahead import NativeHybridAttention  # noqa: F401
+from .slots_hydrahead import attend  # noqa: F401
 from .tokens_hydrahead import Tokens  # noqa: F401
 
 logger = logging.get_logger(__name__)

@@ -2,7 +2,7 @@
 
 Dimension letters at the end of names, in all files of this model:
   B batch   T query time   S key time   D embed   N query heads   K key/value heads
-  H head dim   P value dim of the delta rule   M channels   C tokens of a chunk
+  H head dim   P value dim of the delta rule   M channels, or slots   C tokens of a chunk
 """
 
 from typing import NamedTuple

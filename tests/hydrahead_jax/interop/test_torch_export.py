@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hydrahead_jax.interop import check_parity, export_torch, parity, torch_export
+from hydrahead_jax.interop import check_parity, export_torch, load_hf, parity, torch_export
 from tests.hydrahead_jax.interop import toy
 from tests.hydrahead_jax.interop.with_torch import load, torch, transformers
 
@@ -48,6 +48,18 @@ def test_exporter_compares_logits_and_64_greedy_tokens(tmp_path, tokenizer):
     parity = check_parity(tmp_path / "out", toy.MIXED, other)
     assert parity.max_abs_logit_difference > 0.1
     assert not parity.greedy_tokens_equal
+
+
+def test_exporter_compares_a_native_hybrid(tmp_path, tokenizer):
+    params = toy.random_params(toy.NATIVE_HYBRID)
+    report = export_torch(tmp_path / "out", toy.NATIVE_HYBRID, params, tokenizer)
+    assert 0 < report.max_abs_logit_difference <= ATOL
+    assert report.parity.greedy_tokens_equal and report.parity.new_tokens == 64
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "1 of 4 layers see all tokens" in card and "delta rule" not in card
+    assert "| 1 | all tokens | 4 | True | 8.0 |\n| 2 | 0 | 3 | True | 2.0 |" in card
+    config, loaded = load_hf(tmp_path / "out")
+    assert config == toy.NATIVE_HYBRID and toy.same_tree(loaded, params)
 
 
 @pytest.mark.parametrize("config", toy.HYBRIDS.values(), ids=toy.HYBRIDS)

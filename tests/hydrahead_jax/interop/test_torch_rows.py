@@ -2,20 +2,25 @@
 
 import pytest
 
-from tests.hydrahead_jax.interop.torch_toy import logits, make, tokens
+from tests.hydrahead_jax.interop import toy
+from tests.hydrahead_jax.interop.torch_toy import logits, make, make_of, tokens
 from tests.hydrahead_jax.interop.with_torch import SAME, torch
 
-CHOICES = {
-    "default": {},
-    "no convolution": {"short_conv": False},
-    "shared projections": {"query_decomposition": False, "fusion": "gated", "conv_silu": True},
+HEADS = ((0, 3), (), (0, 1, 2))
+MODELS = {
+    "default": toy.hybrid(*HEADS),
+    "no convolution": toy.hybrid(*HEADS, short_conv=False),
+    "shared projections": toy.hybrid(
+        *HEADS, query_decomposition=False, fusion="gated", conv_silu=True
+    ),
+    "native hybrid": toy.NATIVE_HYBRID,
 }
 LENGTHS = {"two": (17, 25), "of one token": (1, 5, 1, 1, 9), "at chunks": (64, 64, 1, 63, 20)}
 
 
-@pytest.fixture(scope="module", params=CHOICES.values(), ids=CHOICES)
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def model(request):
-    return make((0, 3), (), (0, 1, 2), **request.param)
+    return make_of(request.param)
 
 
 def holes(model_length: int, *ranges):

@@ -3,6 +3,7 @@
 from tests.hydrahead_jax.interop.with_torch import torch
 
 # isort: split
+from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.interop.hf_config import to_hf_config
 from hydrahead_jax.interop.torch_model.configuration_hydrahead import HydraHeadConfig
 from hydrahead_jax.interop.torch_model.modeling_hydrahead import HydraHeadForCausalLM
@@ -11,7 +12,11 @@ from tests.hydrahead_jax.interop import toy
 
 def make(*fa_heads: tuple[int, ...], attention: str = "sdpa", **choices):
     """Makes a HydraHead layer for each tuple of softmax heads; no parameter has a special value."""
-    ours = toy.hybrid(*fa_heads, **choices)
+    return make_of(toy.hybrid(*fa_heads, **choices), attention)
+
+
+def make_of(ours: ModelConfig, attention: str = "sdpa"):
+    """Makes a model of this config; no parameter has a special value."""
     config = HydraHeadConfig(**to_hf_config(ours, "float32"), attn_implementation=attention)
     torch.manual_seed(0)
     model = HydraHeadForCausalLM(config).eval()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig, NativeHybrid
 from hydrahead_jax.models import abstract_params, init_params, merge
 from tests.toy_config import toy_config
 
@@ -33,10 +33,22 @@ def hybrid(*fa_heads: tuple[int, ...], tied: bool = True, **choices) -> ModelCon
 
 
 MIXED = hybrid((0, 3), (), (0, 1, 2, 3))
+NATIVE_HYBRID = dataclasses.replace(
+    TEACHER,
+    mixers=(
+        NativeHybrid(window=5, slots=6),
+        NativeHybrid(window=None, slots=4),
+        NativeHybrid(window=0, slots=3, gate_normaliser=2.0),
+        NativeHybrid(window=40, slots=2, sinks=False),
+    ),
+)
 HYBRIDS = {
     name: hybrid((0, 3), (), (0, 1, 2, 3), tied=name != "silu", **choices)
     for name, choices in CHOICES.items()
-} | {"with full attention": dataclasses.replace(TEACHER, mixers=(FullAttention(), MIXED.mixers[0]))}
+} | {
+    "with full attention": dataclasses.replace(TEACHER, mixers=(FullAttention(), MIXED.mixers[0])),
+    "native hybrid": NATIVE_HYBRID,
+}
 
 
 def random_params(config: ModelConfig, seed: int = 0, noise: float = 0.1) -> dict:

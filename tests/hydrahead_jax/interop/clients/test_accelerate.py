@@ -40,7 +40,8 @@ def test_disk_offload(model, expected, tmp_path):
 
 def test_device_map_with_layers_on_the_disk(folder, expected, tmp_path):
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
-    places |= {"model.layers.0": "disk", "model.layers.1": "cpu", "model.layers.2": "disk"}
+    layers = ("disk", "cpu", "disk", "disk", "disk")
+    places |= {f"model.layers.{index}": place for index, place in enumerate(layers)}
     model = load(folder, device_map=places, offload_folder=str(tmp_path))
     assert model.model.layers[0].mlp.up_proj.weight.device.type == "meta"
     assert model.model.layers[1].mlp.up_proj.weight.device.type == "cpu"

@@ -153,7 +153,7 @@ def test_wrong_inputs_are_named(model):
         model(batch, attention_mask=torch.ones(1, 4))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         model()
-    with pytest.raises(ValueError, match="3 mixers for num_hidden_layers=4"):
+    with pytest.raises(ValueError, match="5 mixers for num_hidden_layers=4"):
         type(model.config)(num_hidden_layers=4, mixers=model.config.mixers)
     with pytest.raises(ValueError, match="assisted generation is not supported"):
         model.generate(batch, assistant_model=model)

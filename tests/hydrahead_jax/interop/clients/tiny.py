@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hydrahead_jax.config import FullAttention
+from hydrahead_jax.config import FullAttention, NativeHybrid
 from tests.hydrahead_jax.interop import toy, with_torch
 from tests.hydrahead_jax.interop.with_torch import torch, transformers
 
 MIXED, DELTA = toy.hybrid((0, 3), ()).mixers
-CONFIG = dataclasses.replace(toy.TEACHER, mixers=(MIXED, FullAttention(), DELTA))
+SLOTS, GLOBAL = NativeHybrid(window=6, slots=5), NativeHybrid(window=None, slots=3)
+CONFIG = dataclasses.replace(toy.TEACHER, mixers=(MIXED, FullAttention(), DELTA, SLOTS, GLOBAL))
 ATOL = 1e-4
 """The bound of the export's own check, in logits that span 9; faults show from 1e-2 on."""
 
