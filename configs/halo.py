@@ -31,15 +31,15 @@ class Machine:
 
     Attributes:
       target: name of the machine for `python -m train plan`.
-      align: layout of the first stage.
-      distill: layout of the second stage.
-      finetune: layout of the third stage.
+      finetune: layout of the last stage.
+      align: layout of the first stage; None where a transfer has no such stage.
+      distill: layout of the second stage, likewise.
     """
 
     target: str
-    align: Fit
-    distill: Fit
     finetune: Fit
+    align: Fit | None = None
+    distill: Fit | None = None
 
 
 # Beyond fsdp=32 the TPU's compiler gathers narrow shares by all-reduces, which send twice as much.
@@ -111,36 +111,38 @@ def transfer(
                 loss="align",
                 trainable=MIXERS,
                 steps=20_000,
-                data=_rows(32, 512),
+                data=rows(32, 512),
                 optim=AdamW(learning_rate=1e-3, end_fraction=0.01),
-                **_common(machine.align),
+                **common(machine.align),
             ),
             Stage(
                 name="distill",
                 loss="distill",
                 steps=20_000,
-                data=_rows(96, 512),
+                data=rows(96, 512),
                 optim=AdamW(learning_rate=1e-4, end_fraction=0.1),
-                **_common(machine.distill),
+                **common(machine.distill),
             ),
             Stage(
                 name="finetune",
                 loss="next_token",
                 steps=500,
-                data=_rows(128 * 16_384 // length, length),
+                data=rows(128 * 16_384 // length, length),
                 optim=AdamW(learning_rate=1e-5, schedule="constant"),
-                **_common(machine.finetune),
+                **common(machine.finetune),
             ),
         ),
     )
 
 
-def _rows(batch: int, length: int) -> DataConfig:
+def rows(batch: int, length: int) -> DataConfig:
+    """Returns the data of a stage: FineWeb-Edu, as `python -m train prepare` wrote it."""
     text = PreparedText(folder="data/fineweb-edu-prepared")
     return DataConfig(length=length, batch=batch, prepared=(text,))
 
 
-def _common(fit: Fit) -> dict:
+def common(fit: Fit) -> dict:
+    """Returns the fields of a stage that say how it is laid out and how often it is logged."""
     return {
         "mesh": fit.mesh,
         "microbatches": fit.microbatches,

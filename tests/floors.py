@@ -15,6 +15,7 @@ FLOORS = [  # a module may import its own floor and the floors above it in this 
         "hydrahead_jax.config",
         "hydrahead_jax.dataclass_json",
         "hydrahead_jax.head_plan",
+        "hydrahead_jax.layer_plan",
         "hydrahead_jax.errors",
         "hydrahead_jax.json_file",
         "hydrahead_jax.local_path",

@@ -6,9 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import is_teacher
+from hydrahead_jax.layer_plan import check_slots
 from hydrahead_jax.mixers.hydra_heads import HydraHeads, hydra_heads
 from hydrahead_jax.models import init_params, merge
 from hydrahead_jax.sharding import Layout
@@ -65,15 +66,21 @@ def migrate(
     KV head that it reads. Gamma is the teacher's head RMS, so that normalising a head does not lose
     its scale. Gates, convolution, decay and write strength start as the mixer initialises them.
 
+    A native hybrid layer keeps all of the teacher's mixer. The gate of slot m starts as the mean of
+    H / M rows of its KV head's key projection, the m-th group of them (arXiv 2510.07019, whose
+    code starts gates from the key projection too).
+
     Args:
       teacher_config: full attention in every layer.
       teacher_params: of the teacher, in any dtype.
-      student_config: the teacher's but for the mixers, as `HeadPlan.student` makes it.
+      student_config: the teacher's but for the mixers, as `HeadPlan.student` or
+        `NativeHybridPlan.student` makes it.
       key: random key of the parameters that the teacher does not have.
       head_rms_LN: from `head_rms`.
 
     Raises:
-      UserError: the two configs differ in more than the mixers, or the RMS is for another model.
+      UserError: the two configs differ in more than the mixers, slots do not divide the head dim,
+        or the RMS is for another model.
     """
     _check(teacher_config, student_config, head_rms_LN)
     return _migrate(student_config, teacher_params, key, head_rms_LN)
@@ -95,6 +102,10 @@ def _migrate(student_config: ModelConfig, teacher_params: dict, key, head_rms_LN
             layers[layer]["mixer"] = _migrate_mixer(
                 layers[layer]["mixer"], drawn[layer]["mixer"], heads, head_rms_LN[layer]
             )
+        elif isinstance(mixer, NativeHybrid) and mixer.window is not None:
+            w_k_DKH = layers[layer]["mixer"]["qkv"]["w_k_DKH"]
+            groups = w_k_DKH.reshape(*w_k_DKH.shape[:2], mixer.slots, -1)
+            layers[layer]["mixer"]["w_gate_slots_DKM"] = jnp.mean(groups, axis=-1)
     return copies
 
 
@@ -137,6 +148,9 @@ def _check(teacher: ModelConfig, student: ModelConfig, head_rms_LN) -> None:
             f"the student has {student.layers} layers and the teacher {teacher.layers}; use a "
             "head plan made for this teacher"
         )
+    for mixer in student.mixers:
+        if isinstance(mixer, NativeHybrid) and mixer.window is not None:
+            check_slots(mixer.slots, student.head_dim)
     shape = (teacher.layers, teacher.query_heads)
     if head_rms_LN.shape != shape:
         raise UserError(f"head_rms_LN has shape {head_rms_LN.shape}, the teacher needs {shape}")

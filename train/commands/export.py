@@ -113,13 +113,16 @@ def _record(run: Path) -> dict:
     """Returns the record of a transfer's settings; empty for a folder that is no transfer."""
     path = run / CONFIG
     record = read_json(path) if path.is_file() else {}
-    return record if "head_plan" in record else {}
+    return record if "teacher" in record.get("config", {}) else {}
 
 
 def _card(record: dict) -> dict:
-    plan, config = record["head_plan"], record["config"]
+    plan, config = record.get("head_plan"), record["config"]
+    heads = plan and {
+        "Head plan": f"{plan['strategy']}, {sum(map(len, plan['fa_heads']))} softmax heads"
+    }
     return {
         "Base model": Path(config["teacher"]).name,
-        "Head plan": f"{plan['strategy']}, {sum(map(len, plan['fa_heads']))} softmax heads",
+        **(heads or {}),
         "Training": ", ".join(f"{s['name']} {s['steps']} steps" for s in config["stages"]),
     }

@@ -1,4 +1,4 @@
-"""Trains a hybrid from a teacher and a head plan, in stages."""
+"""Trains a hybrid from a teacher and a plan of its layers, in stages."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from hydrahead_jax.config import HydraChoices, ModelConfig
-from hydrahead_jax.dataclass_json import to_plain
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET, to_plain
+from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import head_rms, migrate, read_config
+from hydrahead_jax.layer_plan import NativeHybridPlan
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.precision import Precision, compute_params, training_policy
 from hydrahead_jax.sharding import MeshConfig, make_layout
@@ -45,9 +47,10 @@ class TransferConfig:
     Attributes:
       run: folder of checkpoints, metrics and the student.
       teacher: Hugging Face folder of a Qwen3 model.
-      head_plan: JSON file written by `python -m train select`.
+      head_plan: JSON file written by `python -m train select`; it makes a HydraHead hybrid.
       stages: stages of training, in order.
-      choices: design choices of the hybrid layers.
+      native_hybrid: makes native hybrid attention of all layers, in place of `head_plan`.
+      choices: design choices of HydraHead layers.
       calibration_rows: rows of text that initialise the heads' gains; they are as long as those of
         the first stage.
       seed: seed of new parameters and of the order of the data.
@@ -61,8 +64,11 @@ class TransferConfig:
 
     run: str
     teacher: str
-    head_plan: str
+    head_plan: str | None = None
     stages: tuple[Stage, ...]
+    native_hybrid: NativeHybridPlan | None = dataclasses.field(
+        default=None, metadata=RECORDED_IF_SET
+    )
     choices: HydraChoices = HydraChoices()
     calibration_rows: int = 32
     seed: int = 0
@@ -85,9 +91,9 @@ def transfer(
       UserError: the inputs are not right, or the run folder holds a different run.
     """
     teacher_folder, folder = local_path(config.teacher), local_path(config.run)
-    plan = HeadPlan.load(local_path(config.head_plan))
+    plan = load_plan(config)
     teacher_config = read_config(teacher_folder)
-    student = plan.student(teacher_config, config.choices)
+    student = student_config(config, plan, teacher_config)
     check_stages(config.stages, teacher_config.max_length, hybrid=True)
     for stage in config.stages:
         mesh = stage.mesh or config.mesh
@@ -102,7 +108,7 @@ def transfer(
             check_cache(stage, config.seed, teacher_config, loaded.checksum, corpus)
     open_run(folder, _record(config, plan, loaded.checksum))
     save_model(folder, student)
-    if distributed.is_first():
+    if isinstance(plan, HeadPlan) and distributed.is_first():
         plan.save(folder / PLAN)
     copy_tokenizer(teacher_folder, folder)
     policy = training_policy(config.precision)
@@ -128,6 +134,29 @@ def transfer(
     return student, result.params
 
 
+def load_plan(config: TransferConfig) -> HeadPlan | NativeHybridPlan:
+    """Returns what the config says of the hybrid's layers.
+
+    Raises:
+      UserError: it says nothing, or two things, or the head plan cannot be read.
+    """
+    if (config.head_plan is None) == (config.native_hybrid is None):
+        raise UserError(
+            "a transfer needs either head_plan, a file for a HydraHead hybrid, or native_hybrid, a "
+            "NativeHybridPlan; set one of them and leave the other None"
+        )
+    return config.native_hybrid or HeadPlan.load(local_path(config.head_plan))
+
+
+def student_config(
+    config: TransferConfig, plan: HeadPlan | NativeHybridPlan, teacher: ModelConfig
+) -> ModelConfig:
+    """Returns the config of the hybrid that a plan makes of a teacher; raises as the plan does."""
+    if isinstance(plan, NativeHybridPlan):
+        return plan.student(teacher)
+    return plan.student(teacher, config.choices)
+
+
 def initial_student(
     config: TransferConfig, corpus: Corpus, teacher: LoadedTeacher, student: ModelConfig
 ) -> dict:
@@ -141,7 +170,9 @@ def initial_student(
     return migrate_on(teacher.layout, teacher.config, teacher.params, student, key, rows_BT)
 
 
-def _record(config: TransferConfig, plan: HeadPlan, teacher_checksum: int) -> dict:
+def _record(
+    config: TransferConfig, plan: HeadPlan | NativeHybridPlan, teacher_checksum: int
+) -> dict:
     """Returns all that determines the student, up to rounding.
 
     A plan or a teacher that changed in place makes another run; other devices do not.
@@ -150,8 +181,5 @@ def _record(config: TransferConfig, plan: HeadPlan, teacher_checksum: int) -> di
     plain["stages"] = [
         {k: v for k, v in stage.items() if k not in _FREE_TO_CHANGE} for stage in plain["stages"]
     ]
-    return {
-        "config": plain,
-        "head_plan": to_plain(plan),
-        "teacher_checksum": teacher_checksum,
-    }
+    record = {"config": plain, "teacher_checksum": teacher_checksum}
+    return record | ({"head_plan": to_plain(plan)} if isinstance(plan, HeadPlan) else {})

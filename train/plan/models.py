@@ -7,9 +7,10 @@ from hydrahead_jax.config import ModelConfig, qwen3
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop import read_config
+from hydrahead_jax.layer_plan import NativeHybridPlan
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import budget
-from train.commands.transfer import TransferConfig
+from train.commands.transfer import TransferConfig, load_plan, student_config
 
 
 class Models(NamedTuple):
@@ -37,7 +38,7 @@ def models_of(config: TransferConfig, *, alike: bool = False) -> Models:
     """
     teacher, about_teacher = _teacher(config)
     plan, about_plan = _plan(config, teacher, alike)
-    student = plan.student(teacher, config.choices)
+    student = student_config(config, plan, teacher)
     return Models(student, teacher, tuple(filter(None, (about_teacher, about_plan))))
 
 
@@ -56,10 +57,11 @@ def _teacher(config: TransferConfig) -> tuple[ModelConfig, str]:
         raise UserError(f"teacher_size: {error}") from error
 
 
-def _plan(config: TransferConfig, teacher: ModelConfig, alike: bool) -> tuple[HeadPlan, str]:
-    path = local_path(config.head_plan)
-    if path.is_file():
-        return HeadPlan.load(path), ""
+def _plan(
+    config: TransferConfig, teacher: ModelConfig, alike: bool
+) -> tuple[HeadPlan | NativeHybridPlan, str]:
+    if config.head_plan is None or local_path(config.head_plan).is_file():
+        return load_plan(config), ""
     meshes = [stage.mesh or config.mesh for stage in config.stages]
     multiple = math.lcm(*(max(1, mesh.tensor) for mesh in meshes))
     plan = assumed_plan(teacher, budget(teacher, config.ratio), multiple, alike=alike)

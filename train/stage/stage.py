@@ -14,6 +14,7 @@ from train.stage.teacher_cache import TeacherCache
 
 EVERYTHING = ".*"
 MIXERS = r"layers/\d+/mixer/.*"
+ALL_BUT_MLP = r"(?!layers/\d+/mlp/).*"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

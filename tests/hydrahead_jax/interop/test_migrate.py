@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.cache.layered import CONV_TAPS
+from hydrahead_jax.config import NativeHybrid
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import head_rms, migrate
 from hydrahead_jax.models import abstract_params, merge
@@ -114,6 +115,20 @@ def test_full_attention_layer_stays(teacher):
     assert toy.same_tree(student["layers"][0], teacher["layers"][0])
 
 
+def test_native_hybrid_keeps_the_mixer_and_gates_start_as_means_of_key_rows(teacher):
+    windows = (NativeHybrid(window=3, slots=4), NativeHybrid(window=None, slots=4))
+    config = dataclasses.replace(toy.TEACHER, mixers=windows)
+    student = student_of(jax.tree.map(lambda x: x.astype(jnp.bfloat16), teacher), config)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(student) == shapes(abstract_params(config))
+    student = student_of(teacher, config)
+    gates_DKM = np.asarray(student["layers"][0]["mixer"].pop("w_gate_slots_DKM"))
+    assert toy.same_tree(student, teacher)
+    w_k_DKH = np.asarray(teacher["layers"][0]["mixer"]["qkv"]["w_k_DKH"])
+    assert_close(gates_DKM[:, 1, 2], (w_k_DKH[:, 1, 4] + w_k_DKH[:, 1, 5]) / 2, 1e-6)
+    assert_close(gates_DKM[:, 0, 3], (w_k_DKH[:, 0, 6] + w_k_DKH[:, 0, 7]) / 2, 1e-6)
+
+
 def test_head_rms_counts_real_tokens_only(teacher):
     tokens_BT = toy.random_tokens(toy.TEACHER, 2, 9)
     segment_ids_BT = np.array([[1] * 5 + [2] * 4, [1] * 6 + [0] * 3], np.int32)
@@ -154,6 +169,9 @@ def test_models_that_do_not_fit_are_refused(teacher):
         student_of(teacher, wide)
     with pytest.raises(UserError, match="the student has 1 layers and the teacher 2"):
         student_of(teacher, toy.hybrid((0,)))
+    odd = dataclasses.replace(toy.TEACHER, mixers=(NativeHybrid(window=3, slots=3),) * 2)
+    with pytest.raises(UserError, match="slots=3 does not divide the teacher's head dim of 8"):
+        student_of(teacher, odd)
     with pytest.raises(UserError, match=r"head_rms_LN has shape \(4, 2\)"):
         migrate(toy.TEACHER, teacher, toy.hybrid((0,), ()), KEY, RMS_LN.T)
     with pytest.raises(UserError, match="the teacher must have full attention"):
