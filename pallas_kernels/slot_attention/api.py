@@ -16,11 +16,14 @@ from pallas_kernels.slot_attention.reference import (
     slot_attention_step_reference,
 )
 from pallas_kernels.slot_attention.state import SlotState, empty_state
+from pallas_kernels.slot_attention.tpu.blocks import TpuBlocks
+from pallas_kernels.slot_attention.tpu.op import slot_attention_tpu
 
-SlotAttentionImplementation = Literal["chunked", "reference"]
+SlotAttentionImplementation = Literal["tpu", "chunked", "reference"]
 SlotStepImplementation = Literal["reference"]
 
 _slot_attention = Op("slot_attention")
+_slot_attention.register("tpu", slot_attention_tpu, blocks=TpuBlocks)
 _slot_attention.register("chunked", slot_attention_chunked)
 _slot_attention.register("reference", slot_attention_reference)
 
@@ -41,6 +44,7 @@ def slot_attention(
     scale: float | None = None,
     sinks: bool = True,
     implementation: Choice[SlotAttentionImplementation] = None,
+    blocks: TpuBlocks | None = None,
     interpret=False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"], SlotState]:
     """Attends to M slots, into which a gated recurrence writes the tokens before a window.
@@ -71,8 +75,10 @@ def slot_attention(
       scale: factor of the logits; 1 / sqrt(H) if None.
       sinks: empty slots count as keys with logit 0 and value 0, as in the paper. False: a query
         sees the slots only once a token of its segment was written.
-      implementation: "chunked" (plain JAX), "reference" (sequential, float32), or None for the best
-        that accepts the arguments, logged once. A sequence of names tries these in order.
+      implementation: "tpu" (Pallas kernels), "chunked" (plain JAX), "reference" (sequential,
+        float32), or None for the best that accepts the arguments, logged once. A sequence of names
+        tries these in order.
+      blocks: block sizes of "tpu", in place of its own choice; the others refuse them.
       interpret: as in `attention`.
 
     Returns:
@@ -106,6 +112,7 @@ def slot_attention(
             interpret=interpret,
         ),
         implementation=implementation,
+        blocks=blocks,
     )
     return *checkpoint_name((out_BTNH, lse_BTN), "slot_attention_out"), state
 

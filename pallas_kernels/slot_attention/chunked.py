@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pallas_kernels.attention.head_groups import head_groups, pick_heads, place_heads
 from pallas_kernels.gated_delta.chunks import cut, einsum, join, sums_between
+from pallas_kernels.slot_attention.groups import run_groups
 from pallas_kernels.slot_attention.problem import Problem
 from pallas_kernels.slot_attention.state import SlotState
 from pallas_kernels.slot_attention.writes import Writes, make_writes
@@ -54,30 +53,17 @@ def slot_attention_chunked(
     arrays = vary_alike(q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, state, segment_ids_BT)
     q_BTNH, *tokens, state, segment_ids_BT = arrays
     writes, after = make_writes(*tokens, state, segment_ids_BT, sinks=problem.sinks)
-    N, K = q_BTNH.shape[2], k_BTKH.shape[2]
-    groups = [(group.kv, group.queries) for group in head_groups(problem.kv_head_of_query)]
-    if unread := tuple(sorted(set(range(K)) - set(problem.kv_head_of_query))):
-        groups.append((unread, ()))
-    results, slots = [], []
-    for kv, queries in groups:
-        slots_of = tuple(x[:, np.array(kv)] for x in state[:2])
-        found, new_slots = _group(pick_heads(q_BTNH, queries), writes, kv, slots_of, problem.scale)
-        results.append(found)
-        slots.append(new_slots)
-    kv, queries = map(list, zip(*groups, strict=True))
-    out_BTNH, lse_BTN = (place_heads(list(x), queries, N) for x in zip(*results, strict=True))
-    k_slots, v_slots = (
-        jnp.concatenate(x, axis=1)[:, np.argsort(sum(kv, ()))] for x in zip(*slots, strict=True)
-    )
-    state = after._replace(k_slots_BKMH=k_slots, v_slots_BKMH=v_slots)
+    run = functools.partial(_group, scale=problem.scale)
+    out_BTNH, lse_BTN, state = run_groups(run, q_BTNH, writes, after, problem.kv_head_of_query)
     return out_BTNH.astype(v_BTKH.dtype), lse_BTN, state
 
 
-def _group(q_BTNH, writes: Writes, kv: tuple[int, ...], slots, scale: float):
+def _group(q_BTNH, writes: Writes, slots, *, scale: float):
     """Runs KV heads that have equally many readers; returns output, log-sum-exp and new slots."""
     B, T, N, H = q_BTNH.shape
-    q_BTURH = q_BTNH.reshape(B, T, len(kv), N // len(kv), H)
-    sequences = q_BTURH, *(pick_heads(x, kv) for x in writes[:4]), writes.seen_BT[..., None]
+    K = writes.k_BTKH.shape[2]
+    q_BTURH = q_BTNH.reshape(B, T, K, N // K, H)
+    sequences = q_BTURH, *writes[:4], writes.seen_BT[..., None]
     chunks = _Chunk(*cut(sequences, chunk=CHUNK, dtype=slots[0].dtype))
     step = jax.checkpoint(functools.partial(_chunk, scale=scale))
     slots, (out, lse) = jax.lax.scan(step, slots, chunks)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from pallas_kernels import slot_attention
 from pallas_kernels.slot_attention.state import SlotState
 from tests.pallas_kernels.kit.cases import both, in_dtype
-from tests.pallas_kernels.kit.implementation import Implementation
+from tests.pallas_kernels.kit.implementation import Implementation, tpu_kernels
 from tests.pallas_kernels.kit.suite import Sharded, Suite
 from tests.pallas_kernels.slot_attention.cases import (
     CASES,
@@ -24,6 +24,7 @@ from tests.pallas_kernels.slot_attention.oracle import Results, cotangents, floa
 IMPLEMENTATIONS = (
     Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
     Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
+    tpu_kernels(cases=both(wide(case, 64) for case in (FORMS[0], *FORMS[-6:]))),
 )
 
 
@@ -62,7 +63,8 @@ def variants(inputs: Inputs) -> list[Inputs]:
 
 def sharded(implementation: Implementation, interpret, shards: int) -> Sharded:
     """Splits rows and KV heads, with their slots and their query heads."""
-    case = Case(name="sharded", length=20, batch=4)
+    size = (implementation.head_dims or (16,))[0]
+    case = Case(name="sharded", length=20, batch=4, head_dim=size)
     inputs = make_inputs(case)
     heads, slots = PartitionSpec("row", None, "head"), PartitionSpec("row", "head")
     run = lambda heads: call(implementation.name, interpret, heads, case.shift, case.sinks)

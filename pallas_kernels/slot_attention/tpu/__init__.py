@@ -1,0 +1,1 @@
+"""Implements gated slot attention as Pallas kernels for TPU."""
