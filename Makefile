@@ -13,7 +13,7 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest test-oldest test-newest lock lint kernels-report \
+.PHONY: demo evidence test test-latest test-heavy test-oldest test-newest lock lint kernels-report \
   kernels-benchmark kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory house clean
 
 demo: $(VENV)/installed
@@ -31,9 +31,14 @@ test: $(VENV)/installed lint
 	$(VENV)/bin/python -m $(PYTEST) --cell test
 
 # The newest jax, on Python 3.12 or 3.13, the kernels' interpreters, and the real TPU and GPU
-# compilers. PyTorch parity tests run in `make test` only.
+# compilers. PyTorch parity tests, and the checks of annotated shapes and dtypes at run time, are in
+# `make test` only.
 test-latest: $(LATEST_VENV)/hardware_free
-	$(LATEST_VENV)/bin/python -m $(PYTEST) --cell test-latest
+	$(LATEST_VENV)/bin/python -m $(PYTEST) --cell test-latest --jaxtyping-packages=
+
+# What takes minutes of CPU, for a change of what it tests; not part of CI.
+test-heavy: $(LATEST_VENV)/hardware_free
+	$(LATEST_VENV)/bin/python -m $(PYTEST) -m heavy --cell test-heavy --jaxtyping-packages=
 
 # PyTorch's clients with the oldest transformers that pyproject.toml allows; `make test` has the newest.
 test-oldest: TESTS = tests/hydrahead_jax/interop/clients tests/hydrahead_jax/interop/test_torch_*.py

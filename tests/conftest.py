@@ -35,7 +35,7 @@ if "XLA_FLAGS" not in os.environ:
     with quick.variable("XLA_FLAGS", quick.FLAGS):
         jax.block_until_ready(jax.jit(lambda: 0)())
 
-TARGETS = ("test", "test-latest")
+TARGETS = ("test", "test-latest", "test-heavy")
 ONE_TARGET = {
     "torch": "test",
     "interpreter": "test-latest",
@@ -44,19 +44,23 @@ ONE_TARGET = {
 }
 
 
-# What these compute goes through models and kernels that both cells test. test_select.py and the
-# commands of tests/train/commands run with the newest jax too.
-ONE_CELL = (
-    "tests/hydrahead_jax/selection",
-    "tests/train/data",
-    "tests/train/evidence",
-    "tests/train/files",
-    "tests/train/prepare",
-    "tests/train/reports",
-    "tests/train/select",
-    "tests/train/teacher",
-)
-BOTH_CELLS = "tests/hydrahead_jax/selection/test_select.py"
+# What these compute goes through ops, kernels, mixers and models, which both cells test.
+ONE_CELL = {
+    "test": (
+        "tests/hydrahead_jax/evals",
+        "tests/hydrahead_jax/generate",
+        "tests/hydrahead_jax/interop",
+        "tests/hydrahead_jax/selection",
+        "tests/hydrahead_jax/test_",
+        "tests/hydrahead_jax/vocabulary",
+        "tests/test_imports.py",
+        "tests/test_messages.py",
+        "tests/train",
+    ),
+    "test-latest": ("tests/pallas_kernels/hardware", "tests/pallas_kernels/report"),
+}
+# The commands, and with them checkpoints, data and meshes, run with the newest jax too.
+BOTH_CELLS = ("tests/hydrahead_jax/selection/test_select.py", "tests/train/commands")
 
 
 def pytest_addoption(parser) -> None:
@@ -71,14 +75,18 @@ def pytest_addoption(parser) -> None:
 def targets(item) -> dict[str, str]:
     """Returns the make targets that the test's marks bind it to, and why."""
     found = {}
+    if item.get_closest_marker("heavy"):
+        return {"test-heavy": "heavy"}
     for mark in item.iter_markers():
         if mark.name in ONE_TARGET:
             found[ONE_TARGET[mark.name]] = mark.name
         if mark.name == "only_in":
             target, reason = mark.args
             found[target] = reason
-    if not found and item.nodeid.startswith(ONE_CELL) and not item.nodeid.startswith(BOTH_CELLS):
-        found["test"] = "computes no other way with another jax"
+    if not found and not item.nodeid.startswith(BOTH_CELLS):
+        for target, rooms in ONE_CELL.items():
+            if item.nodeid.startswith(rooms):
+                found[target] = "computes no other way with another jax"
     return found
 
 

@@ -14,7 +14,7 @@ from hydrahead_jax.selection.effects import sender
 from hydrahead_jax.selection.effects.memory import stream_bytes
 from pallas_kernels.hardware.tpu import compile_for_tpu
 
-pytestmark = pytest.mark.tpu_compiler
+pytestmark = [pytest.mark.tpu_compiler, pytest.mark.heavy]
 
 TOKENS, BEFORE, STREAMS, ANSWER = 256, 256, 4, 8
 

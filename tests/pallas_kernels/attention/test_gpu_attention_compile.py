@@ -11,6 +11,7 @@ from pallas_kernels.attention.gpu.blocks import SHARED_MEMORY
 from pallas_kernels.hardware.gpu import compile_for_h200
 
 HEADS = (0, 2, 2, 3)
+heavy = functools.partial(pytest.param, marks=pytest.mark.heavy)
 KERNELS = {f"attention_{x}" for x in ("forward", "dq", "dkv")}
 
 
@@ -49,13 +50,14 @@ def names(kernels) -> set[str]:
 
 
 @pytest.mark.gpu_compiler
-@pytest.mark.parametrize(("length", "head_dim"), [(8192, 64), (32768, 128), (8192, 256)])
+@pytest.mark.parametrize(("length", "head_dim"), [(8192, 64), heavy(32768, 128), heavy(8192, 256)])
 def test_forward_and_backward_compile_without_spills(length, head_dim):
     kernels = compile_for_h200(forward_and_backward, *shapes(length, head_dim)).kernels
     assert names(kernels) == KERNELS
     assert_compiled_well(kernels)
 
 
+@pytest.mark.heavy
 @pytest.mark.gpu_compiler
 def test_segments_in_a_window_compile_without_spills():
     ids = jax.ShapeDtypeStruct((1, 8192), jnp.int32)
@@ -70,7 +72,7 @@ def decode(q, k, v, lengths, ids, cache_ids):
 
 
 @pytest.mark.gpu_compiler
-@pytest.mark.parametrize("head_dim", [128, 256])
+@pytest.mark.parametrize("head_dim", [128, heavy(256)])
 def test_decode_compiles_without_spills(head_dim):
     q, k, v = shapes(32768, head_dim, batch=2)
     q = jax.ShapeDtypeStruct((2, *q.shape[2:]), q.dtype)
@@ -87,6 +89,7 @@ def forward_and_backward_by_shards(*arrays):
     return jax.shard_map(run, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
 
 
+@pytest.mark.heavy
 @pytest.mark.gpu_compiler
 def test_compiles_under_shard_map_and_without_a_causal_mask():
     """A ring of devices needs both."""

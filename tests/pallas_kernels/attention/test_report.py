@@ -95,7 +95,7 @@ def test_shares_are_those_of_the_lists_that_the_kernels_get(heads, window, passe
 
 
 @pytest.mark.tpu_compiler
-@pytest.mark.parametrize("implementation", ["tpu", "splash"])
+@pytest.mark.parametrize("implementation", ["tpu", pytest.param("splash", marks=pytest.mark.heavy)])
 def test_an_empty_or_masked_block_is_counted_as_such(implementation):
     """Cycles of a kernel follow the area of its mask: twice the length, not four times."""
     cycles = []

@@ -34,6 +34,7 @@ def test_cycles_on_v6e(all_heads):
     assert cycles(all_heads) - cycles(all_heads, "attention_forward") <= 28.0
 
 
+@pytest.mark.heavy
 def test_four_irregular_heads_cost_a_quarter_of_sixteen(all_heads):
     few = row(four_of_sixteen(SHORT.tokens), "forward+backward", "v6e")
     assert few.program.cycles <= 1.1 * all_heads.program.cycles * 4 / 16
@@ -48,6 +49,7 @@ def test_a_window_costs_what_is_in_it():
     assert long <= 8.5 * short
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("chip", "tokens"), [("v5e", 8192), ("v5p", 32768), ("tpu7x", 32768)])
 def test_compiles_forward_and_backward(chip, tokens):
     """At 32768 tokens the backward pass takes keys in parts.

@@ -59,6 +59,7 @@ def forward_and_backward_by_shards(*arrays):
     return jax.shard_map(forward_and_backward, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
 
 
+@pytest.mark.heavy
 @pytest.mark.gpu_compiler
 def test_compiles_under_shard_map():
     sizes = shapes(batch=2, length=128, key_heads=1, value_heads=2)

@@ -24,6 +24,7 @@ def test_cycles_on_v6e(passes, bound):
     assert cycles_a_token_head(SHORT, passes, "v6e") <= bound
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
 def test_compiles_forward_and_backward(chip):
     assert cycles_a_token_head(LONG, "forward+backward", chip) < 20

@@ -44,6 +44,8 @@ class Implementation:
     @property
     def marks(self) -> tuple:
         """Returns the marks of tests that run the implementation."""
+        if self.name == "reference":
+            return (pytest.mark.only_in("test", "sequential, the same with another jax"),)
         return (pytest.mark.interpreter(self.name),) if self.is_kernel else ()
 
     def takes(self, case) -> bool:

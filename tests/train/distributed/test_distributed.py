@@ -29,9 +29,8 @@ WITHIN = 120  # seconds for everything that waits
 
 
 def real_pair(test):
-    for mark in ("slow", "multiprocess"):
-        test = getattr(pytest.mark, mark)(test)
-    return pytest.mark.only_in("test-latest", "a minute of CPU")(test)
+    only_in = pytest.mark.only_in("test-latest", "a minute of CPU")
+    return pytest.mark.multiprocess(only_in(test))
 
 
 def start(folder: Path) -> list[Member]:

@@ -7,9 +7,8 @@ from tests.train import processes
 from tests.train.run import first_step
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.heavy,
     pytest.mark.multiprocess,
-    pytest.mark.only_in("test", "minutes of CPU"),
 ]
 
 

@@ -21,7 +21,6 @@ from train.files.run_folder import CHECKPOINTS, METRICS, PLAN, TOKENIZER
 from train.run.saved_model import load_run
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.multiprocess,
     pytest.mark.only_in("test", "minutes of CPU"),
 ]
