@@ -15,9 +15,10 @@ Assignments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(met
 Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
+_PRETRAIN = "train.commands.pretrain.PretrainConfig"
 _TRANSFER = "train.commands.transfer.TransferConfig"
 CONFIGS = {
-    "pretrain": "train.commands.pretrain.PretrainConfig",
+    "pretrain": _PRETRAIN,
     "select": "train.select.config.SelectConfig",
     "cache-teacher": _TRANSFER,
     "transfer": _TRANSFER,
@@ -72,7 +73,7 @@ def prepare(
 
 
 def pretrain(config: ConfigFile, assignments: Assignments = ()) -> None:
-    """Train a small teacher from scratch and save it as a Hugging Face folder.
+    """Train a teacher, or a small hybrid, from scratch and save it as a Hugging Face folder.
 
     Args:
         config: Python file whose config() returns a PretrainConfig.
@@ -158,16 +159,17 @@ def plan(
     """Plan all stages for machines you need not have: memory, FLOP, traffic and least time.
 
     Args:
-        config: Python file whose config() returns a TransferConfig.
+        config: Python file whose config() returns a TransferConfig or a PretrainConfig.
         assignments: Changes to the config, such as stages.finetune.mesh.fsdp=32; --fields lists
-            all.
+            all of a TransferConfig.
         target: A slice such as v5p:8x8x8 (v4, v5e, v5p, v6e, tpu7x), or h200, h200:8.
         json: JSON file to write all figures to.
         alike: Without a head plan, assume the same heads in every layer, which compiles faster.
     """
     from train.plan.command import plan as command
 
-    command(_load("plan", config, assignments), target, json, alike=alike, say=_say)
+    loaded = _load("plan", config, assignments, _PRETRAIN)
+    command(loaded, target, json, alike=alike, say=_say)
 
 
 def evaluate(
@@ -251,10 +253,11 @@ def print_fields(command: str) -> None:
     print(*field_lines(pkgutil.resolve_name(CONFIGS[command])), sep="\n")
 
 
-def _load(command: str, path: str, assignments: tuple[str, ...]):
+def _load(command: str, path: str, assignments: tuple[str, ...], *others: str):
     from train.files.config_file import load_config
 
-    return load_config(path, pkgutil.resolve_name(CONFIGS[command]), assignments)
+    kind, *others = map(pkgutil.resolve_name, (CONFIGS[command], *others))
+    return load_config(path, kind, assignments, *others)
 
 
 def _say(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Trains a small Qwen3-architecture teacher from scratch on text and needle documents."""
+"""Trains a small Qwen3-architecture model from scratch on text and needle documents."""
 
 import dataclasses
 import shutil
@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from hydrahead_jax.config import FullAttention, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig
 from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import EvalSettings, evaluate
-from hydrahead_jax.interop import save_hf_teacher
+from hydrahead_jax.interop import export_torch, save_hf_teacher
+from hydrahead_jax.interop.hf_config import is_teacher
 from hydrahead_jax.interop.tokenizer_files import copy_tokenizer_files
 from hydrahead_jax.json_file import dumps
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.models import init_params
 from hydrahead_jax.precision import Precision, training_policy
+from hydrahead_jax.sharding import MeshConfig
 from hydrahead_jax.token_ids import check_tokenizer
 from train.data.batches import make_batches
 from train.data.text import Corpus, TextSource, read_documents
@@ -26,6 +28,7 @@ from train.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from train.files.run_folder import METRICS, TOKENIZER, open_run, save_model, write_json
 from train.run.loop import Job, run
 from train.run.settings import RunSettings
+from train.stage.mesh_checks import check_mesh
 from train.stage.stage import Stage, check_stages
 
 
@@ -57,13 +60,13 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Describes the training of a teacher from scratch.
+    """Describes the training of a teacher, or of native hybrid attention, from scratch.
 
     Attributes:
       run: folder of checkpoints and metrics, one sub-folder for each seed that is tried.
       out: Hugging Face folder that the teacher is saved to.
-      model: config of the teacher, with full attention in every layer; the tokenizer gets its
-        vocabulary.
+      model: config of the model, without HydraHead layers; the tokenizer gets its vocabulary. One
+        with native hybrid attention is saved as `python -m train export` saves it.
       keys: number of key symbols in the tokenizer.
       values: number of value symbols in the tokenizer.
       text: text that the tokenizer is trained on.
@@ -96,15 +99,18 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict:
-    """Trains, evaluates and saves a teacher; picks up where it was interrupted.
+    """Trains, evaluates and saves a model; picks up where it was interrupted.
 
     Returns:
-      The evaluation of the teacher that was saved.
+      The evaluation of the model that was saved.
 
     Raises:
       UserError: the config does not fit together, or no seed reached the target.
     """
     check(config)
+    for stage in config.stages:
+        mesh = stage.mesh or MeshConfig()
+        check_mesh(stage, mesh, len(jax.devices()), config.model, None)
     documents = read_documents(config.text)
     folder, _ = local_path(config.run), local_path(config.out)
     open_run(folder, _record(config))
@@ -123,7 +129,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
         say(f"seed {seed}: {dumps(report)}")
         if _reached(config, report):
             _save(config, result.params, folder / TOKENIZER, job.folder)
-            say(f"saved the teacher to {config.out}")
+            say(f"saved the {_name(config.model)} to {config.out}")
             return report
         say(f"seed {seed} missed the target accuracy")
     raise UserError(
@@ -134,10 +140,10 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = print) -> dict
 
 def check(config: PretrainConfig) -> None:
     """Raises UserError where the config does not fit together."""
-    if any(not isinstance(mixer, FullAttention) for mixer in config.model.mixers):
+    if any(isinstance(mixer, Hydra) for mixer in config.model.mixers):
         raise UserError(
-            "a teacher has full attention in every layer, and model.mixers says otherwise; use "
-            "FullAttention() for each layer"
+            "HydraHead layers are made from a teacher, and model.mixers has some; use "
+            "FullAttention() or NativeHybrid(...) for each layer"
         )
     check_stages(config.stages, config.model.max_length)
     for stage in config.stages:
@@ -202,8 +208,15 @@ def _reached(config: PretrainConfig, report: dict) -> bool:
     )
 
 
+def _name(model: ModelConfig) -> str:
+    return "teacher" if is_teacher(model) else "model"
+
+
 def _save(config: PretrainConfig, params: dict, tokenizer: Path, run_folder: Path) -> None:
     out = local_path(config.out)
+    if not is_teacher(config.model):
+        export_torch(out, config.model, params, tokenizer, dtype=jnp.bfloat16)
+        return
     out.mkdir(parents=True, exist_ok=True)
     save_hf_teacher(out, config.model, params)
     copy_tokenizer_files(tokenizer, out)

@@ -14,18 +14,17 @@ from hydrahead_jax.local_path import local_path
 C = TypeVar("C")
 
 
-def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = ()) -> C:
+def load_config(path: str, kind: type[C], assignments: tuple[str, ...] = (), *others: type) -> C:
     """Returns the result of `config()` in the file at `path`, with `assignments` applied in order.
 
     Raises:
-      UserError: there is no such file, it makes no `kind`, an assignment does not fit, or a path
-        is an address.
+      UserError: there is no such file, it makes neither a `kind` nor one of the `others`, an
+        assignment does not fit, or a path is an address.
     """
     config = _run(local_path(path))
-    if not isinstance(config, kind):
-        raise UserError(
-            f"{path} holds a {type(config).__name__} and this command needs a {kind.__name__}"
-        )
+    if not isinstance(config, (kind, *others)):
+        kinds = " or ".join(f"a {kind.__name__}" for kind in (kind, *others))
+        raise UserError(f"{path} holds a {type(config).__name__} and this command needs {kinds}")
     for assignment in assignments:
         config = override(config, assignment)
     _check_paths(config, "")

@@ -11,8 +11,10 @@ from rich.console import Console
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import check_target, write_json
 from hydrahead_jax.local_path import local_path
+from hydrahead_jax.sharding import MeshConfig
 from pallas_kernels.hardware.isolated import IsolatedError, run_isolated
 from pallas_kernels.report.provenance import provenance
+from train.commands.pretrain import PretrainConfig
 from train.commands.transfer import TransferConfig
 from train.plan.compile import Task, compile_stage
 from train.plan.models import Models, models_of
@@ -26,7 +28,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def plan(
-    config: TransferConfig,
+    config: TransferConfig | PretrainConfig,
     target: str,
     json_file: Path | None = None,
     *,
@@ -36,7 +38,7 @@ def plan(
     """Plans all stages, shows them and writes them as JSON.
 
     Args:
-      config: config of a transfer; neither its teacher nor its head plan need exist.
+      config: config of a transfer, whose teacher and head plan need not exist, or of a pretraining.
       target: see `parse_target`.
       json_file: file for the figures; None writes none.
       alike: see `models_of`.
@@ -49,7 +51,9 @@ def plan(
         check_target(json_file := local_path(json_file))
     place = parse_target(target)
     models = models_of(config, alike=alike)
-    check_stages(config.stages, models.teacher.max_length, hybrid=True)
+    transfers = models.teacher is not None
+    max_length = (models.teacher or models.student).max_length
+    check_stages(config.stages, max_length, hybrid=transfers)
     count = device_count(place)
     for sentence in models.assumptions:
         say(f"assumed: {sentence}")
@@ -86,7 +90,7 @@ def _count(target: Target) -> int:
 
 
 def plan_stage(
-    config: TransferConfig,
+    config: TransferConfig | PretrainConfig,
     stage: Stage,
     target: Target,
     devices: int,
@@ -94,7 +98,7 @@ def plan_stage(
     say: Callable[[str], None],
 ) -> StagePlan:
     """Plans one stage; a mesh that does not fit gives a plan that says why."""
-    mesh = stage.mesh or config.mesh
+    mesh = stage.mesh or getattr(config, "mesh", MeshConfig())
     try:
         check_mesh(stage, mesh, devices, models.student, models.teacher)
     except UserError as error:

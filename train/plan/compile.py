@@ -29,7 +29,7 @@ class Task:
 
     stage: Stage
     student: ModelConfig
-    teacher: ModelConfig
+    teacher: ModelConfig | None
     mesh: MeshConfig
     precision: str
     target: Target

@@ -10,6 +10,7 @@ from hydrahead_jax.interop import read_config
 from hydrahead_jax.layer_plan import NativeHybridPlan
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.selection import budget
+from train.commands.pretrain import PretrainConfig
 from train.commands.transfer import TransferConfig, load_plan, student_config
 
 
@@ -18,16 +19,16 @@ class Models(NamedTuple):
 
     Attributes:
       student: config of the student.
-      teacher: config of the teacher.
+      teacher: config of the teacher; None where a model is trained from scratch.
       assumptions: sentences on what is not known yet.
     """
 
     student: ModelConfig
-    teacher: ModelConfig
+    teacher: ModelConfig | None
     assumptions: tuple[str, ...]
 
 
-def models_of(config: TransferConfig, *, alike: bool = False) -> Models:
+def models_of(config: TransferConfig | PretrainConfig, *, alike: bool = False) -> Models:
     """Reads the teacher's folder and the head plan where they exist, and assumes them elsewhere.
 
     Args:
@@ -36,6 +37,8 @@ def models_of(config: TransferConfig, *, alike: bool = False) -> Models:
     Raises:
       UserError: there is neither a teacher's folder nor a size, or they do not fit together.
     """
+    if isinstance(config, PretrainConfig):
+        return Models(config.model, None, ())
     teacher, about_teacher = _teacher(config)
     plan, about_plan = _plan(config, teacher, alike)
     student = student_config(config, plan, teacher)

@@ -98,7 +98,7 @@ def stage_plan(
     mesh: MeshConfig,
     target: Target,
     student: ModelConfig,
-    teacher: ModelConfig,
+    teacher: ModelConfig | None,
     compiled: Compiled,
 ) -> StagePlan:
     """Combines the figures of the compiler with those of the shapes."""

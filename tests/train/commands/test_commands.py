@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hydrahead_jax.interop import torch_export
 from tests.root import ROOT
 from tests.train import small
 from tests.train.data import prepared_text
@@ -60,6 +61,7 @@ def write_config(folder: Path, made: str) -> str:
     path.write_text(
         "import dataclasses\n"
         "from pathlib import Path\n\n"
+        "from hydrahead_jax.config import FullAttention, NativeHybrid\n"
         "from hydrahead_jax.evals import EvalSettings\n"
         "from tests.train import small\n"
         "from tests.train.teacher import test_teacher_cache\n"
@@ -70,11 +72,15 @@ def write_config(folder: Path, made: str) -> str:
     return str(path)
 
 
-def test_pretrain(tmp_path, capsys):
-    made = """PretrainConfig(
+@pytest.mark.parametrize(
+    ("mixer", "name"), [("FullAttention()", "teacher"), ("NativeHybrid(window=3)", "model")]
+)
+def test_pretrain(tmp_path, capsys, monkeypatch, mixer, name):
+    monkeypatch.setattr(torch_export, "torch_is_installed", lambda: False)
+    made = f"""PretrainConfig(
         run=str(folder / "run"),
         out=str(folder / "teacher"),
-        model=dataclasses.replace(small.TEACHER, vocab=290),
+        model=dataclasses.replace(small.TEACHER, vocab=290, mixers=({mixer},) * 2),
         keys=8,
         values=8,
         text=small.write_texts(folder / "text"),
@@ -84,7 +90,7 @@ def test_pretrain(tmp_path, capsys):
         target=Target(niah_single=0.0, niah_multikey=0.0),
     )"""
     assert main(["pretrain", write_config(tmp_path, made)]) == 0
-    assert f"saved the teacher to {tmp_path / 'teacher'}" in capsys.readouterr().out
+    assert f"saved the {name} to {tmp_path / 'teacher'}" in capsys.readouterr().out
     assert (tmp_path / "teacher/model.safetensors").is_file()
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from configs import nha_340m
 from hydrahead_jax.config import qwen3
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.sharding import MeshConfig
@@ -137,6 +138,16 @@ def test_table_and_record():
     kept = command.record(parse_target("h200"), models.Models(None, None, ("a",)), found)
     assert json.loads(json.dumps(kept))["stages"][1]["refusal"] == "fsdp is 3, and so on"
     assert scaled(3.4e15) == "3.4 P" and scaled(12.0) == "12"
+
+
+def test_a_model_from_scratch_has_no_teacher(monkeypatch, capsys):
+    monkeypatch.setattr(command, "device_count", lambda target: 64)
+    monkeypatch.setattr(command, "_watched", lambda name, task, say: compiled(devices=64))
+    config = nha_340m.config()
+    assert models.models_of(config) == (config.model, None, ())
+    (found,) = command.plan(config, "v5p:4x4x4")
+    assert found.fits and found.flops_by_kind["slots"] > 0
+    assert "pretrain" in capsys.readouterr().out
 
 
 def test_mesh_that_does_not_fit_is_one_sentence_and_the_others_go_on(tmp_path, monkeypatch, capsys):
