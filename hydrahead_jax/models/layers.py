@@ -20,6 +20,7 @@ _KEPT_BY_KERNELS = (
     "gated_delta_states",
     "gated_delta_inverses",
     "slot_attention_out",
+    "slot_attention_slots",
 )
 
 
