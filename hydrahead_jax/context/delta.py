@@ -3,19 +3,18 @@
 What a chunk of tokens does to the state is an affine map, S -> M S + A, and its output is
 O_0 + W S for the state S that enters it. The rule acts on columns of values and state one by one,
 so one call gives all four: to the P columns with zero state come H more, with zero values and the
-identity as state. The maps of all chunks before a rank's own are composed by a prefix scan over
-the ranks (Hillis and Steele, doi 10.1145/7902.7903).
+identity as state.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from hydrahead_jax.context.order import Order
-from hydrahead_jax.context.ranks import along, chunks_of, of_rank, vary_over, whole
+from hydrahead_jax.context.passing import pass_states
+from hydrahead_jax.context.ranks import chunks_of, vary_over, whole
 from pallas_kernels import gated_delta
 from pallas_kernels.gated_delta.gates import reset_log_decay
 
@@ -64,7 +63,14 @@ def context_gated_delta(
     chunks = [chunks_of(x, order) for x in vary_over(axis, *tokens)]
     wide = functools.partial(_wide_rule, implementation=implementation, interpret=interpret)
     out_XBTNP, map_XBNHP = wide(*chunks, dtype=dtype)
-    entering, final_BNHP = _pass_states(map_XBNHP, initial_state_BNHP.astype(dtype), axis)
+    entering, final_BNHP = pass_states(
+        list(map_XBNHP),
+        initial_state_BNHP.astype(dtype),
+        axis,
+        identity=jnp.eye(q_BTKH.shape[-1], map_XBNHP.shape[-1], P, dtype=map_XBNHP.dtype),
+        apply=_apply,
+        name="gated_delta_states",
+    )
     seen_XBTNP = _product("XBTNH,XBNHP->XBTNP", out_XBTNP[..., P:], jnp.stack(entering))
     out_XBTNP = (out_XBTNP[..., :P] + seen_XBTNP).astype(v_BTNP.dtype)
     return whole(out_XBTNP), final_BNHP
@@ -87,32 +93,6 @@ def _wide_rule(q, k, v_XBTNP, log_decay_XBTN, beta_XBTN, ids_XBT, *, dtype, **ho
         **how,
     )
     return out_BTNP.reshape(X, B, T, N, P + H), state_BNHP.reshape(X, B, N, H, P + H)
-
-
-def _pass_states(map_XBNHP, state_BNHP, axis: str):
-    """Returns the states that enter a rank's chunks, and the final one."""
-    last = jax.lax.axis_size(axis) - 1
-    entering = []
-    for map_BNHP, way, end in zip(map_XBNHP, (1, -1), (last, 0), strict=False):
-        before_BNHP = _all_before(map_BNHP, axis, way)
-        entering.append(_apply(before_BNHP, state_BNHP))
-        state_BNHP = of_rank(_apply(map_BNHP, entering[-1]), axis, end)
-    return entering, state_BNHP
-
-
-def _all_before(map_BNHP, axis: str, way: int):
-    """Composes the maps of all ranks before; those are below (`way` 1) or above (-1)."""
-    R, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
-    place = rank if way == 1 else R - 1 - rank
-    H, width = map_BNHP.shape[2:]
-    identity_HP = jnp.eye(H, width, width - H, dtype=map_BNHP.dtype)
-    receive = lambda x, steps: checkpoint_name(along(x, axis, steps), "gated_delta_states")
-    before_BNHP = jnp.where(place == 0, identity_HP, receive(map_BNHP, way))
-    for distance in (1 << n for n in range((R - 1).bit_length())):
-        received_BNHP = receive(before_BNHP, way * distance)
-        longer_BNHP = _apply(before_BNHP, received_BNHP)
-        before_BNHP = jnp.where(place >= distance, longer_BNHP, before_BNHP)
-    return before_BNHP
 
 
 def _apply(map_BNHP, x_BNHP):

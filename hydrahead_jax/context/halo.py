@@ -44,13 +44,22 @@ def context_short_conv(
     ends = jax.tree.map(lambda x_XBC: x_XBC[:, :, length - taps :], tokens)
     first = (tail_BWNH.astype(x_BTNH.dtype), tail_segment_ids_BW)
     ends, first = vary_over(axis, ends, first)
-    tails = jax.tree.map(lambda first, ends: _before(first, ends, axis), first, ends)
+    tails = before(first, ends, axis)
     conv = jax.vmap(lambda x, ids, tail, tail_ids: short_conv(x, weight_WNH, tail, ids, tail_ids))
     return whole(conv(*tokens, *tails))
 
 
+def before(first, ends, axis: str):
+    """Returns what stands before each of a rank's chunks, from the ends of all chunks.
+
+    Args:
+      first: arrays [B, W, ...] before the row's first token, the same on all ranks of `axis`.
+      ends: the last W tokens of the rank's chunks, [X, B, W, ...].
+    """
+    return jax.tree.map(lambda first_BW, ends_XBW: _before(first_BW, ends_XBW, axis), first, ends)
+
+
 def _before(first_BW, ends_XBW, axis: str):
-    """Returns what stands before each of a rank's chunks, from the ends of all chunks."""
     rank, last = jax.lax.axis_index(axis), jax.lax.axis_size(axis) - 1
     low, *high = ends_XBW
     tails = [jnp.where(rank == 0, first_BW, along(low, axis, 1))]

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from hydrahead_jax.context.order import Order
 from hydrahead_jax.context.ranks import around, vary_over
 from hydrahead_jax.context.visible import over_visible
+from hydrahead_jax.ops.null_keys import with_null_keys
 from pallas_kernels import attention, attention_gradients
 from pallas_kernels.attention.merge import merge
 
@@ -35,6 +36,7 @@ def ring_attention(
     order: Order,
     kv_head_of_query: tuple[int, ...] | None = None,
     segment_ids_BT: Int[Array, "B T"] | None = None,
+    null_keys: int = 0,
     implementation: str | None = None,
     interpret=False,
 ) -> Float[Array, "B T N H"]:
@@ -48,6 +50,7 @@ def ring_attention(
       q_BTNH: this rank's tokens, as are all arrays with a T.
       axis: the mesh axis that the tokens lie over.
       order: the order in which they lie. In contiguous order a rank waits for those after it.
+      null_keys: keys of logit 0 and value 0 that every query sees too.
 
     Other arguments and errors are those of `attention`; of its implementations "tpu", "gpu",
     "chunked" and "reference".
@@ -56,7 +59,7 @@ def ring_attention(
         raise ValueError(f"{q_BTNH.shape[1]} tokens a rank; zigzag order has two chunks a rank")
     if kv_head_of_query is not None:
         kv_head_of_query = tuple(kv_head_of_query)
-    how = How(axis, order, kv_head_of_query, implementation, interpret)
+    how = How(axis, order, kv_head_of_query, null_keys, implementation, interpret)
     return _ring(how, *vary_over(axis, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT))
 
 
@@ -67,11 +70,14 @@ class How:
     axis: str
     order: Order
     kv_head_of_query: tuple[int, ...] | None
+    null_keys: int
     implementation: str | None
     interpret: Any
 
     def __hash__(self):
-        return hash((self.axis, self.order, self.kv_head_of_query, self.implementation))
+        return hash(
+            (self.axis, self.order, self.kv_head_of_query, self.null_keys, self.implementation)
+        )
 
     def kernel(self, queries, keys, *, causal: bool) -> dict:
         """Returns the arguments of both kernels."""
@@ -135,6 +141,8 @@ def _forward(how: How, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
     out_BTNH, lse_BTN = part(queries, keys, causal=True)[0]
     start = (around(keys, how.axis), (out_BTNH.astype(lse_BTN.dtype), lse_BTN))
     (_, (out_BTNH, lse_BTN)), _ = jax.lax.scan(step, start, how.distances())
+    if how.null_keys:  # the backward learns of them by the log-sum-exp
+        out_BTNH, lse_BTN = with_null_keys(out_BTNH, lse_BTN, count=how.null_keys)
     out_BTNH = checkpoint_name(out_BTNH.astype(q_BTNH.dtype), "attention_out")
     lse_BTN = checkpoint_name(lse_BTN, "attention_lse")
     return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, out_BTNH, lse_BTN)

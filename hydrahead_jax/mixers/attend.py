@@ -25,7 +25,7 @@ def attend(
     """
     keys = stream.key_segment_ids_BS
     settings = {"kv_head_of_query": kv_head_of_query, "return_lse": null_keys > 0}
-    finish = lambda found: with_null_keys(*found, count=null_keys) if null_keys else found
+    finish = lambda found: with_null_keys(*found, count=null_keys)[0] if null_keys else found
     if stream.layout is not None:
         heads = (q_BTNH, k_BTKH, v_BTKH, kv_head_of_query)
         out_BTNH = attention_on(stream.layout, *heads, stream.segment_ids_BT, null_keys=null_keys)

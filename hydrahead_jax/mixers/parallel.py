@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from hydrahead_jax.context.delta import context_gated_delta
 from hydrahead_jax.context.halo import context_short_conv
 from hydrahead_jax.context.ring import ring_attention
+from hydrahead_jax.context.slots import context_native_hybrid
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.ops.null_keys import with_null_keys
 from hydrahead_jax.sharding import Layout
@@ -17,11 +18,8 @@ def attention_on(
 ):
     """Computes `attention` of complete rows; if tokens are sharded, keys travel round the ring.
 
-    Every query also sees `null_keys` keys of logit 0 and value 0, which needs tokens that are not
-    sharded.
+    Every query also sees `null_keys` keys of logit 0 and value 0.
     """
-    if null_keys:
-        _check_complete_rows(layout)
     heads = _local_heads(kv_head_of_query, k_BTKH.shape[2], layout.size("tensor"))
     if heads is None:
         every = jnp.array(kv_head_of_query)
@@ -30,13 +28,13 @@ def attention_on(
 
     def local(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
         arguments = {"kv_head_of_query": heads, "segment_ids_BT": segment_ids_BT}
-        if null_keys:
-            found = attention(q_BTNH, k_BTKH, v_BTKH, return_lse=True, **arguments)
-            return with_null_keys(*found, count=null_keys)
-        if layout.size("context") == 1:
+        if layout.size("context") > 1:
+            arguments |= {"axis": "context", "order": layout.order, "null_keys": null_keys}
+            return ring_attention(q_BTNH, k_BTKH, v_BTKH, **arguments)
+        if not null_keys:
             return attention(q_BTNH, k_BTKH, v_BTKH, **arguments)
-        ring = {"axis": "context", "order": layout.order}
-        return ring_attention(q_BTNH, k_BTKH, v_BTKH, **ring, **arguments)
+        found = attention(q_BTNH, k_BTKH, v_BTKH, return_lse=True, **arguments)
+        return with_null_keys(*found, count=null_keys)[0]
 
     arrays = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     return _mapped(layout, local, ("BTNH", "BTKH", "BTKH", "BT"), "BTNH")(*arrays)
@@ -52,7 +50,7 @@ def native_hybrid_on(
     kv_head_of_query: tuple[int, ...],
     sinks: bool,
 ):
-    """Runs `native_hybrid_attention` of rows that lie complete on a device.
+    """Runs `native_hybrid_attention` of complete rows, and passes slots between ranks.
 
     Args:
       inputs: (q, k, v, log_forget).
@@ -63,7 +61,6 @@ def native_hybrid_on(
     Returns:
       The output, and the log-sum-exps over the slots and over the window.
     """
-    _check_complete_rows(layout)
     heads = _local_heads(kv_head_of_query, inputs[1].shape[2], layout.size("tensor"))
     if heads is None:
         every = jnp.array(kv_head_of_query)
@@ -71,23 +68,24 @@ def native_hybrid_on(
         rotated = (rotated[0], rotated[1][:, :, every])
         heads = tuple(range(len(kv_head_of_query) // layout.size("tensor")))
 
-    def local(q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, q_rotated, k_rotated, segment_ids_BT):
-        found = native_hybrid_attention(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            log_forget_BTKM,
-            window=window,
-            rotated=(q_rotated, k_rotated),
-            kv_head_of_query=heads,
-            segment_ids_BT=segment_ids_BT,
-            sinks=sinks,
-        )
+    def local(q, k, v, log_forget_BTKM, q_rotated, k_rotated, segment_ids_BT, starts_BT):
+        arrays = (q, k, v, log_forget_BTKM)
+        arguments = {
+            "window": window,
+            "rotated": (q_rotated, k_rotated),
+            "kv_head_of_query": heads,
+            "segment_ids_BT": segment_ids_BT,
+            "sinks": sinks,
+        }
+        if layout.size("context") > 1:
+            arguments |= {"axis": "context", "order": layout.order, "starts_BT": starts_BT}
+            return context_native_hybrid(*arrays, **arguments)
+        found = native_hybrid_attention(*arrays, **arguments)
         return found.out_BTNH, found.slots_lse_BTN, found.window_lse_BTN
 
-    dims = ("BTNH", "BTKH", "BTKH", "BTKM", "BTNH", "BTKH", "BT")
+    dims = ("BTNH", "BTKH", "BTKH", "BTKM", "BTNH", "BTKH", "BT", "BT")
     mapped = _mapped(layout, local, dims, ("BTNH", "BTN", "BTN"))
-    return mapped(*inputs, *rotated, stream.segment_ids_BT)
+    return mapped(*inputs, *rotated, stream.segment_ids_BT, stream.starts_BT)
 
 
 def gated_delta_on(layout: Layout, inputs, stream: Stream):
@@ -135,13 +133,6 @@ def _mapped(layout: Layout, local, arguments, results: str | tuple[str, ...]):
     specs = tuple(layout.spec(dims) for dims in arguments)
     out_specs = jax.tree.map(layout.spec, results)
     return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=out_specs)
-
-
-def _check_complete_rows(layout: Layout) -> None:
-    if (ranks := layout.size("context")) > 1:
-        raise ValueError(
-            f"native hybrid attention needs complete rows on a device; set context={ranks} to 1"
-        )
 
 
 def _local_heads(kv_head_of_query, kv_heads: int, ranks: int) -> tuple[int, ...] | None:

@@ -21,6 +21,7 @@ _KEPT_BY_KERNELS = (
     "gated_delta_inverses",
     "slot_attention_out",
     "slot_attention_slots",
+    "slot_attention_states",
 )
 
 

@@ -3,15 +3,19 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def with_null_keys(
     out_BNH: Float[Array, "*B H"], lse_BN: Float[Array, "*B"], *, count: int
-) -> Float[Array, "*B H"]:
-    """Returns the output of a softmax that has `count` null keys in its denominator as well.
+) -> tuple[Float[Array, "*B H"], Float[Array, "*B"]]:
+    """Returns output and log-sum-exp of a softmax with `count` null keys in its denominator too.
 
-    `lse_BN` is the log-sum-exp without them; where it is -inf, the output stays 0.
+    `lse_BN` is the log-sum-exp without them; where it is -inf, nothing changes.
     """
-    share_BN = jax.nn.sigmoid(lse_BN - math.log(count))
-    return (out_BNH * share_BN[..., None]).astype(out_BNH.dtype)
+    seen_BN = lse_BN > -jnp.inf
+    finite_BN = jnp.where(seen_BN, lse_BN, 0.0)
+    share_BN = jax.nn.sigmoid(finite_BN - math.log(count))
+    lse_BN = jnp.where(seen_BN, jnp.logaddexp(finite_BN, math.log(count)), -jnp.inf)
+    return (out_BNH * share_BN[..., None]).astype(out_BNH.dtype), lse_BN

@@ -34,15 +34,26 @@ class Writes(NamedTuple):
 
 
 def make_writes(
-    k_BTKH, v_BTKH, log_forget_BTKM, state: SlotState, segment_ids_BT, *, sinks: bool
+    k_BTKH,
+    v_BTKH,
+    log_forget_BTKM,
+    state: SlotState,
+    segment_ids_BT,
+    *,
+    sinks: bool,
+    row_goes_on: bool = False,
 ) -> tuple[Writes, SlotState]:
     """Returns the writes of all steps, and `state` with what waits after the last token.
 
     The slots of the returned state are the old ones.
+
+    Args:
+      row_goes_on: other tokens follow, so padding at the end takes up positions too.
     """
     T = segment_ids_BT.shape[1]
     real_BT, runs_BT = segment_ids_BT != 0, state_runs(segment_ids_BT)
-    last_B1 = jnp.max(jnp.where(real_BT, jnp.arange(T), -1), axis=1, keepdims=True)
+    is_place_BT = jnp.ones_like(real_BT) if row_goes_on else real_BT
+    last_B1 = jnp.max(jnp.where(is_place_BT, jnp.arange(T), -1), axis=1, keepdims=True)
     starts_BT = jnp.diff(runs_BT, axis=1, prepend=0) > 0
 
     positions = _Positions.join(state, k_BTKH, v_BTKH, log_forget_BTKM, real_BT, runs_BT)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hydrahead_jax.cache.layered import CONV_TAPS
-from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
+from hydrahead_jax.config import Hydra, Mixer, ModelConfig, NativeHybrid
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.mixers.hydra_heads import hydra_heads
 from hydrahead_jax.sharding import MeshConfig, nearest_divisors
@@ -31,18 +31,22 @@ def check_mesh(
                 f"{where}: {axis} is {ranks}, which does not divide {what} of {size}; take one of "
                 f"the nearest that do: {works}"
             )
-    if sizes["context"] > 1 and any(isinstance(m, NativeHybrid) for m in config.mixers):
-        raise UserError(
-            f"{where}: context is {sizes['context']}, and native hybrid attention needs complete "
-            "rows on a device; set context=1 and share out rows by fsdp or heads by tensor"
-        )
     tokens = stage.data.length // _chunks(mesh, sizes)
-    if sizes["context"] > 1 and tokens < CONV_TAPS - 1:
+    least, what = max(map(_least_chunk, config.mixers))
+    if sizes["context"] > 1 and tokens < least:
         raise UserError(
-            f"{where}: context={sizes['context']} leaves chunks of {tokens} tokens, and the "
-            f"convolution needs {CONV_TAPS - 1}; lower context or lengthen data.length"
+            f"{where}: context={sizes['context']} leaves chunks of {tokens} tokens, and {what} "
+            f"needs {least}; lower context or lengthen data.length"
         )
     return sizes
+
+
+def _least_chunk(mixer: Mixer) -> tuple[int, str]:
+    """Returns the tokens before a chunk that its rank needs, and what for."""
+    if isinstance(mixer, NativeHybrid):
+        return mixer.window or 0, "a window"
+    has_convolution = isinstance(mixer, Hydra) and mixer.choices.short_conv
+    return (CONV_TAPS - 1 if has_convolution else 0), "the convolution"
 
 
 def _chunks(mesh: MeshConfig, sizes: dict[str, int]) -> int:

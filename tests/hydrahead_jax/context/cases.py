@@ -6,7 +6,7 @@ import numpy as np
 
 T, TAPS = 96, 4  # 96 tokens divide into the chunks of 2, 3, 4 and 8 ranks in either order
 KV_HEAD_OF_QUERY = (2, 0, 2)
-KV_HEADS, KEY_HEADS, VALUE_HEADS, HEAD, VALUES = 3, 1, 2, 4, 3
+KV_HEADS, KEY_HEADS, VALUE_HEADS, HEAD, VALUES, SLOTS, WINDOW = 3, 1, 2, 4, 3, 5, 7
 
 
 def _segments() -> dict[str, np.ndarray]:
@@ -59,9 +59,24 @@ RUNS = (
     Run("delta", "contiguous", 2, 4, "float64"),
     Run("delta", "zigzag", 1, 8, "float32"),
     Run("delta", "contiguous", 1, 2, "float32"),
+    Run("null keys", "zigzag", 2, 4, "float64"),
+    Run("slots", "zigzag", 2, 4, "float64"),
+    Run("slots", "contiguous", 1, 8, "float64"),
+    Run("slots", "zigzag", 1, 3, "float32"),
+    Run("slots without sinks", "zigzag", 1, 3, "float64"),
+    Run("slots without window", "contiguous", 2, 4, "float64"),
     Run("conv", "zigzag", 2, 4, "float64"),
     Run("conv", "contiguous", 1, 8, "float64"),
 )
+
+
+class Slots(NamedTuple):
+    q_BTNH: np.ndarray
+    k_BTKH: np.ndarray
+    v_BTKH: np.ndarray
+    log_forget_BTKM: np.ndarray
+    q_rotated_BTNH: np.ndarray
+    k_rotated_BTKH: np.ndarray
 
 
 class Attention(NamedTuple):
@@ -85,8 +100,8 @@ class Conv(NamedTuple):
     tail_BWNH: np.ndarray
 
 
-def inputs() -> tuple[Attention, Delta, Conv]:
-    """Returns the inputs of all ops; they are exact in float32."""
+def inputs() -> dict[str, NamedTuple]:
+    """Returns the inputs of each op; they are exact in float32."""
     rng = np.random.default_rng(0)
     B, N = len(ROWS), len(KV_HEAD_OF_QUERY)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
@@ -100,8 +115,17 @@ def inputs() -> tuple[Attention, Delta, Conv]:
     state_BNHP = normal(B, VALUE_HEADS, HEAD, VALUES)
     values_BTNP = normal(B, T, VALUE_HEADS, VALUES)
     queries = normal(B, T, KEY_HEADS, HEAD)
-    return (
-        Attention(*(normal(B, T, n, HEAD) for n in (N, KV_HEADS, KV_HEADS))),
-        Delta(queries, keys, values_BTNP, log_decay_BTN, beta_BTN, state_BNHP),
-        Conv(normal(B, T, N, HEAD), normal(TAPS, N, HEAD), normal(B, TAPS - 1, N, HEAD)),
-    )
+    attention = Attention(*(normal(B, T, n, HEAD) for n in (N, KV_HEADS, KV_HEADS)))
+    log_forget_BTKM = -np.exp(2 * normal(B, T, KV_HEADS, SLOTS) - 3)
+    log_forget_BTKM[:, 40:43] = -20.0
+    log_forget_BTKM[:, 60:, :, 0] = 0.0
+    slots = Slots(*attention, log_forget_BTKM, *(normal(B, T, n, HEAD) for n in (N, KV_HEADS)))
+    return {
+        "attention": attention,
+        "null keys": attention,
+        "delta": Delta(queries, keys, values_BTNP, log_decay_BTN, beta_BTN, state_BNHP),
+        "slots": slots,
+        "slots without sinks": slots,
+        "slots without window": slots,
+        "conv": Conv(normal(B, T, N, HEAD), normal(TAPS, N, HEAD), normal(B, TAPS - 1, N, HEAD)),
+    }

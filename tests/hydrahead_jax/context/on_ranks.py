@@ -24,8 +24,9 @@ from hydrahead_jax.context.delta import context_gated_delta
 from hydrahead_jax.context.halo import context_short_conv
 from hydrahead_jax.context.order import from_order, to_order
 from hydrahead_jax.context.ring import ring_attention
+from hydrahead_jax.context.slots import context_native_hybrid
 from hydrahead_jax.ops.short_conv import short_conv
-from pallas_kernels import attention, gated_delta
+from pallas_kernels import attention, gated_delta, native_hybrid_attention
 from pallas_kernels.gated_delta.segments import state_runs
 from tests.hydrahead_jax.context import cases
 from tests.hydrahead_jax.context.cases import Run
@@ -49,6 +50,21 @@ def delta_on_ranks(*arrays, **where):
     )
 
 
+def slots_on_ranks(*arrays, sinks=True, window=cases.WINDOW, **where):
+    *inputs, q_rotated, k_rotated, ids_BT, starts_BT = arrays
+    found = context_native_hybrid(
+        *inputs,
+        window=window,
+        rotated=(q_rotated, k_rotated),
+        kv_head_of_query=cases.KV_HEAD_OF_QUERY,
+        segment_ids_BT=ids_BT,
+        starts_BT=starts_BT,
+        sinks=sinks,
+        **where,
+    )
+    return _finite(found)
+
+
 def conv_on_ranks(x, weight, tail, ids_BT, starts_BT, tail_ids_BW, **where):
     return (context_short_conv(x, weight, tail, ids_BT, tail_ids_BW, **where),)
 
@@ -66,6 +82,17 @@ def attention_whole(q, k, v):
     )
 
 
+def null_keys_on_ranks(*arrays, **where):
+    return attention_on_ranks(*arrays, null_keys=cases.SLOTS, **where)
+
+
+def null_keys_whole(q, k, v):
+    arguments = {"kv_head_of_query": cases.KV_HEAD_OF_QUERY, "segment_ids_BT": cases.IDS_BT}
+    found = attention(q, k, v, **arguments, return_lse=True, implementation="reference")
+    out_BTNH, lse_BTN = found
+    return (out_BTNH / (1 + cases.SLOTS * jnp.exp(-lse_BTN))[..., None],)
+
+
 def delta_whole(*arrays):
     *tokens, state_BNHP = arrays
     return gated_delta(
@@ -76,12 +103,41 @@ def delta_whole(*arrays):
     )
 
 
+def slots_whole(*arrays, sinks=True, window=cases.WINDOW):
+    *inputs, q_rotated, k_rotated = arrays
+    found = native_hybrid_attention(
+        *inputs,
+        window=window,
+        rotated=(q_rotated, k_rotated),
+        kv_head_of_query=cases.KV_HEAD_OF_QUERY,
+        segment_ids_BT=jnp.asarray(cases.IDS_BT),
+        sinks=sinks,
+    )
+    return _finite((found.out_BTNH, found.slots_lse_BTN, found.window_lse_BTN))
+
+
+def _finite(results):
+    """Replaces the log-sum-exp of queries that see nothing by one that can be subtracted."""
+    return tuple(jnp.where(x > -jnp.inf, x, 999.0) for x in results)
+
+
 def conv_whole(x, weight, tail):
     return (short_conv(x, weight, tail, cases.IDS_BT, cases.TAIL_IDS_BW),)
 
 
+SLOTS = (slots_on_ranks, slots_whole, (TOKENS,) * 6, (TOKENS,) * 3, ())
+
+
+def _changed(op, **options):
+    return (*(functools.partial(function, **options) for function in op[:2]), *op[2:])
+
+
 OPS = {  # op on ranks, op on one device, places of arguments and results, further arguments
     "attention": (attention_on_ranks, attention_whole, (TOKENS,) * 3, (TOKENS,), ()),
+    "null keys": (null_keys_on_ranks, null_keys_whole, (TOKENS,) * 3, (TOKENS,), ()),
+    "slots": SLOTS,
+    "slots without sinks": _changed(SLOTS, sinks=False),
+    "slots without window": _changed(SLOTS, window=0),
     "delta": (delta_on_ranks, delta_whole, (TOKENS,) * 5 + (ROWS,), (TOKENS, ROWS), ()),
     "conv": (conv_on_ranks, conv_whole, (TOKENS, SAME, ROWS), (TOKENS,), (cases.TAIL_IDS_BW,)),
 }
@@ -120,7 +176,7 @@ def with_gradients(function, arrays) -> list[np.ndarray]:
 
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    inputs = dict(zip(OPS, cases.inputs(), strict=True))
+    inputs = cases.inputs()
     cast = lambda op, dtype: [jnp.asarray(x, dtype) for x in inputs[op]]
     exact = {op: with_gradients(OPS[op][1], cast(op, "float64")) for op in OPS}
     report = {}

@@ -30,7 +30,10 @@ def report() -> dict:
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_equals_one_device(report, run):
     found = report[str(run)]
-    assert len(found) == {"attention": 4, "delta": 8, "conv": 4}[run.op]
+    assert (
+        len(found)
+        == {"attention": 4, "null": 4, "delta": 8, "slots": 9, "conv": 4}[run.op.split()[0]]
+    )
     wrong = {
         f"{name}, {ROWS[row] if name != 'gradient of weight_WNH' else f'tap {row}'}": error
         for name, errors in found.items()

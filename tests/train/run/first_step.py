@@ -38,6 +38,7 @@ CASES = {  # name -> student, loss, mesh, what else the stage says
     "distill on context": (STUDENT, "distill", CONTEXT, {"microbatches": 2, "remat": "full"}),
     "distill on mixed": (STUDENT, "distill", MIXED, {"scan_layers": True, "ce_weight": 0.5}),
     "native hybrid on heads": (NATIVE_HYBRID, "next_token", HEADS, {"remat": "kernels"}),
+    "native hybrid on mixed": (NATIVE_HYBRID, "distill", MIXED, {"remat": "full"}),
 }
 
 
