@@ -10,6 +10,7 @@ from pallas_kernels.attention.arguments import checked_heads
 from pallas_kernels.dispatch import Choice, Op
 from pallas_kernels.gated_delta.gates import reset_log_decay
 from pallas_kernels.slot_attention.chunked import slot_attention_chunked
+from pallas_kernels.slot_attention.gpu.op import slot_attention_gpu
 from pallas_kernels.slot_attention.problem import Problem
 from pallas_kernels.slot_attention.reference import (
     slot_attention_reference,
@@ -19,11 +20,12 @@ from pallas_kernels.slot_attention.state import SlotState, empty_state
 from pallas_kernels.slot_attention.tpu.blocks import TpuBlocks
 from pallas_kernels.slot_attention.tpu.op import slot_attention_tpu
 
-SlotAttentionImplementation = Literal["tpu", "chunked", "reference"]
+SlotAttentionImplementation = Literal["tpu", "gpu", "chunked", "reference"]
 SlotStepImplementation = Literal["reference"]
 
 _slot_attention = Op("slot_attention")
 _slot_attention.register("tpu", slot_attention_tpu, blocks=TpuBlocks)
+_slot_attention.register("gpu", slot_attention_gpu)
 _slot_attention.register("chunked", slot_attention_chunked)
 _slot_attention.register("reference", slot_attention_reference)
 
@@ -75,7 +77,7 @@ def slot_attention(
       scale: factor of the logits; 1 / sqrt(H) if None.
       sinks: empty slots count as keys with logit 0 and value 0, as in the paper. False: a query
         sees the slots only once a token of its segment was written.
-      implementation: "tpu" (Pallas kernels), "chunked" (plain JAX), "reference" (sequential,
+      implementation: "tpu", "gpu" (Pallas kernels), "chunked" (plain JAX), "reference" (sequential,
         float32), or None for the best that accepts the arguments, logged once. A sequence of names
         tries these in order.
       blocks: block sizes of "tpu", in place of its own choice; the others refuse them.

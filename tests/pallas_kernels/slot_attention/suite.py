@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from pallas_kernels import slot_attention
 from pallas_kernels.slot_attention.state import SlotState
 from tests.pallas_kernels.kit.cases import both, in_dtype
-from tests.pallas_kernels.kit.implementation import Implementation, tpu_kernels
+from tests.pallas_kernels.kit.implementation import Implementation, hopper_kernels, tpu_kernels
 from tests.pallas_kernels.kit.suite import Sharded, Suite
 from tests.pallas_kernels.slot_attention.cases import (
     CASES,
@@ -25,6 +25,7 @@ IMPLEMENTATIONS = (
     Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
     Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
     tpu_kernels(cases=both(wide(case, 64) for case in (FORMS[0], *FORMS[-6:]))),
+    hopper_kernels(head_dims=(64, 128), own_tests=True),
 )
 
 

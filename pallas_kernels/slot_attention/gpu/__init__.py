@@ -1,0 +1,1 @@
+"""Runs gated slot attention on Hopper GPUs."""

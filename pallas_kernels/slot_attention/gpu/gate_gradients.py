@@ -1,0 +1,124 @@
+"""Computes the gradients of shares and log decays; `written_chunk` states the algebra."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.attention.gpu.passes import Readers, readers_between
+from pallas_kernels.hopper import blocks
+from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
+from pallas_kernels.slot_attention.gpu import decays, written_chunk
+from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates, Pair
+from pallas_kernels.slot_attention.gpu.decays import TILE, floats, fresh
+from pallas_kernels.slot_attention.gpu.written_chunk import SIDES
+
+
+class GateGradients(NamedTuple):
+    """Carries both sides' gradients, without what comes through the slots that enter a chunk."""
+
+    dlog_decay_XBKZCM: jax.Array
+    dshare_XBKZCM: jax.Array
+
+
+def gate_gradients(
+    rows: Pair,
+    written: Pair,
+    weights: Pair,
+    gates: Gates,
+    dstates_BKZXHM,
+    readers: Readers,
+    *,
+    interpret,
+) -> GateGradients:
+    """Returns the gradients of log decays and shares of both sides, float32."""
+    B, K, Z = dstates_BKZXHM.shape[:3]
+    H = rows.k.shape[3]
+    return GateGradients(
+        *blocks.kernel(
+            functools.partial(_gates_body, interpret=bool(interpret)),
+            *(rows, written, weights, gates, dstates_BKZXHM, readers),
+            name="slot_attention_gates",
+            grid=dict(b=B, k=K, z=Z, side=SIDES),
+            outputs=[((SIDES, B, K, Z, CHUNK, SLOTS), jnp.float32)] * 2,
+            scratch=dict(
+                chunk=written_chunk.buffers(H, written=True),
+                halves_1CM=blocks.operand(1, CHUNK, SLOTS),
+                dlog_1CM=blocks.operand(1, CHUNK, SLOTS),
+                scores_CC_ref=blocks.operand(CHUNK, CHUNK),
+            ),
+            interpret=interpret,
+        )
+    )
+
+
+def _gates_body(
+    rows,
+    written,
+    weights,
+    gates,
+    dstates,
+    readers,
+    dlog_decay,
+    dshare,
+    *,
+    chunk,
+    halves_1CM,
+    dlog_1CM,
+    scores_CC_ref,
+    interpret,
+):
+    b, kv_head, z, side = written_chunk.place()
+    product = functools.partial(blocks.product, interpret=interpret)
+    written_chunk.load(chunk, gates, dstates, written)
+    rows_CC, columns_CC = decays.indices()
+
+    def passed_on(counts_CC, dlog, start=None):
+        """Adds gradients of sums of log decays to those of the tokens that count for them."""
+        dlog_1CM[0] = rounded(dlog)
+        plgpu.commit_smem()
+        return product((decays.ones(counts_CC), fresh(dlog_1CM)), start=start)
+
+    def add_head(x, found):
+        dlog_decay_CM, dshare_CM = found
+        written_chunk.load_head(chunk, rows, weights, readers.order_N[x])
+        rows_CC, columns_CC = decays.indices()
+        scores_CC = product((fresh(chunk.rows_1CH), transposed(fresh(chunk.written_1CH))))
+        own_C = jnp.sum(registers(jnp.where(rows_CC == columns_CC, scores_CC, 0.0)), axis=1)
+        dshare_CM = registers(dshare_CM + floats(chunk.weights_CM) * on_rows(own_C, TILE))
+        scores_CC = rounded(scores_CC)
+        mirrored_CC = rounded(
+            product((fresh(chunk.written_1CH), transposed(fresh(chunk.rows_1CH))))
+        )
+        scores_CC_ref[...] = jnp.where(rows_CC > columns_CC, scores_CC, mirrored_CC)
+
+        def add(number, found):
+            dlog_decay_CM, dshare_CM = found
+            half = decays.half_of(number)
+            decay_CM = written_chunk.decay(chunk, half, product)
+            halves_1CM[0] = rounded(decay_CM * written_chunk.factors(chunk, half))
+            plgpu.commit_smem()
+            crossing_CC = decays.masked(
+                decays.crosses_either_way(half, rows_CC, columns_CC),
+                registers(blocks.matrix(scores_CC_ref)),
+            )
+            d_CM = registers(decay_CM * product((crossing_CC, fresh(halves_1CM))))
+            second_CM = decays.is_second(half)
+            dshare_CM = registers(dshare_CM + jnp.where(second_CM, 0.0, d_CM))
+            counts_CC = decays.counts(half, columns_CC, rows_CC)
+            return passed_on(
+                counts_CC, registers(d_CM * written_chunk.factors(chunk, half)), dlog_decay_CM
+            ), dshare_CM
+
+        return lax.fori_loop(0, decays.HALVES, add, (dlog_decay_CM, dshare_CM))
+
+    exit_CM = decays.decay(chunk.gates_XCM, columns_CC > rows_CC, product)
+    dshare_CM = registers(exit_CM * product((fresh(chunk.written_1CH), chunk.dstate_HM)))
+    dlog = registers(dshare_CM * floats(chunk.share_CM))
+    found = passed_on(rows_CC > columns_CC, dlog), dshare_CM
+    found = lax.fori_loop(*readers_between(readers, kv_head), add_head, found)
+    for target, x_CM in zip((dlog_decay, dshare), found, strict=True):
+        blocks.put(target.at[side, b, kv_head, z], x_CM, interpret=interpret)
