@@ -59,8 +59,8 @@ ONE_CELL = {
     ),
     "test-latest": ("tests/pallas_kernels/hardware", "tests/pallas_kernels/report"),
 }
-# The commands, and with them checkpoints, data and meshes, run with the newest jax too.
-BOTH_CELLS = ("tests/hydrahead_jax/selection/test_select.py", "tests/train/commands")
+# The commands, and with them selection, checkpoints and data, run with the newest jax too.
+BOTH_CELLS = ("tests/train/commands", "tests/train/select/test_select.py")
 
 
 def pytest_addoption(parser) -> None:

@@ -34,8 +34,19 @@ TESTED = [
     if not x.own_tests
 ]
 implementations = pytest.mark.parametrize(("suite", "name"), TESTED)
+
+
+def marks_of(tested, form) -> tuple:
+    """Returns the marks of a test of padding.
+
+    Mosaic GPU's interpreter takes a quarter of a minute for a form, and "mixed" has them all.
+    """
+    is_heavy = tested.values[1] == "gpu" and form.name != "mixed"
+    return (*tested.marks, pytest.mark.heavy) if is_heavy else tested.marks
+
+
 PADDINGS = [
-    pytest.param(*tested.values, form, marks=tested.marks, id=f"{tested.id}-{form.name}")
+    pytest.param(*tested.values, form, marks=marks_of(tested, form), id=f"{tested.id}-{form.name}")
     for tested in TESTED
     for form in tested.values[0].forms
     if form.name == form.segments
