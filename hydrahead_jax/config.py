@@ -11,50 +11,14 @@ import math
 import reprlib
 from typing import Literal
 
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
+
 Fusion = Literal["scale", "none", "gated"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FullAttention:
     """Chooses softmax attention with RoPE on every head: the teacher's mixer."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HydraChoices:
-    """Says how a HydraHead layer computes; docs/architecture.md marks the paper's choices.
-
-    Attributes:
-      fusion: "scale" normalises each head and multiplies by its gamma; "gated" adds a softmax
-        over the two branches, per token; "none" passes the heads on as they are.
-      neg_eigval: beta in (0, 2) in place of (0, 1).
-      short_conv: a 4-tap causal convolution on the q, k and v of the delta-rule heads.
-      conv_silu: SiLU after that convolution.
-      log_scale_base: a of the query scale ln(t + a) / ln(a) of the softmax heads.
-      log_scale_in_training: apply that scale in training too, not only at inference.
-      query_decomposition: separate q, k, v projections and QK norms for the two branches.
-    """
-
-    fusion: Fusion = "scale"
-    neg_eigval: bool = False
-    short_conv: bool = True
-    conv_silu: bool = False
-    log_scale_base: float = 500.0
-    log_scale_in_training: bool = False
-    query_decomposition: bool = True
-
-    def __post_init__(self):
-        if self.fusion not in ("scale", "none", "gated"):
-            raise ValueError(f"fusion={self.fusion!r} is none of 'scale', 'none', 'gated'")
-        if not 1 < self.log_scale_base < math.inf:
-            raise ValueError(f"log_scale_base={self.log_scale_base} must be above 1 and finite")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Hydra:
-    """Chooses softmax attention for `fa_heads`, the gated delta rule for all other query heads."""
-
-    fa_heads: tuple[int, ...]
-    choices: HydraChoices = HydraChoices()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +51,52 @@ class NativeHybrid:
     def null_keys(self) -> int:
         """Counts the keys of logit 0 and value 0 that a query of a global layer sees."""
         return self.slots if self.sinks and self.window is None else 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HydraChoices:
+    """Says how a HydraHead layer computes; docs/architecture.md marks the paper's choices.
+
+    Attributes:
+      fusion: "scale" normalises each head and multiplies by its gamma; "gated" adds a softmax
+        over the two branches, per token; "none" passes the heads on as they are.
+      neg_eigval: beta in (0, 2) in place of (0, 1).
+      short_conv: a 4-tap causal convolution on the q, k and v of the delta-rule heads.
+      conv_silu: SiLU after that convolution.
+      log_scale_base: a of the query scale ln(t + a) / ln(a) of the softmax heads.
+      log_scale_in_training: apply that scale in training too, not only at inference.
+      query_decomposition: separate q, k, v projections and QK norms for the two branches.
+      native_hybrid: the heads that are not softmax compute native hybrid attention in place of the
+        delta rule, which alone has convolutions and `neg_eigval`.
+    """
+
+    fusion: Fusion = "scale"
+    neg_eigval: bool = False
+    short_conv: bool = True
+    conv_silu: bool = False
+    log_scale_base: float = 500.0
+    log_scale_in_training: bool = False
+    query_decomposition: bool = True
+    native_hybrid: NativeHybrid | None = dataclasses.field(default=None, metadata=RECORDED_IF_SET)
+
+    def __post_init__(self):
+        if self.fusion not in ("scale", "none", "gated"):
+            raise ValueError(f"fusion={self.fusion!r} is none of 'scale', 'none', 'gated'")
+        if not 1 < self.log_scale_base < math.inf:
+            raise ValueError(f"log_scale_base={self.log_scale_base} must be above 1 and finite")
+        if self.native_hybrid is not None and self.native_hybrid.window is None:
+            raise ValueError("native_hybrid.window must be a number: softmax heads see all tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hydra:
+    """Chooses softmax attention for `fa_heads`, a recurrence for all other query heads.
+
+    That is the gated delta rule, or native hybrid attention if the choices say so.
+    """
+
+    fa_heads: tuple[int, ...]
+    choices: HydraChoices = HydraChoices()
 
 
 Mixer = FullAttention | Hydra | NativeHybrid

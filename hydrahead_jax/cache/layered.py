@@ -94,8 +94,9 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32
 
 def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dtype) -> LayerCache:
     H = config.head_dim
+    slots = lambda kv_heads, kind: _empty_slots(batch, kv_heads, H, kind, dtype)
     if isinstance(mixer, NativeHybrid) and mixer.window is not None:
-        return LayerCache(None, None, _empty_slots(config, mixer, batch, dtype))
+        return LayerCache(None, None, slots(config.kv_heads, mixer))
     kv_heads, gdn_heads = config.kv_heads, 0
     if isinstance(mixer, Hydra):
         kv_heads = len({config.kv_head(head) for head in mixer.fa_heads})
@@ -105,13 +106,16 @@ def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dt
         jnp.zeros((batch, gdn_heads, H, H), jnp.float32),
         *(jnp.zeros((batch, CONV_TAPS - 1, gdn_heads, H), dtype) for _ in range(3)),
     )
-    return LayerCache(kv if kv_heads else None, recurrent if gdn_heads else None)
+    kv = kv if kv_heads else None
+    if gdn_heads and mixer.choices.native_hybrid is not None:
+        heads = (config.kv_head(n) for n in range(config.query_heads) if n not in mixer.fa_heads)
+        return LayerCache(kv, None, slots(len(set(heads)), mixer.choices.native_hybrid))
+    return LayerCache(kv, recurrent if gdn_heads else None)
 
 
-def _empty_slots(config: ModelConfig, mixer: NativeHybrid, batch: int, dtype) -> SlotState:
-    shape = lambda size: jax.ShapeDtypeStruct((batch, 0, config.kv_heads, size), dtype)
-    k, log_forget = shape(config.head_dim), shape(mixer.slots)
-    return empty_state(k, k, log_forget, mixer.window)
+def _empty_slots(batch: int, kv_heads: int, H: int, mixer: NativeHybrid, dtype) -> SlotState:
+    shape = lambda size: jax.ShapeDtypeStruct((batch, 0, kv_heads, size), dtype)
+    return empty_state(shape(H), shape(H), shape(mixer.slots), mixer.window)
 
 
 def pick_slots(state: SlotState, kv_heads: tuple[int, ...]) -> SlotState:

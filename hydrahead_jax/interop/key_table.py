@@ -43,7 +43,8 @@ def key_table(config: ModelConfig) -> list[Row]:
 
     A hybrid layer has the names of Qwen3's attention below `self_attn.fa` and `self_attn.gdn`,
     or below `self_attn` where the branches share one projection. Its `o_proj` is one matrix. A
-    native hybrid layer has Qwen3's names, and the gates of its slots as `self_attn.g_proj`.
+    native hybrid layer has Qwen3's names, and the gates of its slots as `self_attn.g_proj`; native
+    hybrid heads of a HydraHead layer stand below `self_attn.slots`.
     """
     rows = [Row("model.embed_tokens.weight", (("w_embed_VD",),), Same())]
     for layer, mixer in enumerate(config.mixers):
@@ -113,7 +114,8 @@ def _hydra_rows(config: ModelConfig, layer: int, mixer: Hydra) -> Iterator[Row]:
     name, path = _roots(layer)
     choices = mixer.choices
     gdn = tuple(n for n in range(config.query_heads) if n not in mixer.fa_heads)
-    branches = {kind: h for kind, h in (("fa", mixer.fa_heads), ("gdn", gdn)) if h}
+    other = "gdn" if choices.native_hybrid is None else "slots"
+    branches = {kind: h for kind, h in (("fa", mixer.fa_heads), (other, gdn)) if h}
     if not choices.query_decomposition:
         yield from _projection_rows(config, name, path)
     for kind in branches:
@@ -124,7 +126,11 @@ def _hydra_rows(config: ModelConfig, layer: int, mixer: Hydra) -> Iterator[Row]:
         if choices.fusion != "none":
             yield Row(f"{name}.{kind}.o_norm.weight", ((*path, kind, "out_norm_H"),), Same())
             yield Row(f"{name}.{kind}.gamma", ((*path, kind, "gamma_N"),), Same(), True)
-    if gdn:
+    if gdn and choices.native_hybrid is not None:
+        gates = ((*path, "slots", "w_gate_slots_DKM"),)
+        layout = Heads(choices.native_hybrid.slots)
+        yield Row(f"{name}.slots.slot_gate_proj.weight", gates, layout)
+    elif gdn:
         yield from _delta_rows(config, f"{name}.gdn", (*path, "gdn"), choices.short_conv)
     if choices.fusion == "gated":
         yield Row(f"{name}.fusion_proj.weight", ((*path, "w_fusion_DX"),), Transposed())

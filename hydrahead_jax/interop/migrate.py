@@ -66,7 +66,8 @@ def migrate(
     KV head that it reads. Gamma is the teacher's head RMS, so that normalising a head does not lose
     its scale. Gates, convolution, decay and write strength start as the mixer initialises them.
 
-    A native hybrid layer keeps all of the teacher's mixer. The gate of slot m starts as the mean of
+    A native hybrid layer keeps all of the teacher's mixer, and native hybrid heads of a HydraHead
+    layer the KV heads that they read. The gate of slot m starts as the mean of
     H / M rows of its KV head's key projection, the m-th group of them (arXiv 2510.07019, whose
     code starts gates from the key projection too).
 
@@ -104,9 +105,13 @@ def _migrate(student_config: ModelConfig, teacher_params: dict, key, head_rms_LN
             )
         elif isinstance(mixer, NativeHybrid) and mixer.window is not None:
             w_k_DKH = layers[layer]["mixer"]["qkv"]["w_k_DKH"]
-            groups = w_k_DKH.reshape(*w_k_DKH.shape[:2], mixer.slots, -1)
-            layers[layer]["mixer"]["w_gate_slots_DKM"] = jnp.mean(groups, axis=-1)
+            layers[layer]["mixer"]["w_gate_slots_DKM"] = _first_gates(w_k_DKH, mixer.slots)
     return copies
+
+
+def _first_gates(w_k_DKH, slots: int):
+    """Returns gates [D, K, M]: means of H / M key rows each."""
+    return jnp.mean(w_k_DKH.reshape(*w_k_DKH.shape[:2], slots, -1), axis=-1)
 
 
 def _migrate_mixer(teacher: dict, drawn: dict, heads: HydraHeads, head_rms_N) -> dict:
@@ -114,7 +119,12 @@ def _migrate_mixer(teacher: dict, drawn: dict, heads: HydraHeads, head_rms_N) ->
     student = dict(drawn)
     if "qkv" in drawn:
         student["qkv"] = teacher["qkv"]
-    for name, own, kv in (("fa", heads.fa, heads.kv), ("gdn", heads.gdn, heads.kv_of_gdn)):
+    branches = (
+        ("fa", heads.fa, heads.kv),
+        ("gdn", heads.gdn, heads.kv_of_gdn),
+        ("slots", heads.gdn, heads.kv_of_slots),
+    )
+    for name, own, kv in branches:
         if name not in drawn:
             continue
         own, kv = jnp.array(own), jnp.array(kv)
@@ -127,6 +137,10 @@ def _migrate_mixer(teacher: dict, drawn: dict, heads: HydraHeads, head_rms_N) ->
                 "q_norm_H": jnp.copy(teacher["qkv"]["q_norm_H"]),
                 "k_norm_H": jnp.copy(teacher["qkv"]["k_norm_H"]),
             }
+        if name == "slots":
+            w_k_DKH = teacher["qkv"]["w_k_DKH"][:, kv]
+            slots = branch["w_gate_slots_DKM"].shape[-1]
+            branch["w_gate_slots_DKM"] = _first_gates(w_k_DKH, slots)
         if "gamma_N" in branch:
             branch["gamma_N"] = jnp.asarray(head_rms_N, jnp.float32)[own]
         student[name] = branch
@@ -149,8 +163,9 @@ def _check(teacher: ModelConfig, student: ModelConfig, head_rms_LN) -> None:
             "head plan made for this teacher"
         )
     for mixer in student.mixers:
-        if isinstance(mixer, NativeHybrid) and mixer.window is not None:
-            check_slots(mixer.slots, student.head_dim)
+        slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
+        if isinstance(slots, NativeHybrid) and slots.window is not None:
+            check_slots(slots.slots, student.head_dim)
     shape = (teacher.layers, teacher.query_heads)
     if head_rms_LN.shape != shape:
         raise UserError(f"head_rms_LN has shape {head_rms_LN.shape}, the teacher needs {shape}")

@@ -65,11 +65,12 @@ lm_eval cuts longer inputs to `max_length`; give a larger one for tasks of long 
   tells where they do; such a row leaves no cache.
 """
 _HYDRA = """\
-Softmax attention on {softmax} of {total} query heads, the gated delta rule on the others of the
+Softmax attention on {softmax} of {total} query heads, {others} on the others of the
 same layers (HydraHead, arXiv 2606.20097)."""
 _HYDRA_SPEED = """\
 - The gated delta rule runs in plain PyTorch, and on a GPU by flash-linear-attention and
   causal-conv1d where they are installed, which is faster."""
+_SLOTS_SPEED = "- Windows and slots run in plain PyTorch."
 _HEADS = """\
 ## Heads
 
@@ -104,10 +105,12 @@ def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: 
     kinds = set(map(type, config.mixers))
     summary, layers, speed = [], [], []
     if Hydra in kinds or NativeHybrid not in kinds:
-        summary.append(_HYDRA.format(softmax=softmax, total=total))
+        slots = [m for m in config.mixers if isinstance(m, Hydra) and m.choices.native_hybrid]
+        others = "native hybrid attention" if slots else "the gated delta rule"
+        summary.append(_HYDRA.format(softmax=softmax, total=total, others=others))
         rows = "\n".join(_heads_row(config, layer) for layer in range(config.layers))
         layers.append(_HEADS.format(heads=rows, choices=_choices(config)))
-        speed.append(_HYDRA_SPEED)
+        speed.append(_SLOTS_SPEED if slots else _HYDRA_SPEED)
     if NativeHybrid in kinds:
         everything = sum(len(config.softmax_heads(i)) > 0 for i in range(config.layers))
         summary.append(_NATIVE_HYBRID.format(everything=everything, layers=config.layers))
@@ -147,7 +150,9 @@ def _window_rows(config: ModelConfig) -> str:
 
 def _choices(config: ModelConfig) -> str:
     kinds = dict.fromkeys(mixer.choices for mixer in config.mixers if isinstance(mixer, Hydra))
-    describe = lambda choices: ", ".join(f"{k}={v!r}" for k, v in vars(choices).items())
+    describe = lambda choices: ", ".join(
+        f"{k}={v!r}" for k, v in vars(choices).items() if v is not None
+    )
     return "; ".join(map(describe, kinds))
 
 

@@ -41,6 +41,7 @@ _CODE = (
     "native_hybrid_hydrahead.py",
     "slots_hydrahead.py",
     "tokens_hydrahead.py",
+    "window_hydrahead.py",
 )
 _SHOWN = 100
 _ADVICE = "use tested versions of torch and transformers, or export unchecked with --no-check"

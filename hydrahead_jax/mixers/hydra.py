@@ -9,6 +9,7 @@ from hydrahead_jax.mixers.delta_branch import DeltaBranch
 from hydrahead_jax.mixers.hydra_heads import hydra_heads
 from hydrahead_jax.mixers.init import zeros
 from hydrahead_jax.mixers.qkv import QKV
+from hydrahead_jax.mixers.slots_branch import SlotsBranch
 from hydrahead_jax.mixers.softmax_branch import SoftmaxBranch
 from hydrahead_jax.mixers.statistics import branch_statistics
 from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
@@ -21,8 +22,8 @@ _FUSION_EPS = 1e-6
 class HydraMixer(nnx.Module):
     """Computes y = concat_h(gamma_h * gate_h * RMSNorm(O_h)) W_O.
 
-    The branches have different rows of W_O. A branch without heads is absent: `fa` or `gdn` is then
-    None.
+    The branches have different rows of W_O. A branch without heads is absent: `fa` is then None, or
+    both `gdn` and `slots` are, of which a model has one.
     """
 
     def __init__(self, config: ModelConfig, mixer: Hydra, *, rngs: nnx.Rngs):
@@ -32,7 +33,9 @@ class HydraMixer(nnx.Module):
             self.qkv = QKV(config, config.query_heads, config.kv_heads, rngs=rngs)
         branch = lambda kind: kind(config, self.heads, mixer.choices, rngs=rngs)
         self.fa = branch(SoftmaxBranch) if self.heads.fa else None
-        self.gdn = branch(DeltaBranch) if self.heads.gdn else None
+        delta = mixer.choices.native_hybrid is None
+        self.gdn = branch(DeltaBranch) if self.heads.gdn and delta else None
+        self.slots = branch(SlotsBranch) if self.heads.gdn and not delta else None
         if self.fusion == "gated":
             self.w_fusion_DX = zeros((config.embed, 2))
 
@@ -40,7 +43,7 @@ class HydraMixer(nnx.Module):
         self, x_BTD, stream: Stream, cache: LayerCache | None = None, edit: HeadEdit | None = None
     ) -> MixerOutput:
         shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
-        parts, kv, recurrent, statistics = [], None, None, {}
+        parts, kv, recurrent, slots, statistics = [], None, None, None, {}
         if self.fa is not None:
             qkv, inputs = self._project(self.fa, x_BTD, shared)
             out_BTNH, kv = self.fa(qkv, *inputs, stream, cache and cache.kv)
@@ -54,6 +57,13 @@ class HydraMixer(nnx.Module):
             gate_BTNH = self._gate(self.gdn, x_BTD)
             parts.append(self._fuse(self.gdn, 1, x_BTD, out_BTNH, gate_BTNH))
             statistics |= own | branch_statistics(stream, "gdn", out_BTNH, gate_BTNH)
+        if self.slots is not None:
+            qkv, inputs = self._project(self.slots, x_BTD, shared)
+            inputs = (qkv, x_BTD, *inputs)
+            out_BTNH, slots, own = self.slots(*inputs, stream, cache and cache.slots)
+            gate_BTNH = self._gate(self.slots, x_BTD)
+            parts.append(self._fuse(self.slots, 1, x_BTD, out_BTNH, gate_BTNH))
+            statistics |= own | branch_statistics(stream, "slots", out_BTNH, gate_BTNH)
         heads_BTNH = jnp.concatenate(parts, axis=2)[:, :, jnp.array(self.heads.order)]
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
@@ -63,7 +73,7 @@ class HydraMixer(nnx.Module):
             jnp.einsum("BTNH,NHD->BTD", part, branch.w_o_NHD[...])
             for part, branch in zip(parts, self._branches(), strict=True)
         )
-        cache = LayerCache(kv, recurrent) if cache else None
+        cache = LayerCache(kv, recurrent, slots) if cache else None
         return MixerOutput(out_BTD, heads_BTNH, cache, statistics)
 
     def output_weight_NHD(self):
@@ -73,7 +83,7 @@ class HydraMixer(nnx.Module):
     def some_heads(
         self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
     ):
-        """Returns what `heads_BTNH` holds for these softmax heads; computes no delta-rule head."""
+        """Returns what `heads_BTNH` holds for these softmax heads, and computes no other branch."""
         shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
         qkv, inputs = self._project(self.fa, x_BTD, shared)
         out_BTNH, _ = self.fa(qkv, *inputs, stream, cache and cache.kv)
@@ -82,7 +92,7 @@ class HydraMixer(nnx.Module):
         return self._fuse(self.fa, 0, x_BTD, out_BTNH, gate_BTNH)[:, :, at]
 
     def _branches(self):
-        return [branch for branch in (self.fa, self.gdn) if branch is not None]
+        return [branch for branch in (self.fa, self.gdn, self.slots) if branch is not None]
 
     def _project(self, branch, x_BTD, shared):
         """Returns a branch's projections, its own or its share of the layer's, and its q, k, v."""

@@ -10,10 +10,10 @@ class HydraHeads(NamedTuple):
 
     Attributes:
       fa: softmax heads.
-      gdn: delta-rule heads.
+      gdn: all other heads: of the delta rule, or of native hybrid attention.
       kv: KV heads that some softmax head reads.
       kv_of_fa: for each softmax head, the position of its KV head in `kv`.
-      kv_of_gdn: for each delta-rule head, the KV head that it copies.
+      kv_of_gdn: for each of these, the KV head that it copies or reads.
       order: positions in fa + gdn that restore the teacher's order.
     """
 
@@ -23,6 +23,11 @@ class HydraHeads(NamedTuple):
     kv_of_fa: tuple[int, ...]
     kv_of_gdn: tuple[int, ...]
     order: tuple[int, ...]
+
+    @property
+    def kv_of_slots(self) -> tuple[int, ...]:
+        """Returns the KV heads that have slots, where the other heads are native hybrids."""
+        return tuple(sorted(set(self.kv_of_gdn)))
 
 
 def hydra_heads(config: ModelConfig, mixer: Hydra) -> HydraHeads:

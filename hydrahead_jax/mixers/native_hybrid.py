@@ -1,13 +1,12 @@
 """Runs the mixer of Native Hybrid Attention: a window of tokens and slots before it."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from hydrahead_jax.cache.layered import LayerCache, pick_slots
 from hydrahead_jax.config import ModelConfig, NativeHybrid
 from hydrahead_jax.mixers.attend import attend
-from hydrahead_jax.mixers.attend_slots import attend_slots
+from hydrahead_jax.mixers.attend_slots import attend_slots, slots_share
 from hydrahead_jax.mixers.init import fan_in
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.statistics import over_tokens
@@ -81,7 +80,7 @@ class NativeHybridMixer(nnx.Module):
             self.choices,
             rope_theta=config.rope_theta,
         )
-        statistics = {"sigma": over_tokens(stream, _slots_share(*lse))}
+        statistics = {"sigma": over_tokens(stream, slots_share(*lse))}
         return heads_BTNH, LayerCache(None, None, slots) if cache else None, statistics
 
     def _log_forget(self, x_BTD, kv_heads: tuple[int, ...] | None):
@@ -90,9 +89,3 @@ class NativeHybridMixer(nnx.Module):
             w_DKM = w_DKM[:, jnp.array(kv_heads)]
         gate_BTKM = jnp.einsum("BTD,DKM->BTKM", x_BTD, w_DKM)
         return log_forget(gate_BTKM, normaliser=self.choices.gate_normaliser)
-
-
-def _slots_share(slots_lse_BTN, window_lse_BTN):
-    """Returns the slots' share of the softmax, 0 where a query sees nothing."""
-    seen_BTN = slots_lse_BTN > -jnp.inf
-    return jax.nn.sigmoid(jnp.where(seen_BTN, slots_lse_BTN - window_lse_BTN, -jnp.inf))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, qwen3
+from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, NativeHybrid, qwen3
 from hydrahead_jax.dataclass_json import (
     RECORDED_IF_SET,
     from_plain,
@@ -118,6 +118,15 @@ def test_what_does_not_fit_is_named(tmp_path, change, message):
 
 
 def test_mixers_have_tags_of_their_own():
-    mixers = (FullAttention(), Hydra(fa_heads=(1,)))
-    choices = {"kind": "hydra", "fa_heads": [1], "choices": dataclasses.asdict(HydraChoices())}
-    assert mixers_to_json(mixers) == [{"kind": "full_attention"}, choices]
+    slots = NativeHybrid(window=3)
+    mixers = (FullAttention(), Hydra(fa_heads=(1,)), slots)
+    choices = dataclasses.asdict(HydraChoices())
+    assert choices.pop("native_hybrid") is None  # left out, as in folders of earlier versions
+    hydra = {"kind": "hydra", "fa_heads": [1], "choices": choices}
+    tagged = {"kind": "native_hybrid", **dataclasses.asdict(slots)}
+    assert mixers_to_json(mixers) == [{"kind": "full_attention"}, hydra, tagged]
+    with_slots = Hydra(fa_heads=(1,), choices=HydraChoices(native_hybrid=slots))
+    hydra["choices"]["native_hybrid"] = tagged
+    assert mixers_to_json((with_slots,)) == [hydra]
+    with pytest.raises(ValueError, match=r"native_hybrid\.window must be a number"):
+        HydraChoices(native_hybrid=NativeHybrid(window=None))

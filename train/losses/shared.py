@@ -10,6 +10,7 @@ from train.losses.model_batch import ModelBatch
 from train.stage.stage import Stage
 
 _SQUARES = ("fa_mean_square", "gdn_mean_square")
+_BRANCH_SQUARES = (*_SQUARES, "slots_mean_square")
 Counts = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -86,15 +87,17 @@ def head_metrics(statistics: list[dict]) -> Metrics:
       statistics: statistics of each layer's mixer.
     """
     metrics = {}
-    for name in ("fa_gate", "gdn_gate", "alpha", "beta", "sigma"):
+    for name in ("fa_gate", "gdn_gate", "slots_gate", "alpha", "beta", "sigma"):
         found = [layer[name] for layer in statistics if name in layer]
         if found:
             metrics[name] = jax.tree.map(lambda *x: sum(x), *found)
     for index, layer in enumerate(statistics):
         if "sigma" in layer:
             metrics[f"sigma_layer_{index:02d}"] = layer["sigma"]
-        if all(name in layer for name in _SQUARES):
-            metrics |= {f"{name}_layer_{index:02d}": layer[name] for name in _SQUARES}
+        squares = [layer[name] for name in _BRANCH_SQUARES if name in layer]
+        if len(squares) == 2:
+            names = [f"{name}_layer_{index:02d}" for name in _SQUARES]
+            metrics |= dict(zip(names, squares, strict=True))
     return metrics
 
 

@@ -22,7 +22,7 @@ import math
 import re
 from typing import NamedTuple
 
-from hydrahead_jax.config import ModelConfig, NativeHybrid
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.models import abstract_params
 from hydrahead_jax.models.params import layer_config
 from pallas_kernels.gated_delta.shapes import Shape
@@ -167,10 +167,14 @@ def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
     """Lists all work of a model that has one layer only."""
     params = {path.partition("/0/")[2]: x for path, x in flatten(abstract_params(config)).items()}
     mixer = config.mixers[0]
-    if isinstance(mixer, NativeHybrid):
-        found = _native_hybrid(config, mixer, length)
+    heads = config.softmax_heads(0)
+    found = [_softmax(config, len(heads), length, length)]
+    others = [n for n in range(config.query_heads) if n not in heads]
+    slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
+    if isinstance(slots, NativeHybrid) and others:
+        found += _native_hybrid(config, slots, length, others)
     else:
-        found = [_softmax(config, len(config.softmax_heads(0)), length, length), _delta(config)]
+        found.append(_delta(config))
     for path, place in _places(config).items():
         name = path.rpartition("/")[2]
         if name.startswith(("w_", "conv_")):
@@ -180,15 +184,16 @@ def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
     return tuple(found)
 
 
-def _native_hybrid(config: ModelConfig, mixer: NativeHybrid, length: int) -> list[_Work]:
-    window = length if mixer.window is None else min(mixer.window, length)
-    found = [_softmax(config, config.query_heads, length, window)]
-    if mixer.window is not None:
-        size = mixer.slots * config.head_dim
-        forward = 4 * size * (config.query_heads + config.kv_heads)
-        again = 2 * size * config.query_heads
-        found.append(_Work("slots", _HEADS, None, forward, more_backward=again))
-    return found
+def _native_hybrid(
+    config: ModelConfig, mixer: NativeHybrid, length: int, heads: list[int]
+) -> list[_Work]:
+    kv_heads = len({config.kv_head(head) for head in heads})
+    size = mixer.slots * config.head_dim
+    forward, again = 4 * size * (len(heads) + kv_heads), 2 * size * len(heads)
+    return [
+        _softmax(config, len(heads), length, min(mixer.window, length)),
+        _Work("slots", _HEADS, None, forward, more_backward=again),
+    ]
 
 
 def _softmax(config: ModelConfig, heads: int, length: int, window: int) -> _Work:

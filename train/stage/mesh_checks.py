@@ -43,8 +43,9 @@ def check_mesh(
 
 def _least_chunk(mixer: Mixer) -> tuple[int, str]:
     """Returns the tokens before a chunk that its rank needs, and what for."""
-    if isinstance(mixer, NativeHybrid):
-        return mixer.window or 0, "a window"
+    slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
+    if isinstance(slots, NativeHybrid):
+        return slots.window or 0, "a window"
     has_convolution = isinstance(mixer, Hydra) and mixer.choices.short_conv
     return (CONV_TAPS - 1 if has_convolution else 0), "the convolution"
 
@@ -73,4 +74,6 @@ def _shares(stage, mesh, sizes, config, teacher) -> Iterator[tuple[str, int, str
             continue
         heads = hydra_heads(config, mixer)
         yield "tensor", sizes["tensor"], f"the softmax heads in layer {layer}", len(heads.fa)
-        yield "tensor", sizes["tensor"], f"the delta-rule heads in layer {layer}", len(heads.gdn)
+        is_delta = mixer.choices.native_hybrid is None
+        others = "the delta-rule heads" if is_delta else "the other heads"
+        yield "tensor", sizes["tensor"], f"{others} in layer {layer}", len(heads.gdn)

@@ -28,6 +28,18 @@ def merge(parts: list, indices: list[int], dim: int):
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
+def padded_groups(kv_of: list[int]) -> tuple[list[int], list[int]]:
+    """Returns query heads in equal groups, one for each key/value head, and where each head is.
+
+    Where fewer heads read a key/value head than another, one of them comes several times.
+    """
+    readers = [[n for n, kv in enumerate(kv_of) if kv == k] for k in range(max(kv_of) + 1)]
+    group = max(len(heads) for heads in readers)
+    padded = [heads + heads[:1] * (group - len(heads)) for heads in readers]
+    heads = [head for group in padded for head in group]
+    return heads, [heads.index(head) for head in range(len(kv_of))]
+
+
 def eager_attention(module, query, key, value, mask, scaling, dropout=0.0, **kwargs):
     """Computes softmax attention step by step; `mask` is True where a query sees a key."""
     key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
@@ -58,11 +70,8 @@ class GroupedAttention:
 
     def __init__(self, config, layer_idx: int, kv_of: list[int], null_keys: int = 0):
         self.config, self.kv_of, self.null_keys = config, kv_of, null_keys
-        readers = [[n for n, kv in enumerate(kv_of) if kv == k] for k in range(max(kv_of) + 1)]
-        self.group = max(len(heads) for heads in readers)
-        padded = [heads + heads[:1] * (self.group - len(heads)) for heads in readers]
-        self.slots = [head for heads in padded for head in heads]
-        self.places = [self.slots.index(head) for head in range(len(kv_of))]
+        self.slots, self.places = padded_groups(kv_of)
+        self.group = len(self.slots) // (max(kv_of) + 1)
         self.regular = self.slots == list(range(len(kv_of)))
         self.grouped = _Group(config, layer_idx, self.group)
         self.single = _Group(config, layer_idx, 1)

@@ -30,8 +30,10 @@ class HydraHeadConfig(PretrainedConfig):
         "fa_heads": [query heads with softmax attention], "choices": {...}}, all other heads
         running the gated delta rule. Full attention in every layer if None. The choices are:
         fusion ("scale", "none" or "gated"), neg_eigval, short_conv, conv_silu, log_scale_base,
-        log_scale_in_training and query_decomposition. Or {"kind": "native_hybrid", "window": tokens
-        that a query sees, or None for all, "slots": ..., "sinks": ..., "gate_normaliser": ...}.
+        log_scale_in_training and query_decomposition; with native_hybrid, the fields of such a
+        layer, the other heads compute that in place of the delta rule. Or {"kind":
+        "native_hybrid", "window": tokens that a query sees, or None for all, "slots": ...,
+        "sinks": ..., "gate_normaliser": ...}.
 
     The other arguments mean what they mean in Qwen3's config.
     """

@@ -11,7 +11,8 @@ from .cache_hydrahead import HydraHeadCacheLayer
 from .configuration_hydrahead import HydraHeadConfig
 from .convolution_hydrahead import ShortConvolution
 from .delta_rule_hydrahead import delta_rule
-from .tokens_hydrahead import Tokens
+from .tokens_hydrahead import Tokens, rotate
+from .window_hydrahead import window_and_slots
 
 FUSION_EPS = 1e-6
 
@@ -33,14 +34,6 @@ class RMSNorm(nn.Module):
 def l2_norm(x_H, eps: float = 1e-6):
     x32_H = x_H.float()
     return (x32_H * torch.rsqrt(x32_H.square().sum(-1, keepdim=True) + eps)).to(x_H.dtype)
-
-
-def rotate(x_BTNH, tokens: Tokens):
-    """Applies rotary position embedding, half-split as in Qwen3."""
-    left, right = x_BTNH.float().chunk(2, dim=-1)
-    cos, sin = tokens.cos_B1TH.transpose(1, 2), tokens.sin_B1TH.transpose(1, 2)
-    halves = ((left * cos).addcmul_(right, sin, value=-1), (right * cos).addcmul_(left, sin))
-    return torch.cat(halves, dim=-1).to(x_BTNH.dtype)
 
 
 class Projections(nn.Module):
@@ -166,6 +159,25 @@ class DeltaHeads(Branch):
         return self._fuse(out_BTNP, x_BTD)
 
 
+class SlotHeads(Branch):
+    """Computes one softmax over a window of tokens and slots, in float32 (arXiv 2510.07019)."""
+
+    def __init__(self, config, choices: dict, heads: list[int], kv_of: list[int]):
+        super().__init__(config, choices, heads, sorted(set(kv_of)))
+        self.settings, self.theta = choices["native_hybrid"], config.rope_theta
+        self.reads = [self.kv.index(head) for head in kv_of]
+        slots = len(self.kv) * self.settings["slots"]
+        self.slot_gate_proj = nn.Linear(config.hidden_size, slots, bias=False)
+
+    def forward(self, q_BTNH, k_BTKH, v_BTKH, x_BTD, tokens: Tokens, past, layer_idx: int):
+        cache = None if past is None else past.layers[layer_idx]
+        inputs = (q_BTNH, k_BTKH, v_BTKH, self.slot_gate_proj(x_BTD))
+        out_BTNH = window_and_slots(
+            inputs, tokens, cache, self.settings, self.theta, kv_of=self.reads
+        )
+        return self._fuse(out_BTNH, x_BTD)
+
+
 class HydraHeadAttention(Projections):
     """Runs both branches of a layer.
 
@@ -181,7 +193,11 @@ class HydraHeadAttention(Projections):
         gdn = [head for head in range(N) if head not in fa]
         kv_of = lambda heads: [head * config.num_key_value_heads // N for head in heads]
         self.fa = SoftmaxHeads(config, choices, fa, kv_of(fa), layer_idx) if fa else None
-        self.gdn = DeltaHeads(config, choices, gdn, kv_of(gdn)) if gdn else None
+        self.gdn = self.slots = None
+        if gdn and choices.get("native_hybrid") is not None:
+            self.slots = SlotHeads(config, choices, gdn, kv_of(gdn))
+        elif gdn:
+            self.gdn = DeltaHeads(config, choices, gdn, kv_of(gdn))
         if choices["fusion"] == "gated":
             self.fusion_proj = nn.Linear(config.hidden_size, 2, bias=False)
         self.gated_fusion = choices["fusion"] == "gated"
@@ -193,7 +209,7 @@ class HydraHeadAttention(Projections):
         shared = self.project(x_BTD) if self.shared else None
         weights_BT2 = 2 * self.fusion_proj(x_BTD).softmax(-1) if self.gated_fusion else None
         parts = []
-        for index, branch in enumerate((self.fa, self.gdn)):
+        for index, branch in enumerate((self.fa, self.slots or self.gdn)):
             if branch is None:
                 continue
             qkv = branch.pick(*shared) if self.shared else branch.project(x_BTD)

@@ -30,6 +30,7 @@ from .mixers_hydrahead import Branch, DeltaHeads, RMSNorm
 from .native_hybrid_hydrahead import NativeHybridAttention  # noqa: F401
 from .slots_hydrahead import attend  # noqa: F401
 from .tokens_hydrahead import Tokens  # noqa: F401
+from .window_hydrahead import window_and_slots  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

@@ -77,3 +77,11 @@ def rotary_angles(positions_BT, theta: float, head_dim: int):
     frequency_H = theta ** (-exponent / head_dim)
     angle_B1TH = positions_BT[:, None, :, None].float() * frequency_H
     return angle_B1TH.cos(), angle_B1TH.sin()
+
+
+def rotate(x_BTNH, tokens: Tokens):
+    """Applies rotary position embedding, half-split as in Qwen3."""
+    left, right = x_BTNH.float().chunk(2, dim=-1)
+    cos, sin = tokens.cos_B1TH.transpose(1, 2), tokens.sin_B1TH.transpose(1, 2)
+    halves = ((left * cos).addcmul_(right, sin, value=-1), (right * cos).addcmul_(left, sin))
+    return torch.cat(halves, dim=-1).to(x_BTNH.dtype)

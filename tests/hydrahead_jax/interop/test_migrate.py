@@ -129,6 +129,19 @@ def test_native_hybrid_keeps_the_mixer_and_gates_start_as_means_of_key_rows(teac
     assert_close(gates_DKM[:, 0, 3], (w_k_DKH[:, 0, 6] + w_k_DKH[:, 0, 7]) / 2, 1e-6)
 
 
+def test_native_hybrid_heads_keep_the_kv_heads_that_they_read(teacher):
+    config = toy.hybrid((2, 3), (3,), native_hybrid=NativeHybrid(window=3, slots=4))
+    student = student_of(teacher, config)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(student) == shapes(abstract_params(config))
+    first, second = (student["layers"][layer]["mixer"]["slots"] for layer in (0, 1))
+    of = lambda layer: np.asarray(teacher["layers"][layer]["mixer"]["qkv"]["w_k_DKH"])
+    np.testing.assert_array_equal(first["qkv"]["w_k_DKH"], of(0)[:, [0]])
+    np.testing.assert_array_equal(second["qkv"]["w_k_DKH"], of(1))
+    assert_close(second["w_gate_slots_DKM"][:, 1, 3], of(1)[:, 1, 6:].mean(-1), 1e-6)
+    np.testing.assert_array_equal(second["gamma_N"], RMS_LN[1, :3])
+
+
 def test_head_rms_counts_real_tokens_only(teacher):
     tokens_BT = toy.random_tokens(toy.TEACHER, 2, 9)
     segment_ids_BT = np.array([[1] * 5 + [2] * 4, [1] * 6 + [0] * 3], np.int32)

@@ -48,6 +48,12 @@ HYBRIDS = {
 } | {
     "with full attention": dataclasses.replace(TEACHER, mixers=(FullAttention(), MIXED.mixers[0])),
     "native hybrid": NATIVE_HYBRID,
+    "native hybrid heads": hybrid(
+        (0,), (), fusion="gated", native_hybrid=NativeHybrid(window=5, slots=6)
+    ),
+    "native hybrid heads, shared projections": hybrid(
+        (0, 3), query_decomposition=False, native_hybrid=NativeHybrid(window=0, slots=3)
+    ),
 }
 
 

@@ -17,18 +17,26 @@ def hydra_heads(config, mixer, weights: dict, x_TD: np.ndarray) -> np.ndarray:
     heads = []
     for n in range(config.query_heads):
         is_fa = n in mixer.fa_heads
-        branch = weights["fa" if is_fa else "gdn"]
+        slots = mixer.choices.native_hybrid
+        branch = weights["fa" if is_fa else "gdn" if slots is None else "slots"]
         i = list(mixer.fa_heads).index(n) if is_fa else gdn_heads.index(n)
         if mixer.choices.query_decomposition:
             qkv, q_index = branch["qkv"], i
             kv_index = kv_of_fa.index(n // group) if is_fa else i
+            if slots is not None and not is_fa:
+                kv_index = sorted({m // group for m in gdn_heads}).index(n // group)
         else:
             qkv, q_index, kv_index = weights["qkv"], n, n // group
         q_TH = x_TD @ qkv["w_q_DNH"][:, q_index]
         k_TH = x_TD @ qkv["w_k_DKH"][:, kv_index]
         v_TH = x_TD @ qkv["w_v_DKH"][:, kv_index]
         head = _softmax_head if is_fa else _delta_head
-        out_TH = head(config, mixer.choices, branch, qkv, i, x_TD, q_TH, k_TH, v_TH)
+        if slots is not None and not is_fa:
+            kv_heads = sorted({m // group for m in gdn_heads})
+            gate_DM = branch["w_gate_slots_DKM"][:, kv_heads.index(n // group)]
+            out_TH, _ = _native_hybrid_head(config, slots, qkv, gate_DM, x_TD, q_TH, k_TH, v_TH)
+        else:
+            out_TH = head(config, mixer.choices, branch, qkv, i, x_TD, q_TH, k_TH, v_TH)
         heads.append(_fuse(mixer.choices, weights, branch, i, is_fa, x_TD, out_TH))
     return np.stack(heads, axis=1)
 
@@ -43,25 +51,35 @@ def native_hybrid_heads(config, mixer, weights: dict, x_TD: np.ndarray):
     out_TNH, share_TN = np.zeros((T, config.query_heads, H)), np.zeros((T, config.query_heads))
     for n in range(config.query_heads):
         kv = n // (config.query_heads // config.kv_heads)
-        q_TH = _rms_norm(x_TD @ qkv["w_q_DNH"][:, n], qkv["q_norm_H"], config.rms_eps)
-        k_TH = _rms_norm(x_TD @ qkv["w_k_DKH"][:, kv], qkv["k_norm_H"], config.rms_eps)
-        v_TH = x_TD @ qkv["w_v_DKH"][:, kv]
-        turned = [_turn(x, config.rope_theta) for x in (q_TH, k_TH)]
-        slots_k, slots_v = np.zeros((mixer.slots, H)), np.zeros((mixer.slots, H))
-        window = T if mixer.window is None else mixer.window
-        for t in range(T):
-            if (j := t - window) >= 0:
-                gate_M = _sigmoid(x_TD[j] @ weights["w_gate_slots_DKM"][:, kv])
-                keep_M1 = (gate_M ** (1 / mixer.gate_normaliser))[:, None]
-                slots_k = keep_M1 * slots_k + (1 - keep_M1) * k_TH[j]
-                slots_v = keep_M1 * slots_v + (1 - keep_M1) * v_TH[j]
-            seen = slice(max(0, t - window + 1), t + 1) if window else slice(0, 0)
-            slot_power = np.exp(slots_k @ q_TH[t] / np.sqrt(H)) * (mixer.sinks or t >= window)
-            power = np.exp(turned[1][seen] @ turned[0][t] / np.sqrt(H))
-            total = slot_power.sum() + power.sum()
-            out_TNH[t, n] = (slot_power @ slots_v + power @ v_TH[seen]) / total
-            share_TN[t, n] = slot_power.sum() / total
+        q_TH = x_TD @ qkv["w_q_DNH"][:, n]
+        k_TH, v_TH = x_TD @ qkv["w_k_DKH"][:, kv], x_TD @ qkv["w_v_DKH"][:, kv]
+        gates = weights.get("w_gate_slots_DKM")
+        gate_DM = None if gates is None else gates[:, kv]
+        projected = (x_TD, q_TH, k_TH, v_TH)
+        found = _native_hybrid_head(config, mixer, qkv, gate_DM, *projected)
+        out_TNH[:, n], share_TN[:, n] = found
     return out_TNH, share_TN
+
+
+def _native_hybrid_head(config, mixer, qkv, gate_DM, x_TD, q_TH, k_TH, v_TH):
+    q_TH = _rms_norm(q_TH, qkv["q_norm_H"], config.rms_eps)
+    k_TH = _rms_norm(k_TH, qkv["k_norm_H"], config.rms_eps)
+    (T, H), out_TH, share_T = q_TH.shape, np.zeros_like(v_TH), np.zeros(len(x_TD))
+    turned = [_turn(x, config.rope_theta) for x in (q_TH, k_TH)]
+    slots_k, slots_v = np.zeros((mixer.slots, H)), np.zeros((mixer.slots, H))
+    window = T if mixer.window is None else mixer.window
+    for t in range(T):
+        if (j := t - window) >= 0:
+            keep_M1 = (_sigmoid(x_TD[j] @ gate_DM) ** (1 / mixer.gate_normaliser))[:, None]
+            slots_k = keep_M1 * slots_k + (1 - keep_M1) * k_TH[j]
+            slots_v = keep_M1 * slots_v + (1 - keep_M1) * v_TH[j]
+        seen = slice(max(0, t - window + 1), t + 1) if window else slice(0, 0)
+        slot_power = np.exp(slots_k @ q_TH[t] / np.sqrt(H)) * (mixer.sinks or t >= window)
+        power = np.exp(turned[1][seen] @ turned[0][t] / np.sqrt(H))
+        total = slot_power.sum() + power.sum()
+        out_TH[t] = (slot_power @ slots_v + power @ v_TH[seen]) / total
+        share_T[t] = slot_power.sum() / total
+    return out_TH, share_T
 
 
 def _softmax_head(config, choices, branch, qkv, i, x_TD, q_TH, k_TH, v_TH):

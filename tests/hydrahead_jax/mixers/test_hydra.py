@@ -41,7 +41,8 @@ def test_the_output_is_the_heads_times_w_o_in_the_teacher_s_order(name, layer):
     weights, fa_heads = params["layers"][layer]["mixer"], config.mixers[layer].fa_heads
     gdn_heads = [n for n in range(config.query_heads) if n not in fa_heads]
     w_o_NHD = np.zeros((config.query_heads, config.head_dim, config.embed))
-    for branch, heads in (("fa", list(fa_heads)), ("gdn", gdn_heads)):
+    others = "gdn" if "gdn" in weights else "slots"
+    for branch, heads in (("fa", list(fa_heads)), (others, gdn_heads)):
         if heads:
             w_o_NHD[heads] = weights[branch]["w_o_NHD"]
     wanted_BTD = np.einsum("BTNH,NHD->BTD", taps[layer].heads_BTNH, w_o_NHD)

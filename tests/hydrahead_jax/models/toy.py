@@ -54,6 +54,9 @@ MODELS = {
         tied=False,
     ),
     "native hybrid": NATIVE_HYBRID,
+    "native hybrid heads": hybrid(
+        (2,), (), fusion="gated", native_hybrid=NativeHybrid(window=3, slots=5)
+    ),
 }
 
 

@@ -82,6 +82,13 @@ def test_count_of_windows_and_slots_is_that_of_the_real_step():
     """The definition also computes scores of keys that no query sees, and writes by no product."""
     windows, slots, H = (5, 0, None), 3, small.TEACHER.head_dim
     mixers = tuple(NativeHybrid(window=window, slots=slots) for window in windows)
+    # A HydraHead layer of slots alone is, but for its output gates, the same work.
+    choices = HydraChoices(native_hybrid=mixers[0], fusion="none", query_decomposition=False)
+    hydra = dataclasses.replace(small.TEACHER, mixers=(Hydra(fa_heads=(), choices=choices),))
+    same = dataclasses.replace(small.TEACHER, mixers=mixers[:1])
+    more, less = (step_flops(stage("next_token"), c, None).parts for c in (hydra, same))
+    more["projections"] -= 6 * B * T * 4 * H * small.TEACHER.embed
+    assert more == less
     config = dataclasses.replace(small.TEACHER, mixers=mixers)
     count = step_flops(stage("next_token"), config, None)
     seen = {5: (5 * T - 10) / T, None: (T + 1) / 2}

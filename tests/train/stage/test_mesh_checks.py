@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from hydrahead_jax.config import NativeHybrid
+from hydrahead_jax.config import Hydra, HydraChoices, NativeHybrid
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.sharding import MeshConfig
 from tests.train import small
@@ -27,11 +27,16 @@ def windows(*sizes: int | None):
     return dataclasses.replace(small.TEACHER, mixers=mixers)
 
 
+CHOICES = HydraChoices(native_hybrid=NativeHybrid(window=6, slots=3))
+HEADS = dataclasses.replace(small.TEACHER, mixers=(Hydra(fa_heads=(1,), choices=CHOICES),))
+
+
 @pytest.mark.parametrize(
     ("model", "length", "needs"),
     [
         (small.STUDENT, 16, "chunks of 2 tokens, and the convolution needs 3"),
         (windows(5, None), 32, "chunks of 4 tokens, and a window needs 5"),
+        (HEADS, 32, "chunks of 4 tokens, and a window needs 6"),
     ],
 )
 def test_short_chunks_are_refused(model, length, needs):
