@@ -34,13 +34,13 @@ class Errors(NamedTuple):
       dq_BTNH: bf16.
       weights: dL and P [B, T, N, M], bf16.
       entered: both times the decay since the chunk's start.
-      dentry_XBKZCM: for both sides the sum over query heads of what the log of that decay gets.
+      dentry_BKZCM: sum over query heads of the gradients of the log of that decay.
     """
 
     dq_BTNH: jax.Array
     weights: Pair
     entered: Pair
-    dentry_XBKZCM: jax.Array
+    dentry_BKZCM: jax.Array
 
 
 def errors(
@@ -70,7 +70,7 @@ def errors(
         outputs=[
             (rows.k.shape, jnp.bfloat16),
             *[weights] * 4,
-            ((SIDES, B, K, Z, CHUNK, SLOTS), jnp.float32),
+            ((B, K, Z, CHUNK, SLOTS), jnp.float32),
         ],
         scratch=dict(
             rows_XCH=chunks,
@@ -195,7 +195,18 @@ def _body(
 
     zero_CM = registers(jnp.zeros(decays.TILE, jnp.float32))
     dentry_CM = lax.fori_loop(first, last, add_head, zero_CM)
-    blocks.put(dentry.at[side, b, kv_head, z], dentry_CM, interpret=interpret)
+
+    @pl.when(side == 1)
+    def _hand_over_last():
+        blocks.put(dweights_1CM.at[0], dentry_CM, interpret=interpret)
+
+    _meet(met)
+
+    @pl.when(side == 0)
+    def _finish():
+        total_CM = registers(dentry_CM + registers(blocks.matrix(dweights_1CM.at[0])))
+        blocks.put(dentry.at[b, kv_head, z], total_CM, interpret=interpret)
+
     plgpu.wait_smem_to_gmem(0)
 
 

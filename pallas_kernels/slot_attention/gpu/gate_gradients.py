@@ -18,10 +18,10 @@ from pallas_kernels.slot_attention.gpu.written_chunk import SIDES
 
 
 class GateGradients(NamedTuple):
-    """Carries both sides' gradients, without what comes through the slots that enter a chunk."""
+    """Carries gradients in float32, without what comes through the slots that enter a chunk."""
 
-    dlog_decay_XBKZCM: jax.Array
-    dshare_XBKZCM: jax.Array
+    dlog_decay_BKZCM: jax.Array
+    dshare_BKZCM: jax.Array
 
 
 def gate_gradients(
@@ -34,7 +34,7 @@ def gate_gradients(
     *,
     interpret,
 ) -> GateGradients:
-    """Returns the gradients of log decays and shares of both sides, float32."""
+    """Runs one program per chunk, for both sides one after the other."""
     B, K, Z = dstates_BKZXHM.shape[:3]
     H = rows.k.shape[3]
     return GateGradients(
@@ -42,8 +42,8 @@ def gate_gradients(
             functools.partial(_gates_body, interpret=bool(interpret)),
             *(rows, written, weights, gates, dstates_BKZXHM, readers),
             name="slot_attention_gates",
-            grid=dict(b=B, k=K, z=Z, side=SIDES),
-            outputs=[((SIDES, B, K, Z, CHUNK, SLOTS), jnp.float32)] * 2,
+            grid=dict(b=B, k=K, z=Z),
+            outputs=[((B, K, Z, CHUNK, SLOTS), jnp.float32)] * 2,
             scratch=dict(
                 chunk=written_chunk.buffers(H, written=True),
                 halves_1CM=blocks.operand(1, CHUNK, SLOTS),
@@ -71,20 +71,18 @@ def _gates_body(
     scores_CC_ref,
     interpret,
 ):
-    b, kv_head, z, side = written_chunk.place()
+    b, kv_head, z = written_chunk.place()
     product = functools.partial(blocks.product, interpret=interpret)
-    written_chunk.load(chunk, gates, dstates, written)
-    rows_CC, columns_CC = decays.indices()
 
-    def passed_on(counts_CC, dlog, start=None):
+    def passed_on(counts_CC, dlog, start):
         """Adds gradients of sums of log decays to those of the tokens that count for them."""
         dlog_1CM[0] = rounded(dlog)
         plgpu.commit_smem()
         return product((decays.ones(counts_CC), fresh(dlog_1CM)), start=start)
 
-    def add_head(x, found):
+    def add_head(side, x, found):
         dlog_decay_CM, dshare_CM = found
-        written_chunk.load_head(chunk, rows, weights, readers.order_N[x])
+        written_chunk.load_head(chunk, rows, weights, side, readers.order_N[x])
         rows_CC, columns_CC = decays.indices()
         scores_CC = product((fresh(chunk.rows_1CH), transposed(fresh(chunk.written_1CH))))
         own_C = jnp.sum(registers(jnp.where(rows_CC == columns_CC, scores_CC, 0.0)), axis=1)
@@ -115,10 +113,21 @@ def _gates_body(
 
         return lax.fori_loop(0, decays.HALVES, add, (dlog_decay_CM, dshare_CM))
 
-    exit_CM = decays.decay(chunk.gates_XCM, columns_CC > rows_CC, product)
-    dshare_CM = registers(exit_CM * product((fresh(chunk.written_1CH), chunk.dstate_HM)))
-    dlog = registers(dshare_CM * floats(chunk.share_CM))
-    found = passed_on(rows_CC > columns_CC, dlog), dshare_CM
-    found = lax.fori_loop(*readers_between(readers, kv_head), add_head, found)
+    def add_side(side, found):
+        dlog_decay_CM, dshare_CM = found
+        written_chunk.load(chunk, gates, dstates, written, side)
+        rows_CC, columns_CC = decays.indices()
+        exit_CM = decays.decay(chunk.gates_XCM, columns_CC > rows_CC, product)
+        d_CM = registers(exit_CM * product((fresh(chunk.written_1CH), fresh(chunk.dstate_1HM))))
+        dlog = registers(d_CM * floats(chunk.share_CM))
+        found = (
+            passed_on(rows_CC > columns_CC, dlog, dlog_decay_CM),
+            registers(dshare_CM + d_CM),
+        )
+        own = readers_between(readers, kv_head)
+        return lax.fori_loop(*own, functools.partial(add_head, side), found)
+
+    zero_CM = registers(jnp.zeros(TILE, jnp.float32))
+    found = lax.fori_loop(0, SIDES, add_side, (zero_CM, zero_CM))
     for target, x_CM in zip((dlog_decay, dshare), found, strict=True):
-        blocks.put(target.at[side, b, kv_head, z], x_CM, interpret=interpret)
+        blocks.put(target.at[b, kv_head, z], x_CM, interpret=interpret)

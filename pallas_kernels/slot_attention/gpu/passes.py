@@ -55,10 +55,12 @@ def backward(rule, q, k, v, log_decay, share, seen, slots_BKXHM, dout_BTNH, dlse
         "BKZXHM,BKZXHM->BKZM", states_BKZXHM, dstates_BKZXHM, preferred_element_type=jnp.float32
     )
     dlog_decay_BKZCM = (
-        jnp.sum(of_gates.dlog_decay_XBKZCM, axis=0)
-        + jnp.cumsum(jnp.sum(found.dentry_XBKZCM, axis=0)[:, :, :, ::-1], axis=3)[:, :, :, ::-1]
+        of_gates.dlog_decay_BKZCM
+        + jnp.cumsum(found.dentry_BKZCM[:, :, :, ::-1], axis=3)[:, :, :, ::-1]
         + through_BKZM[:, :, :, None]
     )
-    dshare_BKZCM = jnp.sum(of_gates.dshare_XBKZCM, axis=0)
-    dgates = (jnp.moveaxis(x, 1, 3).reshape(share.shape) for x in (dlog_decay_BKZCM, dshare_BKZCM))
+    dgates = (
+        jnp.moveaxis(x, 1, 3).reshape(share.shape)
+        for x in (dlog_decay_BKZCM, of_gates.dshare_BKZCM)
+    )
     return found.dq_BTNH, dk, dv, *dgates, jnp.zeros_like(seen), dslots_BKXHM

@@ -1,9 +1,9 @@
 """Loads a chunk for the gradients of what it writes.
 
-A program has one chunk of one KV head, and one side: queries, keys and dL, or output gradients,
-values and P, called rows x, written y and weights c. dS is the gradient of the slots that leave the
-chunk. With the decays in halves as in `decays`, f the weights c in second halves and the shares in
-first ones, Z = G f, and X Y^T mirrored at its diagonal to a symmetric matrix:
+A program has one chunk of one KV head. It has two sides: queries, keys and dL, and output
+gradients, values and P, called rows x, written y and weights c. dS is the gradient of the slots
+that leave the chunk. With the decays in halves as in `decays`, f the weights c in second halves and
+the shares in first ones, Z = G f, and X Y^T mirrored at its diagonal to a symmetric matrix:
 
     dY^T = (Z Z^T)^T X + exit dS^T      D = (X Y^T) Z      dshare = G D      d log G = Z D
 
@@ -33,7 +33,7 @@ class WrittenChunk(NamedTuple):
 
     gates_XCM: jax.Ref
     share_CM: jax.Ref
-    dstate_HM: jax.Ref
+    dstate_1HM: jax.Ref
     rows_1CH: jax.Ref
     weights_CM: jax.Ref
     written_1CH: jax.Ref | None
@@ -46,7 +46,7 @@ def buffers(H: int, *, written: bool = False) -> WrittenChunk:
     return WrittenChunk(
         gates_XCM=blocks.operand(2, CHUNK, SLOTS),
         share_CM=tile,
-        dstate_HM=blocks.operand(H, SLOTS),
+        dstate_1HM=blocks.operand(1, H, SLOTS),
         rows_1CH=blocks.operand(1, CHUNK, H),
         weights_CM=tile,
         written_1CH=blocks.operand(1, CHUNK, H) if written else None,
@@ -55,15 +55,16 @@ def buffers(H: int, *, written: bool = False) -> WrittenChunk:
     )
 
 
-def load(chunk: WrittenChunk, gates: Gates, dstates, written: Pair | None) -> None:
-    b, kv_head, z, side = place()
+def load(chunk: WrittenChunk, gates: Gates, dstates, written: Pair | None, side) -> None:
+    b, kv_head, z = place()
     tokens = pl.ds(z * CHUNK, CHUNK)
+    plgpu.commit_smem()
     blocks.copy_in(
         chunk.loaded,
         (gates.high_BTKM.at[b, tokens, kv_head], chunk.gates_XCM.at[0]),
         (gates.low_BTKM.at[b, tokens, kv_head], chunk.gates_XCM.at[1]),
         (gates.share_BTKM.at[b, tokens, kv_head], chunk.share_CM),
-        (dstates.at[b, kv_head, z, side], chunk.dstate_HM),
+        (dstates.at[b, kv_head, z, side], chunk.dstate_1HM.at[0]),
     )
     for number, written_BTKH in enumerate(written or ()):
 
@@ -75,8 +76,8 @@ def load(chunk: WrittenChunk, gates: Gates, dstates, written: Pair | None) -> No
     plgpu.barrier_wait(chunk.loaded)
 
 
-def load_head(chunk: WrittenChunk, rows: Pair, weights: Pair, head) -> None:
-    b, _, z, side = place()
+def load_head(chunk: WrittenChunk, rows: Pair, weights: Pair, side, head) -> None:
+    b, _, z = place()
     source = (b, pl.ds(z * CHUNK, CHUNK), head)
     plgpu.commit_smem()
     for number, (rows_BTNH, weights_BTNM) in enumerate(zip(rows, weights, strict=True)):
@@ -93,8 +94,8 @@ def load_head(chunk: WrittenChunk, rows: Pair, weights: Pair, head) -> None:
 
 
 def place():
-    """Returns batch row, KV head, chunk and side of the program."""
-    return tuple(lax.axis_index(axis) for axis in ("b", "k", "z", "side"))
+    """Returns batch row, KV head and chunk of the program."""
+    return tuple(lax.axis_index(axis) for axis in ("b", "k", "z"))
 
 
 def decay(chunk: WrittenChunk, half, product):

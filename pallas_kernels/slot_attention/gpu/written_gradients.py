@@ -42,13 +42,13 @@ def written_gradients(
 def _written_body(
     rows, weights, gates, dstates, readers, dk, dv, *, chunk, halves_CM, dwritten_CH, interpret
 ):
-    b, kv_head, z, side = written_chunk.place()
+    (b, kv_head, z), side = written_chunk.place(), lax.axis_index("side")
     product = functools.partial(blocks.product, interpret=interpret)
-    written_chunk.load(chunk, gates, dstates, None)
+    written_chunk.load(chunk, gates, dstates, None, side)
     i_CC, t_CC = decays.indices()
 
     def add_head(x, dwritten_CH):
-        written_chunk.load_head(chunk, rows, weights, readers.order_N[x])
+        written_chunk.load_head(chunk, rows, weights, side, readers.order_N[x])
         own_C = jnp.sum(registers(floats(chunk.weights_CM) * floats(chunk.share_CM)), axis=1)
         i_CC, t_CC = decays.indices()
         own_CC = registers(jnp.where(t_CC == i_CC, on_rows(own_C, TILE), 0.0))
@@ -66,7 +66,7 @@ def _written_body(
         return product((rounded(shares_CC), fresh(chunk.rows_1CH)), start=dwritten_CH)
 
     exit_CM = decays.decay(chunk.gates_XCM, t_CC > i_CC, product) * floats(chunk.share_CM)
-    total_CH = product((rounded(exit_CM), transposed(chunk.dstate_HM)))
+    total_CH = product((rounded(exit_CM), transposed(fresh(chunk.dstate_1HM))))
     total_CH = lax.fori_loop(*readers_between(readers, kv_head), add_head, total_CH)
     dwritten_CH[...] = rounded(total_CH)
     plgpu.commit_smem()
