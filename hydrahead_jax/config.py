@@ -159,6 +159,15 @@ class ModelConfig:
             return ()
         return tuple(range(self.query_heads))
 
+    def slot_heads(self, layer: int) -> tuple[int, ...]:
+        """Returns the query heads of a layer that read slots."""
+        mixer = self.mixers[layer]
+        slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
+        if not isinstance(slots, NativeHybrid):
+            return ()
+        softmax = self.softmax_heads(layer)
+        return tuple(head for head in range(self.query_heads) if head not in softmax)
+
     def kv_head(self, query_head: int) -> int:
         """Returns the KV head that a query head reads in the teacher."""
         return query_head // (self.query_heads // self.kv_heads)

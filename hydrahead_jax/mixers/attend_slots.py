@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from hydrahead_jax.config import NativeHybrid
@@ -44,12 +43,6 @@ def attend_slots(
         return out_BTNH, None, lse
     found = native_hybrid_attention(*inputs, segment_ids_BT=stream.segment_ids_BT, **settings)
     return found.out_BTNH, None, (found.slots_lse_BTN, found.window_lse_BTN)
-
-
-def slots_share(slots_lse_BTN, window_lse_BTN):
-    """Returns the slots' share of the softmax, 0 where a query sees nothing."""
-    seen_BTN = slots_lse_BTN > -jnp.inf
-    return jax.nn.sigmoid(jnp.where(seen_BTN, slots_lse_BTN - window_lse_BTN, -jnp.inf))
 
 
 def _after_state(

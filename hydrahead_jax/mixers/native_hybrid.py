@@ -6,10 +6,10 @@ from flax import nnx
 from hydrahead_jax.cache.layered import LayerCache, pick_slots
 from hydrahead_jax.config import ModelConfig, NativeHybrid
 from hydrahead_jax.mixers.attend import attend
-from hydrahead_jax.mixers.attend_slots import attend_slots, slots_share
+from hydrahead_jax.mixers.attend_slots import attend_slots
 from hydrahead_jax.mixers.init import fan_in
 from hydrahead_jax.mixers.qkv import QKV
-from hydrahead_jax.mixers.statistics import over_tokens
+from hydrahead_jax.mixers.statistics import slots_statistics
 from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
 from hydrahead_jax.ops.gates import log_forget
 from hydrahead_jax.ops.rope import rope
@@ -80,7 +80,7 @@ class NativeHybridMixer(nnx.Module):
             self.choices,
             rope_theta=config.rope_theta,
         )
-        statistics = {"sigma": over_tokens(stream, slots_share(*lse))}
+        statistics = slots_statistics(stream, *lse)
         return heads_BTNH, LayerCache(None, None, slots) if cache else None, statistics
 
     def _log_forget(self, x_BTD, kv_heads: tuple[int, ...] | None):

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hydrahead_jax.config import HydraChoices, ModelConfig
-from hydrahead_jax.mixers.attend_slots import attend_slots, slots_share
+from hydrahead_jax.mixers.attend_slots import attend_slots
 from hydrahead_jax.mixers.hydra_heads import HydraHeads
 from hydrahead_jax.mixers.init import fan_in, ones, zeros
 from hydrahead_jax.mixers.qkv import QKV
-from hydrahead_jax.mixers.statistics import over_tokens
+from hydrahead_jax.mixers.statistics import slots_statistics
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.ops.gates import log_forget
 from pallas_kernels.slot_attention.state import SlotState
@@ -51,7 +51,7 @@ class SlotsBranch(nnx.Module):
             self.choices,
             rope_theta=self.rope_theta,
         )
-        return out_BTNH, cache, {"sigma": over_tokens(stream, slots_share(*lse))}
+        return out_BTNH, cache, slots_statistics(stream, *lse)
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
         """Picks this branch's share of projections over all heads."""

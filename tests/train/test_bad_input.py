@@ -35,6 +35,7 @@ def refused(work, capsys, *assignments: str) -> str:
         ("stages.align.optim.lr=1", "AdamW has no field 'lr'; use one of learning_rate, "),
         ("stages.align.steps=ten", "stages.align.steps: 'ten' must be an integer"),
         ("stages.distill.data.length=65", "'distill': rows of 65 tokens are longer than the 64"),
+        ("stages.align.slots_weight=1.0", "'align': slots_weight=1.0 must be 0 or more, and 0"),
         ("stages.distill.data.text.folder=WORK/empty", "there is no text in WORK/empty"),
         ("stages.distill.data.text.folder=WORK/none", "there is no data folder WORK/none"),
         ("run=WORK/text", "WORK/text exists and holds no run"),

@@ -26,6 +26,7 @@ from train.losses.shared import (
     next_token_metrics,
     real_tokens,
     run_model,
+    slots_aid,
     unembedding,
 )
 from train.stage.stage import Stage
@@ -55,21 +56,33 @@ class DistillTargets(NamedTuple):
     unembedding: Unembedding
 
 
-def _scored(score, teacher: tuple, stage, config, params, batch, layout) -> tuple[Any, Metrics]:
-    """Scores the next tokens, after what `score` takes of the teacher, and measures the heads."""
+def _scored(score, teacher: tuple, stage, config, params, batch, counts, layout):
+    """Scores the next tokens, after what `score` takes of the teacher, and measures the heads.
+
+    Returns:
+      The scores, the metrics of the heads, and `slots_aid`.
+    """
     model = merge(config, params)
     output = run_model(stage, model, batch, layout, keep_statistics)
     what = (*teacher, output.hidden_BTD, unembedding(model), batch.target_BT)
     scores = score(*what, at_once=VOCABULARY_AT_ONCE, layout=layout)
-    return scores, head_metrics(output.taps)
+    return scores, head_metrics(output.taps), slots_aid(stage, config, output.taps, counts)
+
+
+def _with_aid(loss, metrics: Metrics, aid, weight) -> tuple[jax.Array, Metrics]:
+    """Adds `slots_aid` to a loss that is a mean over a complete batch of that weight."""
+    if aid is None:
+        return loss, metrics
+    loss += aid
+    return loss, metrics | {"loss": (loss * weight, metrics["loss"][1])}
 
 
 def _next_token_loss(stage, config, params, batch, targets, counts, layout):
-    scores, heads = _scored(token_scores, (), stage, config, params, batch, layout)
+    scores, heads, aid = _scored(token_scores, (), stage, config, params, batch, counts, layout)
     total = jnp.sum(scores.nll_X * batch.target_weight_BT)
     metrics = {"loss": (total, jnp.sum(batch.target_weight_BT))}
     metrics |= next_token_metrics(stage, batch, scores) | heads
-    return total / counts["weights"], metrics
+    return _with_aid(total / counts["weights"], metrics, aid, counts["weights"])
 
 
 def _distill_targets(stage, config, params, batch, layout) -> DistillTargets:
@@ -79,19 +92,19 @@ def _distill_targets(stage, config, params, batch, layout) -> DistillTargets:
 
 def _distill_loss(stage, config, params, batch, targets: DistillTargets, counts, layout):
     """Computes eq 16: KL(teacher || student) on real tokens, plus ce_weight times cross entropy."""
-    scores, heads = _scored(pair_scores, targets, stage, config, params, batch, layout)
+    scores, heads, aid = _scored(pair_scores, targets, stage, config, params, batch, counts, layout)
     is_target_BT = batch.target_weight_BT > 0
     loss, metrics = _distilled(stage, batch, scores, counts)
     metrics["teacher_nll"] = mean(scores.teacher_nll_X, is_target_BT)
-    return loss, metrics | heads
+    return _with_aid(loss, metrics | heads, aid, counts["tokens"])
 
 
 def _cached_distill_loss(stage, config, params, batch, targets, counts, layout):
     """Computes the KL over the cached tokens and all others as one; a lower bound of the KL."""
     teacher = (batch.teacher.normalised(),)
-    scores, heads = _scored(kept_scores, teacher, stage, config, params, batch, layout)
+    scores, heads, aid = _scored(kept_scores, teacher, stage, config, params, batch, counts, layout)
     loss, metrics = _distilled(stage, batch, scores, counts)
-    return loss, metrics | heads
+    return _with_aid(loss, metrics | heads, aid, counts["tokens"])
 
 
 def _distilled(stage: Stage, batch: ModelBatch, scores, counts: Counts):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.models import Decoder, Taps
 from hydrahead_jax.sharding import Layout
 from hydrahead_jax.vocabulary import Unembedding
@@ -99,6 +100,18 @@ def head_metrics(statistics: list[dict]) -> Metrics:
             names = [f"{name}_layer_{index:02d}" for name in _SQUARES]
             metrics |= dict(zip(names, squares, strict=True))
     return metrics
+
+
+def slots_aid(stage: Stage, config: ModelConfig, statistics: list[dict], counts: Counts):
+    """Returns the part of a loss that keeps slots from being ignored; None where it has no weight.
+
+    It is the mean of -log(sigma) over tokens and heads with slots, of a part of the batch.
+    """
+    heads = sum(len(config.slot_heads(layer)) for layer in range(config.layers))
+    if not stage.slots_weight or not heads:
+        return None
+    total = sum(layer["slots_bce"][0] for layer in statistics if "slots_bce" in layer)
+    return stage.slots_weight * total / (counts["tokens"] * heads)
 
 
 def with_rms_ratios(metrics: Metrics) -> Metrics:

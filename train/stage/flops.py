@@ -167,11 +167,9 @@ def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
     """Lists all work of a model that has one layer only."""
     params = {path.partition("/0/")[2]: x for path, x in flatten(abstract_params(config)).items()}
     mixer = config.mixers[0]
-    heads = config.softmax_heads(0)
-    found = [_softmax(config, len(heads), length, length)]
-    others = [n for n in range(config.query_heads) if n not in heads]
-    slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
-    if isinstance(slots, NativeHybrid) and others:
+    found = [_softmax(config, len(config.softmax_heads(0)), length, length)]
+    if others := config.slot_heads(0):
+        slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
         found += _native_hybrid(config, slots, length, others)
     else:
         found.append(_delta(config))
@@ -185,7 +183,7 @@ def _layer(config: ModelConfig, length: int) -> tuple[_Work, ...]:
 
 
 def _native_hybrid(
-    config: ModelConfig, mixer: NativeHybrid, length: int, heads: list[int]
+    config: ModelConfig, mixer: NativeHybrid, length: int, heads: tuple[int, ...]
 ) -> list[_Work]:
     kv_heads = len({config.kv_head(head) for head in heads})
     size = mixer.slots * config.head_dim

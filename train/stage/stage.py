@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import Remat
 from hydrahead_jax.sharding import MeshConfig
@@ -29,6 +30,8 @@ class Stage:
       optim: optimizer and schedule, started anew.
       trainable: regular expression that matches the paths of the trained parameters.
       ce_weight: weight of next-token cross entropy beside the distillation loss.
+      slots_weight: weight of -log(sigma), the slots' share of the softmax in native hybrid
+        attention, averaged over heads and tokens; it keeps slots from being ignored.
       teacher_cache: cache that is read in place of running the teacher; for "distill".
       mesh: mesh of devices; None is the run's.
       microbatches: parts of a batch whose gradients are added up, one after the other; the step is
@@ -48,6 +51,7 @@ class Stage:
     optim: Optimizer
     trainable: str = EVERYTHING
     ce_weight: float = 0.0
+    slots_weight: float = dataclasses.field(default=0.0, metadata=RECORDED_IF_SET)
     teacher_cache: TeacherCache | None = None
     mesh: MeshConfig | None = None
     microbatches: int = 1
@@ -83,6 +87,11 @@ def check_stages(stages: tuple[Stage, ...], max_length: int, *, hybrid: bool = F
             raise UserError(
                 f"{where}: rows of {stage.data.length} tokens are longer than the {max_length} "
                 f"that the model allows; shorten data.length"
+            )
+        if stage.slots_weight < 0 or (stage.slots_weight and stage.loss == "align"):
+            raise UserError(
+                f"{where}: slots_weight={stage.slots_weight} must be 0 or more, and 0 with "
+                "loss='align'"
             )
         cache = stage.teacher_cache
         if cache is not None and (stage.loss != "distill" or cache.tokens < 1):

@@ -48,6 +48,9 @@ def test_heads_and_the_share_of_slots_equal_the_formula(layer):
     else:
         total, count = taps()[layer].statistics["sigma"]
         assert_close(total / count, np.mean(shares), OP)
+        shares = np.concatenate(shares)
+        logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+        assert_close(taps()[layer].statistics["slots_bce"][0] / count, -logs.mean(), OP)
 
 
 @functools.partial(jax.jit, static_argnames="heads")

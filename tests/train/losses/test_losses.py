@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hydrahead_jax.config import Hydra, HydraChoices, NativeHybrid
 from hydrahead_jax.models import init_params, merge
 from hydrahead_jax.models.stream import make_stream
 from tests.tolerances import OP, assert_close
@@ -35,13 +36,13 @@ def stage(loss: str, **more) -> Stage:
     return Stage(name="x", loss=loss, steps=1, data=data, optim=AdamW(learning_rate=1.0), **more)
 
 
-def loss_of(stage: Stage, params: dict, batch: Batch, targets=None):
+def loss_of(stage: Stage, params: dict, batch: Batch, targets=None, config=small.STUDENT):
     objective = OBJECTIVES[stage.loss]
 
     def loss(params, batch, targets):
         batch = make_model_batch(batch, None)
         counts = whole_counts(batch)
-        return objective.loss(stage, small.STUDENT, params, batch, targets, counts, None)
+        return objective.loss(stage, config, params, batch, targets, counts, None)
 
     return jax.jit(loss)(params, batch, targets)
 
@@ -124,6 +125,28 @@ def test_answer_metrics(batch, models):
     hits = [logits[0, t - 1].argmax() == batch.tokens_BT[0, t] for t in (4, 5)]
     assert (metrics["answer_accuracy"][0], metrics["answer_accuracy"][1]) == (sum(hits), 2)
     assert metrics["text_loss"][1] == 2 + 3 + 7 - 2
+
+
+def test_slots_weight_adds_the_mean_of_minus_log_sigma(batch):
+    slots = NativeHybrid(window=2, slots=3)
+    hydra = Hydra(fa_heads=(1,), choices=HydraChoices(native_hybrid=slots))
+    config = dataclasses.replace(small.TEACHER, mixers=(slots, hydra))
+    params = init_params(config, jax.random.key(1))
+    plain, aided = (
+        loss_of(stage("next_token", slots_weight=w), params, batch, config=config)
+        for w in (0.0, 0.5)
+    )
+
+    @jax.jit
+    def statistics(params, tokens_BT, segment_ids_BT):
+        output = merge(config, params)(tokens_BT, segment_ids_BT=segment_ids_BT)
+        return [tap.statistics["slots_bce"] for tap in output.taps]
+
+    found = statistics(params, batch.tokens_BT, batch.segment_ids_BT)
+    sums, counts = zip(*found, strict=True)
+    assert sum(counts) == np.sum(batch.segment_ids_BT != 0) * (4 + 3)
+    assert_close(aided[0] - plain[0], 0.5 * sum(sums) / sum(counts), OP)
+    assert_close(aided[1]["loss"][0] / aided[1]["loss"][1], aided[0], OP)
 
 
 def test_align_loss(batch, models):
