@@ -22,7 +22,7 @@ from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_rows, registers, rounded
 from pallas_kernels.slot_attention.gpu import decays
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates, Pair
-from pallas_kernels.slot_attention.gpu.outputs import softmax, vector
+from pallas_kernels.slot_attention.gpu.outputs import meet, softmax, vector
 
 SIDES = 2
 
@@ -134,7 +134,7 @@ def _body(
 
     plgpu.barrier_wait(loaded)
     decays.make(made, gates_XCM, side, SIDES, product)
-    _meet(met)
+    meet(met)
     seen_C = vector(seen.at[b, tokens])
     entered_XCM = gates_XCM  # the gates are not needed any more
     first, last = readers_between(readers, kv_head)
@@ -161,7 +161,7 @@ def _body(
         def _hand_over():
             blocks.put(dweights_1CM.at[0], products_CM, interpret=interpret)
 
-        _meet(met)
+        meet(met)
 
         @pl.when(side == 0)
         def _weigh():
@@ -171,7 +171,7 @@ def _body(
             dlse_C = vector(dlse.at[b, head, tokens])
             weights_XCM[0] = rounded(_logits_gradient(p_CM, dp_CM, dlse_C) * scale)
 
-        _meet(met)
+        meet(met)
         weights_CM = decays.floats(weights_XCM.at[side])
         dentry_CM = lax.optimization_barrier(registers(dentry_CM + weights_CM * entered_CM))
         entered_XCM[side] = rounded(weights_CM * decays.entry(made))
@@ -200,7 +200,7 @@ def _body(
     def _hand_over_last():
         blocks.put(dweights_1CM.at[0], dentry_CM, interpret=interpret)
 
-    _meet(met)
+    meet(met)
 
     @pl.when(side == 0)
     def _finish():
@@ -213,10 +213,3 @@ def _body(
 def _logits_gradient(weights_CM, dweights_CM, dlse_C):
     mean_C = jnp.sum(registers(weights_CM * dweights_CM), axis=1)
     return registers(weights_CM * (dweights_CM - on_rows(mean_C - dlse_C, decays.TILE)))
-
-
-def _meet(barrier) -> None:
-    """Makes what either warpgroup has written to shared memory visible to the other one."""
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(barrier)
-    plgpu.barrier_wait(barrier)

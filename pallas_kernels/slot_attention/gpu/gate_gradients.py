@@ -39,7 +39,7 @@ def gate_gradients(
     H = rows.k.shape[3]
     return GateGradients(
         *blocks.kernel(
-            functools.partial(_gates_body, interpret=bool(interpret)),
+            functools.partial(_body, interpret=bool(interpret)),
             *(rows, written, weights, gates, dstates_BKZXHM, readers),
             name="slot_attention_gates",
             grid=dict(b=B, k=K, z=Z),
@@ -55,7 +55,7 @@ def gate_gradients(
     )
 
 
-def _gates_body(
+def _body(
     rows,
     written,
     weights,
@@ -74,11 +74,11 @@ def _gates_body(
     b, kv_head, z = written_chunk.place()
     product = functools.partial(blocks.product, interpret=interpret)
 
-    def passed_on(counts_CC, dlog, start):
+    def passed_on(counts_CC, dlog_CM, dlog_decay_CM):
         """Adds gradients of sums of log decays to those of the tokens that count for them."""
-        dlog_1CM[0] = rounded(dlog)
+        dlog_1CM[0] = rounded(dlog_CM)
         plgpu.commit_smem()
-        return product((decays.ones(counts_CC), fresh(dlog_1CM)), start=start)
+        return product((decays.ones(counts_CC), fresh(dlog_1CM)), start=dlog_decay_CM)
 
     def add_head(side, x, found):
         dlog_decay_CM, dshare_CM = found
@@ -107,9 +107,8 @@ def _gates_body(
             second_CM = decays.is_second(half)
             dshare_CM = registers(dshare_CM + jnp.where(second_CM, 0.0, d_CM))
             counts_CC = decays.counts(half, columns_CC, rows_CC)
-            return passed_on(
-                counts_CC, registers(d_CM * written_chunk.factors(chunk, half)), dlog_decay_CM
-            ), dshare_CM
+            dlog_CM = registers(d_CM * written_chunk.factors(chunk, half))
+            return passed_on(counts_CC, dlog_CM, dlog_decay_CM), dshare_CM
 
         return lax.fori_loop(0, decays.HALVES, add, (dlog_decay_CM, dshare_CM))
 
@@ -119,13 +118,11 @@ def _gates_body(
         rows_CC, columns_CC = decays.indices()
         exit_CM = decays.decay(chunk.gates_XCM, columns_CC > rows_CC, product)
         d_CM = registers(exit_CM * product((fresh(chunk.written_1CH), fresh(chunk.dstate_1HM))))
-        dlog = registers(d_CM * floats(chunk.share_CM))
-        found = (
-            passed_on(rows_CC > columns_CC, dlog, dlog_decay_CM),
-            registers(dshare_CM + d_CM),
-        )
-        own = readers_between(readers, kv_head)
-        return lax.fori_loop(*own, functools.partial(add_head, side), found)
+        dlog_CM = registers(d_CM * floats(chunk.share_CM))
+        dlog_decay_CM = passed_on(rows_CC > columns_CC, dlog_CM, dlog_decay_CM)
+        found = dlog_decay_CM, registers(dshare_CM + d_CM)
+        add = functools.partial(add_head, side)
+        return lax.fori_loop(*readers_between(readers, kv_head), add, found)
 
     zero_CM = registers(jnp.zeros(TILE, jnp.float32))
     found = lax.fori_loop(0, SIDES, add_side, (zero_CM, zero_CM))

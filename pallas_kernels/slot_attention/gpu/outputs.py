@@ -111,9 +111,7 @@ def _body(
 
     plgpu.barrier_wait(loaded)
     decays.make(made, gates_XCM, w, WARPGROUPS, product)
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(ready)
-    plgpu.barrier_wait(ready)
+    meet(ready)
     seen_C = vector(seen.at[b, tokens])
     first, last = readers_between(readers, kv_head)
 
@@ -134,6 +132,13 @@ def _body(
         )
 
     plgpu.wait_smem_to_gmem(0)
+
+
+def meet(barrier) -> None:
+    """Makes what either warpgroup has written to shared memory visible to the other one."""
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(barrier)
+    plgpu.barrier_wait(barrier)
 
 
 def vector(ref):

@@ -24,7 +24,7 @@ def written_gradients(
     K, Z = dstates_BKZXHM.shape[1:3]
     return Pair(
         *blocks.kernel(
-            functools.partial(_written_body, interpret=bool(interpret)),
+            functools.partial(_body, interpret=bool(interpret)),
             *(rows, weights, gates, dstates_BKZXHM, readers),
             name="slot_attention_written",
             grid=dict(b=B, k=K, z=Z, side=SIDES),
@@ -39,7 +39,7 @@ def written_gradients(
     )
 
 
-def _written_body(
+def _body(
     rows, weights, gates, dstates, readers, dk, dv, *, chunk, halves_CM, dwritten_CH, interpret
 ):
     (b, kv_head, z), side = written_chunk.place(), lax.axis_index("side")
