@@ -10,9 +10,9 @@ Each product of the chunked form is counted once and in full:
                writes differentiated                                  K 8 M H
 
     forward    q read, out written (4 H), log-sum-exp (4)             a query head
-               k, v read (4 H), log decay and share (8 M)             a KV head
-    backward   q, dout read, dq written (6 H), two rows (8)           a query head
-               k, v read, dk, dv written (8 H), gates, theirs (16 M)  a KV head
+               k, v read (4 H), gates (4 M)                           a KV head
+    backward   q, dout read, dq written (6 H), log-sum-exp (8)           a query head
+               k, v read, dk, dv written (8 H), gates (8 M)           a KV head
 
 C is 64 whatever an implementation chooses, so that no one looks better by doing more; the slots of
 a sequence's start and end are left out.
@@ -52,8 +52,8 @@ def flops(shape: Shape, passes: str) -> float:
 def least_bytes(shape: Shape, passes: str) -> float:
     """Returns the traffic with device memory that no implementation can avoid, see above."""
     H, M = shape.head_size, shape.slots
-    forward = shape.heads * (4 * H + 4) + shape.kv_heads * (4 * H + 8 * M)
-    backward = shape.heads * (6 * H + 8) + shape.kv_heads * (8 * H + 16 * M)
+    forward = shape.heads * (4 * H + 4) + shape.kv_heads * (4 * H + 4 * M)
+    backward = shape.heads * (6 * H + 8) + shape.kv_heads * (8 * H + 8 * M)
     return float(shape.tokens * (forward + backward * (passes != "forward")))
 
 

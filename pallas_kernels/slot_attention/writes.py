@@ -56,18 +56,21 @@ def make_writes(
     last_B1 = jnp.max(jnp.where(is_place_BT, jnp.arange(T), -1), axis=1, keepdims=True)
     starts_BT = jnp.diff(runs_BT, axis=1, prepend=0) > 0
 
-    positions = _Positions.join(state, k_BTKH, v_BTKH, log_forget_BTKM, real_BT, runs_BT)
+    tokens = map(_side_by_side, (k_BTKH, v_BTKH, log_forget_BTKM))
+    positions = _Positions.join(state, *tokens, real_BT, runs_BT)
     leaving = jax.tree.map(lambda x: x[:, :T], positions)
     written_BT = leaving.real & (leaving.run == runs_BT) & (jnp.arange(T) <= last_B1)
     held_BT = _held(written_BT, starts_BT, state.written_B)
-    only_written = lambda x: jnp.where(written_BT[..., None, None], x, jnp.zeros((), x.dtype))
-    log_forget_BTKM = only_written(leaving.log_forget)
-    reset = reset_log_decay(log_forget_BTKM.dtype)
+    only_written = lambda x: jnp.where(written_BT[..., None], x, jnp.zeros((), x.dtype))
+    log_forget_BTD = only_written(leaving.log_forget)
+    reset = reset_log_decay(log_forget_BTD.dtype)
+    K = k_BTKH.shape[2]
+    heads = lambda x: x.reshape(*x.shape[:2], K, x.shape[2] // K)
     writes = Writes(
-        k_BTKH=only_written(leaving.k),
-        v_BTKH=only_written(leaving.v),
-        log_decay_BTKM=jnp.where(starts_BT[..., None, None], reset, log_forget_BTKM),
-        share_BTKM=written_share(log_forget_BTKM),
+        k_BTKH=heads(only_written(leaving.k)),
+        v_BTKH=heads(only_written(leaving.v)),
+        log_decay_BTKM=heads(jnp.where(starts_BT[..., None], reset, log_forget_BTD)),
+        share_BTKM=heads(written_share(log_forget_BTD)),
         seen_BT=real_BT if sinks else real_BT & held_BT,
     )
     after_BW = last_B1 + 1 + jnp.arange(state.waits_BW.shape[1])
@@ -77,15 +80,23 @@ def make_writes(
     waiting = jax.tree.map(take, positions)
     return writes, state._replace(
         written_B=held_BT[:, -1],
-        k_waiting_BWKH=waiting.k,
-        v_waiting_BWKH=waiting.v,
-        log_forget_waiting_BWKM=waiting.log_forget,
+        k_waiting_BWKH=heads(waiting.k),
+        v_waiting_BWKH=heads(waiting.v),
+        log_forget_waiting_BWKM=heads(waiting.log_forget),
         waits_BW=waiting.real & (waiting.run == runs_BT[:, -1:]),
     )
 
 
+def _side_by_side(x):
+    """Puts heads side by side, as projections write them: a TPU would copy them apart."""
+    return jax.lax.collapse(x, 2)
+
+
 class _Positions(NamedTuple):
-    """Holds the positions that waited before the first token, then those of the tokens."""
+    """Holds the positions that waited before the first token, then those of the tokens.
+
+    Heads lie side by side.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -96,7 +107,8 @@ class _Positions(NamedTuple):
     @classmethod
     def join(cls, state: SlotState, *tokens) -> "_Positions":
         first_run_BW = jnp.zeros_like(state.waits_BW, tokens[-1].dtype)
-        pairs = zip((*state[3:], first_run_BW), tokens, strict=True)
+        waiting = (*map(_side_by_side, state[3:6]), state.waits_BW, first_run_BW)
+        pairs = zip(waiting, tokens, strict=True)
         return cls(*(jnp.concatenate(pair, axis=1) for pair in pairs))
 
 

@@ -25,10 +25,12 @@ from pallas_kernels.interleave import interleave
 from pallas_kernels.slot_attention.tpu import tile
 from pallas_kernels.slot_attention.tpu.blocks import CHUNK
 from pallas_kernels.slot_attention.tpu.layout import Layout
-from pallas_kernels.slot_attention.tpu.levels import ENTRY, EXIT, sum_matrix
-from pallas_kernels.slot_attention.tpu.pairs import Weights
-from pallas_kernels.slot_attention.tpu.read import Queries, mask_slots
+from pallas_kernels.slot_attention.tpu.levels import ENTRY, EXIT, Constants, constants
+from pallas_kernels.slot_attention.tpu.pairs import STEPS, Weights, chunk_sums
+from pallas_kernels.slot_attention.tpu.read import Queries, cut, mask_slots
 from pallas_kernels.varying import array_type, vary_alike
+
+GROUP = 4
 
 
 def backward(
@@ -40,9 +42,9 @@ def backward(
     Returns:
       dq, dk, dv; gradients of log decays and shares [B, K, M, T]; of the initial slots.
     """
-    sums = jnp.asarray(sum_matrix(v_BTD.dtype))
+    fixed = constants(v_BTD.dtype, layout.slots)
     inputs = vary_alike(
-        *(q_BTD, k_BTD, v_BTD, dout_BTD, *gates, seen_B1T, sums),
+        *(q_BTD, k_BTD, v_BTD, dout_BTD, *gates, seen_B1T, *fixed),
         *(lse, dlse, entries, dslots_BKMX),
     )
     out = functools.partial(array_type, like=inputs)
@@ -57,7 +59,8 @@ def backward(
         functools.partial(_kernel, layout=layout, scale=problem.scale),
         grid=layout.grid(len(q_BTD)),
         in_specs=[
-            *(queries, keys, keys, queries, gate, gate, layout.seen(), layout.constant(sums)),
+            *(queries, keys, keys, queries, gate, gate, layout.seen()),
+            *map(layout.constant, fixed),
             *(layout.rows(), layout.rows(), layout.entries(), slots),
         ],
         out_specs=[queries, keys, keys, gate, gate, slots],
@@ -70,9 +73,10 @@ def backward(
 
 
 def _kernel(*refs, layout: Layout, scale):
-    inputs, outputs, carry_ref = refs[:12], refs[12:-1], refs[-1]
-    q_ref, k_ref, v_ref, dout_ref, decay_ref, share_ref, seen_ref, sums_ref = inputs[:8]
-    lse_ref, dlse_ref, entries_ref, dfinal_ref = inputs[8:]
+    inputs, outputs, carry_ref = refs[:14], refs[14:-1], refs[-1]
+    q_ref, k_ref, v_ref, dout_ref, decay_ref, share_ref, seen_ref = inputs[:7]
+    fixed = Constants(*inputs[7:10])
+    lse_ref, dlse_ref, entries_ref, dfinal_ref = inputs[10:]
     dq_ref, dk_ref, dv_ref, ddecay_ref, dshare_ref, dinitial_ref = outputs
     blocks, H = layout.blocks, layout.H
     products = Products(float32=v_ref.dtype == jnp.float32, packed=blocks.packed)
@@ -82,49 +86,53 @@ def _kernel(*refs, layout: Layout, scale):
     def _():
         carry_ref[...] = dfinal_ref[0]
 
-    finished = set()
+    @functools.cache
+    def sums(piece: int):
+        return chunk_sums(decay_ref[0, :, :, _span(piece, CHUNK)], fixed, products)
+
+    finished, span_gradients = set(), {}
 
     def chain(head: int, piece: int):
         t, h = _span(piece, CHUNK), _span(head, H)
         of = Queries(head, blocks.readers, H)
-        weights = Weights(
-            decay_ref[0, head, :, t], share_ref[0, head, :, t], sums_ref[...], products
-        )
-        decays = weights.decays
+        of_head = [x[_span(head, layout.slots)] for x in sums(piece)]
         yield
+        weights = Weights(*of_head[::-1], share_ref[0, head, :, t], fixed, products)
+        decays = weights.decays
         k_CH, v_CH = products.round(k_ref[0, t, h])[0], products.round(v_ref[0, t, h])[0]
         slots_MX = entries_ref[0, head, piece]
         q, dout = of.rows(q_ref, t, products), of.rows(dout_ref, t, products)
         scores = []
         for own_CH, slots_MH, read in ((k_CH, slots_MX[:, :H], q), (v_CH, slots_MX[:, H:], dout)):
             left = (jnp.concatenate([own_CH, slots_MH], 0),)
-            scores += of.cut(products(left, read, transpose_right=True))
+            scores += cut(products(left, read, transpose_right=True), blocks.readers)
             yield
         pairs = [x[:CHUNK] for x in scores]
         parted = weights.parted(pairs)
-        sums, levels = weights.to_slots(pairs, parted)
+        within, levels = yield from weights.to_slots(pairs, parted)
         yield
         entered = [x[CHUNK:] for x in scores]
-        sums = [decays[ENTRY] * x + y for x, y in zip(entered, sums, strict=True)]
+        read = [decays[ENTRY] * x + y for x, y in zip(entered, within, strict=True)]
         p, dlogits = [], []
         for reader in range(blocks.readers):
             number = of.number(reader)
             lse_1C, dlse_1C = (x[0, 0, number : number + 1, t] for x in (lse_ref, dlse_ref))
-            logits_MC = mask_slots(scale * sums[reader], layout.used_slots)
+            logits_MC = mask_slots(scale * read[reader], layout.used_slots)
             p_MC = seen_ref[0, :, t] * jnp.exp(logits_MC - lse_1C)
-            dp_MC = sums[blocks.readers + reader]
+            dp_MC = read[blocks.readers + reader]
             common_1C = dlse_1C - tile.sum_slots(p_MC * dp_MC)
             p.append(p_MC)
             dlogits.append(scale * p_MC * (dp_MC + common_1C))
-        outer = [*dlogits, *p]
+        outer = [weights.low(x) for x in (*dlogits, *p)]
+        entered = [weights.low(x) for x in entered]
         decayed = weights.decayed(outer)
-        dpairs = weights.to_pairs(outer, decayed)
-        yield
-        entry = [decays[ENTRY] * x for x in outer]
+        dpairs = yield from weights.to_pairs(outer, decayed)
+        dpairs = [products.round(x)[0] for x in dpairs]
+        entry = cut(decayed[ENTRY][0], len(outer))
         for reader in range(blocks.readers):
             read = jnp.concatenate([dpairs[reader], entry[reader]], 0)
             keys = (jnp.concatenate([k_CH, slots_MX[:, :H]], 0),)
-            dq_CH = products(products.round(read.T), keys)
+            dq_CH = products((read.T,), keys)
             dq_ref[0, t, of.lanes(reader)] = dq_CH.astype(dq_ref.dtype)
             yield
         while piece + 1 < blocks.pieces and (head, piece + 1) not in finished:
@@ -133,8 +141,8 @@ def _kernel(*refs, layout: Layout, scale):
         through_M1 = weights.through_M1
         half = blocks.readers
         added = [
-            products(_round(products, entry[:half]), q),
-            products(_round(products, entry[half:]), dout),
+            products((jnp.concatenate(entry[:half], 1),), q),
+            products((jnp.concatenate(entry[half:], 1),), dout),
         ]
         carry_ref[head] = through_M1 * dslots_MX + jnp.concatenate(added, 1)
         finished.add((head, piece))
@@ -145,7 +153,7 @@ def _kernel(*refs, layout: Layout, scale):
             (dk_ref, dpairs[:half], dslots[:, :H], q),
             (dv_ref, dpairs[half:], dslots[:, H:], dout),
         ):
-            left = jnp.concatenate([products.round(x)[0] for x in of_pairs] + [to_exit], 1)
+            left = jnp.concatenate([*of_pairs, to_exit], 1)
             x_CH = products((left,), (jnp.concatenate([read[0], of_slots], 0),))
             ref[0, t, h] = x_CH.astype(ref.dtype)
             yield
@@ -153,24 +161,33 @@ def _kernel(*refs, layout: Layout, scale):
         left_MC = products((dslots,), written, transpose_right=True)
         yield
         dshare_MC = decays[EXIT] * left_MC
-        spans = []
-        for level, (factor, from_pairs) in enumerate(zip(decayed, parted, strict=True)):
+        near, spans = _near_gradients(weights, outer, pairs), []
+        for level, (factor, from_pairs) in enumerate(zip(decayed, parted, strict=False)):
             to_write_MC = products(factor, from_pairs, transpose_right=True)
-            dshare_MC += decays[level] * to_write_MC
-            read_MC = tile.add([x * y for x, y in zip(outer, levels[level], strict=True)])
-            spans.append(decays[level] * (read_MC + weights.share_MC * to_write_MC))
             yield
-        entry_MC = tile.add([x * y for x, y in zip(entry, entered, strict=True)])
+            for _ in STEPS[level]:
+                near_gradients = next(near)
+            yield
+            dshare_MC += decays[level] * to_write_MC
+            read_MC = _sum_of_products(outer, levels[level])
+            spans.append(decays[level] * (read_MC + weights.share_MC * to_write_MC))
+        entry_MC = decays[ENTRY] * _sum_of_products(outer, entered)
         kept_M1 = jnp.sum(dslots_MX * slots_MX.astype(jnp.float32), axis=1, keepdims=True)
         last = tile.lanes(1) == CHUNK - 1
         spans.append(entry_MC + jnp.where(last, through_M1 * kept_M1, 0.0))
         spans.append(decays[EXIT] * weights.share_MC * left_MC)
-        sides = (products.round(jnp.concatenate(spans, 1)), (sums_ref[:CHUNK],))
-        ddecay_MC = products(*sides, transpose_right=True)
-        yield
-        near_decay_MC, near_share_MC = _near_gradients(weights, outer, pairs)
-        ddecay_ref[0, head, :, t] = ddecay_MC + near_decay_MC
+        span_gradients[head, piece] = products.round(jnp.concatenate(spans, 1))[0]
+        near_decay_MC, near_share_MC = near_gradients
+        ddecay_ref[0, head, :, t] = near_decay_MC
         dshare_ref[0, head, :, t] = dshare_MC + near_share_MC
+        group = [x for x in range(blocks.kv_heads) if x // GROUP == head // GROUP]
+        if all((x, piece) in span_gradients for x in group):
+            yield
+            left = (jnp.concatenate([span_gradients[x, piece] for x in group], 0),)
+            found = products(left, (fixed.sums[:CHUNK],), transpose_right=True)
+            yield
+            for i, x in enumerate(group):
+                ddecay_ref[0, x, :, t] += found[_span(i, layout.slots)]
 
     pieces = reversed(range(blocks.pieces))
     order = [(head, piece) for piece in pieces for head in range(blocks.kv_heads)]
@@ -182,20 +199,29 @@ def _kernel(*refs, layout: Layout, scale):
 
 
 def _near_gradients(weights: Weights, outer: list, pairs: list):
-    """Returns the gradients of log decays and shares by way of the pairs inside tiles."""
+    """Makes the gradients of log decays and shares by way of the pairs inside tiles.
+
+    Yields after each distance what it has; the last is complete.
+    """
     rows = [tile.diagonals(x) for x in pairs]
     ddecay_MC, carried_MC = 0.0, 0.0
     for d in reversed(range(tile.TILE)):
-        own_MC = tile.add([x * of[d] for x, of in zip(outer, rows, strict=True)])
-        carried_MC = own_MC + carried_MC
-        if d:
-            ddecay_MC = ddecay_MC + carried_MC * weights.near[d]
-            carried_MC = tile.earlier(weights.keep_MC * carried_MC)
-    return ddecay_MC, carried_MC
+        of_distance = [_repeat(of[d], x) for x, of in zip(outer, rows, strict=True)]
+        carried_MC = _sum_of_products(outer, of_distance) + carried_MC
+        yield ddecay_MC, carried_MC
+        ddecay_MC = ddecay_MC + carried_MC * weights.near[d]
+        carried_MC = tile.earlier(weights.keep_MC * carried_MC)
 
 
-def _round(products: Products, arrays: list) -> tuple:
-    return products.round(jnp.concatenate(arrays, axis=1))
+def _sum_of_products(xs: list, ys: list):
+    return tile.add([x * y for x, y in zip(xs, ys, strict=True)]).astype(jnp.float32)
+
+
+def _repeat(row_1C, like_MC):
+    """Repeats a row to the rows of one register, and this to all."""
+    rows = 32 // like_MC.dtype.itemsize
+    block = jnp.broadcast_to(row_1C, (rows, CHUNK)).astype(like_MC.dtype)
+    return jnp.concatenate([block] * (len(like_MC) // rows), axis=0)
 
 
 def _span(index: int, size: int) -> slice:

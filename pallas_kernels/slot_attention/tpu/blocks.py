@@ -6,7 +6,9 @@ from pallas_kernels.tpu_devices import NARROW_UNITS, TWO_CORES
 
 CHUNK = 128
 LANES = 128
-CHAINS = 8
+KV_HEADS = 8
+CHAINS = 16
+MAX_WEIGHT = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,18 @@ class Blocks:
         return self.pieces * CHUNK
 
 
+def weight(readers: int, H: int, itemsize: int) -> int:
+    """Returns what a chunk of a KV head takes of a program's VMEM, of `MAX_WEIGHT`.
+
+    Products in full float32 keep three parts of each factor.
+    """
+    return readers * complete_lanes(H) // LANES * (4 if itemsize == 4 else 1)
+
+
+def complete_lanes(size: int) -> int:
+    return size + -size % LANES
+
+
 def choose_blocks(
     kv_heads: int,
     readers: int,
@@ -63,21 +77,26 @@ def choose_blocks(
     batch: int,
     device_kind: str,
     chosen: TpuBlocks | None = None,
+    *,
+    weight: int,
 ) -> tuple[Blocks, Blocks]:
     """Chooses the blocks of the forward and of the backward kernel, unless a caller has.
 
     A chunk of one KV head is a chain of dependent products, so a program needs several side by
     side, heads or pieces; a device of two cores needs two programs. KV heads are padded to a
-    multiple of those of a program.
+    multiple of those of a program. The skews were swept on the compiler's schedules.
+
+    Args:
+      weight: of a chunk of a KV head, see `weight`.
     """
-    chunks = -(-length // CHUNK)
+    chunks, fitting = -(-length // CHUNK), max(1, MAX_WEIGHT // weight)
     packed = device_kind not in NARROW_UNITS
     if chosen:
         chosen.check(chunks)
         heads = chosen.kv_heads
     else:
         cores = 2 if device_kind in TWO_CORES else 1
-        programs = max(-(-kv_heads // CHAINS), -(-cores // batch))
+        programs = max(-(-kv_heads // min(KV_HEADS, fitting)), -(-cores // batch))
         largest = -(-kv_heads // programs)
         even = [n for n in range(largest, largest // 2, -1) if kv_heads % n == 0]
         heads = (even or [largest])[0]
@@ -86,7 +105,8 @@ def choose_blocks(
         pieces = max(n for n in range(1, max(1, pieces) + 1) if chunks % n == 0)
         return Blocks(kv_heads=heads, readers=readers, pieces=pieces, skew=skew, packed=packed)
 
-    found = blocks(CHAINS // heads, 0.3), blocks(CHAINS // heads, 0.3)
+    pieces = min(CHAINS, fitting) // heads
+    found = blocks(pieces, 0.6 if readers == 1 else 0.3), blocks(pieces, 0.3)
     if chosen:
         forward, backward = found
         forward = dataclasses.replace(forward, pieces=chosen.forward_chunks)

@@ -20,9 +20,9 @@ from pallas_kernels.gated_delta.tpu.products import Products
 from pallas_kernels.interleave import interleave
 from pallas_kernels.slot_attention.tpu.blocks import CHUNK
 from pallas_kernels.slot_attention.tpu.layout import Layout
-from pallas_kernels.slot_attention.tpu.levels import ENTRY, EXIT, sum_matrix
-from pallas_kernels.slot_attention.tpu.pairs import Weights
-from pallas_kernels.slot_attention.tpu.read import Queries, softmax
+from pallas_kernels.slot_attention.tpu.levels import ENTRY, EXIT, Constants, constants
+from pallas_kernels.slot_attention.tpu.pairs import Weights, chunk_sums
+from pallas_kernels.slot_attention.tpu.read import Queries, cut, softmax
 from pallas_kernels.varying import array_type, vary_alike
 
 
@@ -37,8 +37,8 @@ def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem
       Output [B, T, N * H], log-sum-exp [B, programs, query heads of a program, T], final slots;
       with `save` also the slots that enter each chunk [B, K, chunks, M, X], in the dtype of v.
     """
-    sums = jnp.asarray(sum_matrix(v_BTD.dtype))
-    inputs = vary_alike(q_BTD, k_BTD, v_BTD, *gates, seen_B1T, sums, slots_BKMX)
+    fixed = constants(v_BTD.dtype, layout.slots)
+    inputs = vary_alike(q_BTD, k_BTD, v_BTD, *gates, seen_B1T, *fixed, slots_BKMX)
     out = functools.partial(array_type, like=inputs)
     B, K, M, X = slots_BKMX.shape
     T, dtype = v_BTD.shape[1], v_BTD.dtype
@@ -54,7 +54,9 @@ def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem
         grid=layout.grid(B),
         in_specs=[
             *(layout.queries(), layout.keys(), layout.keys(), layout.gates(), layout.gates()),
-            *(layout.seen(), layout.constant(sums), layout.slot_states()),
+            layout.seen(),
+            *map(layout.constant, fixed),
+            layout.slot_states(),
         ],
         out_specs=specs,
         out_shape=outputs,
@@ -65,9 +67,12 @@ def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem
     )(*inputs)
 
 
-def _kernel(q_ref, k_ref, v_ref, decay_ref, share_ref, seen_ref, sums_ref, initial_ref, *refs,
-            layout: Layout, scale):  # fmt: skip
-    out_ref, lse_ref, final_ref, *entries_refs, carry_ref = refs
+def _kernel(*refs, layout: Layout, scale):
+    q_ref, k_ref, v_ref, decay_ref, share_ref, seen_ref, *refs = refs
+    fixed, (initial_ref, out_ref, lse_ref, final_ref, *entries_refs, carry_ref) = (
+        Constants(*refs[:3]),
+        refs[3:],
+    )
     blocks, H = layout.blocks, layout.H
     products = Products(float32=v_ref.dtype == jnp.float32, packed=blocks.packed)
     step = pl.program_id(2)
@@ -76,15 +81,18 @@ def _kernel(q_ref, k_ref, v_ref, decay_ref, share_ref, seen_ref, sums_ref, initi
     def _():
         carry_ref[...] = initial_ref[0]
 
+    @functools.cache
+    def sums(piece: int):
+        return chunk_sums(decay_ref[0, :, :, _span(piece, CHUNK)], fixed, products)
+
     finished = set()
 
     def chain(head: int, piece: int):
         t, h = _span(piece, CHUNK), _span(head, H)
         queries = Queries(head, blocks.readers, H)
-        weights = Weights(
-            decay_ref[0, head, :, t], share_ref[0, head, :, t], sums_ref[...], products
-        )
+        of_head = [x[_span(head, layout.slots)] for x in sums(piece)]
         yield
+        weights = Weights(*of_head[::-1], share_ref[0, head, :, t], fixed, products)
         k_CH, v_CH = products.round(k_ref[0, t, h])[0], products.round(v_ref[0, t, h])[0]
         added_MX = products(weights.writes[EXIT], (jnp.concatenate([k_CH, v_CH], 1),))
         yield
@@ -98,22 +106,24 @@ def _kernel(q_ref, k_ref, v_ref, decay_ref, share_ref, seen_ref, sums_ref, initi
         slots_MX = products.round(slots_MX)[0]
         keys = jnp.concatenate([k_CH, slots_MX[:, :H]], 0)
         scores = products((keys,), queries.rows(q_ref, t, products), transpose_right=True)
-        scores = queries.cut(scores)
+        scores = cut(scores, blocks.readers)
         yield
         pairs = [x[:CHUNK] for x in scores]
-        within, _ = weights.to_slots(pairs, weights.parted(pairs))
+        within, _ = yield from weights.to_slots(pairs, weights.parted(pairs))
         yield
         entry_MC = weights.decays[ENTRY]
         logits = [entry_MC * x[CHUNK:] + y for x, y in zip(scores, within, strict=True)]
         seen_1C = seen_ref[0, :, t]
         found = [softmax(x, scale, seen_1C, layout.used_slots) for x in logits]
         p = [x for x, _ in found]
-        shares = weights.to_pairs(p, weights.decayed(p))
+        decayed = weights.decayed(p)
+        shares = yield from weights.to_pairs(p, decayed)
+        entered = cut(decayed[ENTRY][0], blocks.readers)
         yield
         values = jnp.concatenate([v_CH, slots_MX[:, H:]], 0)
         for reader, (_, lse_1C) in enumerate(found):
-            read = jnp.concatenate([shares[reader], entry_MC * p[reader]], 0)
-            out_CH = products(products.round(read.T), (values,))
+            read = jnp.concatenate([products.round(shares[reader])[0], entered[reader]], 0)
+            out_CH = products((read.T,), (values,))
             out_ref[0, t, queries.lanes(reader)] = out_CH.astype(out_ref.dtype)
             number = queries.number(reader)
             lse_ref[0, 0, number : number + 1, t] = lse_1C

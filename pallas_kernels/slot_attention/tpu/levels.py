@@ -10,12 +10,17 @@ on right ones. Two more such arrays: the decay from the chunk's entry to each to
 to its exit. All are exps of sums of log decays; no sum is subtracted from another.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.slot_attention.tpu.blocks import CHUNK
 
 TILE = 8
+"""Tokens of a tile, as many as a register has rows."""
+
 HALVES = (64, 32, 16, 8)
 """Tokens in half a block, of each level."""
 
@@ -23,12 +28,34 @@ ENTRY, EXIT = len(HALVES), len(HALVES) + 1
 SPANS = len(HALVES) + 2
 
 
-def sum_matrix(dtype) -> np.ndarray:
-    """Returns the 0/1 matrix [copies * C, SPANS * C] that makes the sums of log decays.
+class Constants(NamedTuple):
+    """Carries the matrices of zeros and ones that every program reads.
 
-    It is stacked twice for bfloat16, where log decays come in two parts.
+    Attributes:
+      sums: [copies * C, SPANS * C], makes the sums of log decays; stacked twice for bfloat16, where
+        log decays come in two parts.
+      parted: bits that are set, by level, at the pairs [i, t] that its middles part; int32 as the
+        dtype's rows are packed, [levels, C * itemsize / 4, C].
+      near: [8, TILE * M], sums slots for each distance in a tile.
     """
-    copies = 2 if jnp.dtype(dtype) == jnp.bfloat16 else 1
+
+    sums: jax.Array
+    parted: jax.Array
+    near: jax.Array
+
+
+def constants(dtype, slots: int) -> Constants:
+    packing = 4 // jnp.dtype(dtype).itemsize
+    parted = np.stack([_parted(half)[::packing] for half in HALVES])
+    row = -np.repeat(np.arange(TILE), slots) % TILE
+    return Constants(
+        sums=jnp.asarray(np.tile(_sums(), (packing, 1)), dtype),
+        parted=jnp.asarray(-parted.astype(np.int32)),
+        near=jnp.asarray(np.arange(TILE)[:, None] == row, dtype),
+    )
+
+
+def _sums() -> np.ndarray:
     own, token = np.arange(CHUNK)[:, None], np.arange(CHUNK)[None, :]
     spans = []
     for half in HALVES:
@@ -37,4 +64,9 @@ def sum_matrix(dtype) -> np.ndarray:
         from_middle = (middle <= own) & (own <= token)
         spans.append(np.where(token < middle, to_middle, from_middle))
     spans += [own <= token, own > token]
-    return np.tile(np.concatenate(spans, axis=1), (copies, 1)).astype(dtype)
+    return np.concatenate(spans, axis=1)
+
+
+def _parted(half: int) -> np.ndarray:
+    own, token = np.arange(CHUNK)[:, None] // half, np.arange(CHUNK)[None, :] // half
+    return (own % 2 == 0) & (token == own + 1)

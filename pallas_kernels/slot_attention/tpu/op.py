@@ -12,7 +12,14 @@ from pallas_kernels.slot_attention.groups import run_groups
 from pallas_kernels.slot_attention.problem import Problem
 from pallas_kernels.slot_attention.state import SlotState
 from pallas_kernels.slot_attention.tpu.backward import backward
-from pallas_kernels.slot_attention.tpu.blocks import CHUNK, LANES, TpuBlocks, choose_blocks
+from pallas_kernels.slot_attention.tpu.blocks import (
+    CHUNK,
+    LANES,
+    MAX_WEIGHT,
+    TpuBlocks,
+    choose_blocks,
+    weight,
+)
 from pallas_kernels.slot_attention.tpu.forward import forward
 from pallas_kernels.slot_attention.tpu.layout import Layout
 from pallas_kernels.slot_attention.writes import Writes, make_writes
@@ -72,7 +79,15 @@ def _group(q_BTNH, writes: Writes, slots, *, problem: Problem, blocks: TpuBlocks
     if N == 0:
         q_BTNH = jnp.zeros_like(writes.k_BTKH)
     readers = max(1, N // K)
-    at_forward, at_backward = choose_blocks(K, readers, T, B, target(q_BTNH).device_kind, blocks)
+    of_chunk = weight(readers, H, q_BTNH.dtype.itemsize)
+    if of_chunk > MAX_WEIGHT:
+        most = MAX_WEIGHT * readers // of_chunk
+        raise NotImplementedError(
+            f"{readers} query heads read one KV head; at most {most} of these are accepted"
+        )
+    at_forward, at_backward = choose_blocks(
+        K, readers, T, B, target(q_BTNH).device_kind, blocks, weight=of_chunk
+    )
     heads = (2, at_forward.kv_heads)
     tokens = lambda x: _fill(x, (1, CHUNK), heads, (x.ndim - 1, LANES))
     q = tokens(q_BTNH.reshape(B, T, K, readers, H))

@@ -12,15 +12,29 @@ Tokens lie on lanes, slots on sublanes; what query heads do not share comes as a
 import math
 
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.gated_delta.tpu.products import Products, transpose
 from pallas_kernels.slot_attention.tpu import tile
 from pallas_kernels.slot_attention.tpu.blocks import CHUNK
-from pallas_kernels.slot_attention.tpu.levels import ENTRY, EXIT, HALVES, SPANS, TILE
+from pallas_kernels.slot_attention.tpu.levels import (
+    ENTRY,
+    EXIT,
+    HALVES,
+    SPANS,
+    TILE,
+    Constants,
+)
+from pallas_kernels.slot_attention.tpu.read import cut
+
+STEPS = (range(0, 2), range(2, 4), range(4, 6), range(6, 8))
+"""Distances in a tile that are handled between the products of each level."""
 
 
 class Weights:
     """Holds the decays and write weights of one chunk of one KV head.
+
+    Its coroutines yield after each product, see `interleave.interleave`.
 
     Attributes:
       decays: the array [M, C] of each span, see `levels`.
@@ -29,16 +43,20 @@ class Weights:
       near: weights of each distance in a tile, see `tile`.
     """
 
-    def __init__(self, log_decay_MC, share_MC, sums, products: Products):
-        log2_decay_MC = log_decay_MC * math.log2(math.e)
-        parts = jnp.concatenate(products.split(log2_decay_MC), axis=1)
-        spans = jnp.exp2(products((parts,), (sums,)))
-        self.products, self.share_MC = products, share_MC
-        self.decays = [spans[:, i * CHUNK : (i + 1) * CHUNK] for i in range(SPANS)]
+    def __init__(self, sums, log2_decay_MC, share_MC, constants: Constants, products: Products):
+        self.products, self.share_MC, self.constants = products, share_MC, constants
+        self.decays = [jnp.exp2(x) for x in cut(sums, SPANS)]
         levels = [*range(len(HALVES)), EXIT]
         self.writes = {i: products.round(self.decays[i] * share_MC) for i in levels}
         self.keep_MC = tile.keep_in_tile(jnp.exp2(log2_decay_MC))
         self.near = tile.weights(self.keep_MC, share_MC)
+
+    def low(self, x):
+        """Returns `x` in the precision that products of vectors before a matrix product have.
+
+        Units of matrices 256 wide come with vector units for bfloat16.
+        """
+        return self.products.round(x)[0] if self.products.packed else x
 
     @property
     def through_M1(self):
@@ -46,59 +64,89 @@ class Weights:
 
     def parted(self, pairs: list) -> list:
         """Returns for each level the pairs that its middles part, all lists side by side."""
-        masks = [_parted(half) for half in HALVES]
-        side_by_side = lambda mask: jnp.concatenate([jnp.where(mask, x, 0.0) for x in pairs], 1)
-        return [self.products.round(side_by_side(mask)) for mask in masks]
-
-    def to_slots(self, pairs: list, parted: list) -> tuple[list, list]:
-        """Returns the sums [M, C] of each list, and their parts by level before the last decay."""
-        totals = [self._near_to_slots(x) for x in pairs]
-        levels = []
-        for level, factor in enumerate(parted):
-            arrived = self.products(self.writes[level], factor)
-            levels.append([arrived[:, i * CHUNK : (i + 1) * CHUNK] for i in range(len(pairs))])
-            totals = [
-                total + self.decays[level] * part
-                for total, part in zip(totals, levels[-1], strict=True)
-            ]
-        return totals, levels
-
-    def _near_to_slots(self, pairs_CC):
-        rows = tile.diagonals(pairs_CC)
-        return tile.add([w * row for w, row in zip(self.near, rows, strict=True)])
-
-    def decayed(self, slots: list) -> list:
-        """Returns for each level the factor of `slots` times the decay, side by side."""
-        side_by_side = lambda d: jnp.concatenate([d * x for x in slots], axis=1)
-        return [self.products.round(side_by_side(d)) for d in self.decays[: len(HALVES)]]
-
-    def to_pairs(self, slots: list, decayed: list) -> list:
-        """Returns the sums [C, C] of each list."""
-        levels = []
-        for level, factor in enumerate(decayed):
-            left = tuple(_left_rows(x, HALVES[level]) for x in transpose(self.writes[level]))
-            levels.append(self.products(left, factor))
+        rounded = self.products.round(jnp.concatenate(pairs, axis=1))[0]
+        bits = pltpu.bitcast(rounded, jnp.int32)
         return [
-            _assemble([x[:, i * CHUNK : (i + 1) * CHUNK] for x in levels], self._near_to_pairs(y))
-            for i, y in enumerate(slots)
+            (pltpu.bitcast(self._parted(bits, level, len(pairs)), rounded.dtype),)
+            for level in range(len(HALVES))
         ]
 
-    def _near_to_pairs(self, slots_MC):
-        return tile.place_diagonals([tile.sum_slots(w * slots_MC) for w in self.near])
+    def _parted(self, bits, level: int, lists: int):
+        """Keeps the bits of a level's pairs; blocks of rows that have none are not touched."""
+        rows = HALVES[level] * bits.shape[0] // CHUNK
+        mask = self.constants.parted[level]
+        side_by_side = lambda x: jnp.concatenate([x] * lists, axis=1)
+        if rows % TILE:
+            return bits & side_by_side(mask)
+        blocks = []
+        for start in range(0, bits.shape[0], 2 * rows):
+            left = slice(start, start + rows)
+            kept = bits[left] & side_by_side(mask[left])
+            blocks += [kept, jnp.zeros_like(kept)]
+        return jnp.concatenate(blocks, axis=0)
+
+    def to_slots(self, pairs: list, parted: list):
+        """Returns the sums [M, C] of each list, and their parts by level before the last decay.
+
+        These come in the precision of `low`.
+        """
+        rows = [tile.diagonals(x) for x in pairs]
+        totals, levels = [0.0] * len(pairs), []
+        for level, factor in enumerate(parted):
+            arrived = self.products(self.writes[level], factor)
+            yield
+            for d in STEPS[level]:
+                own = [self.near[d] * of[d] for of in rows]
+                totals = [x + y for x, y in zip(totals, own, strict=True)]
+            yield
+            parts = cut(arrived, len(pairs))
+            levels.append([self.low(x) for x in parts])
+            own = [self.decays[level] * part for part in parts]
+            totals = [x + y for x, y in zip(totals, own, strict=True)]
+        return totals, levels
+
+    def decayed(self, slots: list) -> list:
+        """Returns for each level, and the entry, the factor of `slots` times the decay.
+
+        The lists stand side by side.
+        """
+        slots = [self.low(x) for x in slots]
+        decays = [self.low(x) for x in self.decays[: ENTRY + 1]]
+        side_by_side = lambda d: jnp.concatenate([d * x for x in slots], axis=1)
+        return [self.products.round(side_by_side(d)) for d in decays]
+
+    def to_pairs(self, slots: list, decayed: list):
+        """Returns the sums [C, C] of each list."""
+        slots = [self.low(y) for y in slots]
+        by_distance, levels = [[] for _ in slots], []
+        for level, half in enumerate(HALVES):
+            left = tuple(_left_rows(x, half) for x in transpose(self.writes[level]))
+            levels.append(cut(self.products(left, decayed[level]), len(slots)))
+            yield
+            for d in STEPS[level]:
+                near = self.low(self.near[d])
+                for found, y in zip(by_distance, slots, strict=True):
+                    found.append(self.products.round(near * y)[0])
+            yield
+        right = jnp.concatenate([jnp.concatenate(x, axis=0) for x in by_distance], axis=1)
+        near = cut(self.products((self.constants.near[...],), (right,)), len(slots))
+        yield
+        by_list = zip(*levels, strict=True)
+        return [_assemble(x, tile.own_rows(y)) for x, y in zip(by_list, near, strict=True)]
 
 
-def _parted(half: int):
-    """Says which pairs [i, t] the middle of a block parts."""
-    own, token = tile.rows(), tile.lanes(CHUNK)
-    same = own // (2 * half) == token // (2 * half)
-    return same & (own // half % 2 == 0) & (token // half % 2 == 1)
+def chunk_sums(log_decay_KMC, constants: Constants, products: Products) -> tuple:
+    """Returns for KV heads log2 decays [K * M, C], and their sums over all spans side by side."""
+    log2_decay = log_decay_KMC.reshape(-1, CHUNK) * math.log2(math.e)
+    parts = jnp.concatenate(products.split(log2_decay), axis=1)
+    return log2_decay, products((parts,), (constants.sums[...],))
 
 
 def _left_rows(x_C, half: int):
     return jnp.concatenate([x_C[i : i + half] for i in range(0, CHUNK, 2 * half)], axis=0)
 
 
-def _assemble(levels: list, near_8C):
+def _assemble(levels, near_8C):
     """Puts the pairs of left halves by level, and those of tiles, into [C, C]."""
     lane, blocks = tile.lanes(), []
     for own in range(CHUNK // TILE):
@@ -107,6 +155,7 @@ def _assemble(levels: list, near_8C):
             number, row = divmod(own * TILE, half)
             if number % 2 == 0:
                 start = number // 2 * half + row
-                block = jnp.where(lane // half == number + 1, left[start : start + TILE], block)
+                mine = left[start : start + TILE]
+                block = jnp.where(lane // half == number + 1, mine, block)
         blocks.append(block)
     return jnp.concatenate(blocks, axis=0)

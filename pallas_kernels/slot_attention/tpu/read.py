@@ -28,9 +28,10 @@ class Queries:
         rows = [ref[0, t, self.lanes(reader)] for reader in range(self.readers)]
         return products.round(jnp.concatenate(rows, axis=0))
 
-    def cut(self, x) -> list:
-        """Cuts [rows, readers * C] by query head."""
-        return [x[:, i * CHUNK : (i + 1) * CHUNK] for i in range(self.readers)]
+
+def cut(x, parts: int) -> list:
+    """Cuts [rows, parts * C]."""
+    return [x[:, i * CHUNK : (i + 1) * CHUNK] for i in range(parts)]
 
 
 def softmax(logits_MC, scale: float, seen_1C, used_slots: int):

@@ -1,10 +1,11 @@
-"""Handles the pairs of tokens in one tile of 8, by the distance d between them.
+"""Handles the pairs of tokens in one tile, by the distance d between them.
 
 The weight of the write of token t - d when t reads is a recurrence without exponents,
 
     D_0[t] = share[t],    D_d[t] = keep[t] D_{d-1}[t - 1],
 
-once `keep` is 0 at the first token of each tile. Tokens lie on lanes, slots on sublanes.
+once `keep` is 0 at the first token of each tile. Tokens lie on lanes, slots on sublanes. The pairs
+of all tiles stand in 8 rows: row (-d) % 8 of lane t holds that of tokens t - d and t.
 """
 
 import functools
@@ -21,10 +22,6 @@ def lanes(rows: int = TILE):
     return jax.lax.broadcasted_iota(jnp.int32, (rows, CHUNK), 1)
 
 
-def rows():
-    return jax.lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), 0)
-
-
 def keep_in_tile(keep_MC):
     """Returns the decays of single tokens, 0 at the first token of each tile."""
     return jnp.where(lanes(keep_MC.shape[0]) % TILE == 0, 0.0, keep_MC)
@@ -34,13 +31,8 @@ def weights(keep_MC, share_MC) -> list:
     """Returns the weights [M, C] of each distance."""
     found = [share_MC]
     for _ in range(1, TILE):
-        found.append(keep_MC * later(found[-1]))
+        found.append(keep_MC * pltpu.roll(found[-1], 1, 1))
     return found
-
-
-def later(x):
-    """Moves each token's column to the next token."""
-    return pltpu.roll(x, 1, 1)
 
 
 def earlier(x):
@@ -49,29 +41,22 @@ def earlier(x):
 
 
 def diagonals(pairs_CC) -> list:
-    """Returns for each distance d the row [1, C] of entries [t - d, t], inside tiles."""
+    """Returns for each distance d the row [1, C] of pairs [t - d, t], inside tiles."""
     lane = lanes()
-    tile_8C = pairs_CC[:TILE]
+    near_8C = pairs_CC[:TILE]
     for i in range(1, CHUNK // TILE):
-        tile_8C = jnp.where(lane // TILE == i, pairs_CC[i * TILE : (i + 1) * TILE], tile_8C)
-    return [row for row in _turned(tile_8C, up=True)]
+        own = pairs_CC[i * TILE : (i + 1) * TILE]
+        near_8C = jnp.where(lane // TILE == i, own, near_8C)
+    near_8C = _rotate(near_8C, up=True)
+    return [near_8C[-d % TILE][None] for d in range(TILE)]
 
 
-def place_diagonals(rows: list):
-    """Inverts `diagonals`: [8, C] with the entry of the i-th token of t's tile in row i of lane t.
-
-    Entries of tokens after t are those of the rows at distances that reach out of the tile.
-    """
-    ordered = [rows[-d % TILE] for d in range(TILE)]
-    return _rotated(jnp.concatenate(ordered, axis=0), up=False)
+def own_rows(near_8C):
+    """Moves the pair of tokens i and t, in lane t, to row i % 8."""
+    return _rotate(near_8C, up=False)
 
 
-def _turned(tile_8C, *, up: bool) -> list:
-    turned_8C = _rotated(tile_8C, up=up)
-    return [turned_8C[-d % TILE][None] for d in range(TILE)]
-
-
-def _rotated(x_8C, *, up: bool):
+def _rotate(x_8C, *, up: bool):
     """Rotates the rows of lane t by t % 8."""
     lane = lanes()
     for bit in (1, 2, 4):
