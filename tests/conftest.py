@@ -57,7 +57,11 @@ ONE_CELL = {
         "tests/test_messages.py",
         "tests/train",
     ),
-    "test-latest": ("tests/pallas_kernels/hardware", "tests/pallas_kernels/report"),
+    "test-latest": (
+        "tests/hydrahead_jax/context",
+        "tests/pallas_kernels/hardware",
+        "tests/pallas_kernels/report",
+    ),
 }
 # The commands, and with them selection, checkpoints and data, run with the newest jax too.
 BOTH_CELLS = ("tests/train/commands", "tests/train/select/test_select.py")
