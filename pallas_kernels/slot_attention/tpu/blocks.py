@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from pallas_kernels.gated_delta.tpu.blocks import complete_lanes
 from pallas_kernels.tpu_devices import NARROW_UNITS, TWO_CORES
 
 CHUNK = 128
@@ -64,10 +65,6 @@ def weight(readers: int, H: int, itemsize: int) -> int:
     Products in full float32 keep three parts of each factor.
     """
     return readers * complete_lanes(H) // LANES * (4 if itemsize == 4 else 1)
-
-
-def complete_lanes(size: int) -> int:
-    return size + -size % LANES
 
 
 def choose_blocks(
