@@ -11,7 +11,6 @@ Bytes: each array once, KV heads that are read only.
     backward   q, k, v, out, dout, log-sum-exp read; dq, dk, dv written
 """
 
-import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 
@@ -76,13 +75,6 @@ def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[
         "tokamax splash": tokamax_splash.known,
     }
     return of[implementation](shape, passes, chip) if implementation in of else {}
-
-
-def program(shape: Shape, implementation: str, passes: str):
-    """Returns a function that other processes can import, and the shapes of its arguments."""
-    run = forward if passes == "forward" else forward_backward
-    arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
-    return functools.partial(run, implementation, shape), arguments
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:

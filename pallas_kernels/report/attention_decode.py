@@ -5,8 +5,7 @@ heads that are read, below each row's length and inside the window, once; q read
 log-sum-exp written.
 """
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,10 @@ import jax.numpy as jnp
 from pallas_kernels.attention import api
 from pallas_kernels.attention.shapes import HEADS, DecodeShape
 from pallas_kernels.attention.shapes import shapes as regular_shapes
-from pallas_kernels.hardware.bundles import Known
 from pallas_kernels.report import attention
-from pallas_kernels.report.programs import chips_worth_a_row
+from pallas_kernels.report.programs import chips_worth_a_row, known
 
-__all__ = ["chips_worth_a_row"]
+__all__ = ["chips_worth_a_row", "known"]
 
 SIZES = ("tokens", "heads", "groups", "window")
 PASSES = ("forward",)
@@ -53,23 +51,11 @@ def least_bytes(shape: DecodeShape, passes: str) -> float:
     return float(2 * keys + shape.units * (4 * shape.sequence.head_size + 4))
 
 
-def known(shape: DecodeShape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
-    """Returns what a kernel's schedule does not say: nothing, every step does the same."""
-    return {}
-
-
-def program(shape: DecodeShape, implementation: str, passes: str):
-    """Returns a function that other processes can import, and the shapes of its arguments.
-
-    Queries and output have heads side by side, as in `attention.program`. The cache comes as it is
-    stored from step to step, [B, S, K, H].
-    """
-    arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
-    return functools.partial(forward, implementation, shape), arguments
-
-
 def program_inputs(shape: DecodeShape, passes: str) -> tuple:
-    """Returns `inputs` with query heads side by side."""
+    """Returns `inputs` with query heads side by side, as those of `attention`.
+
+    The cache comes as it is stored from step to step, [B, S, K, H].
+    """
     q_BNH, *others = inputs(shape, passes)
     return q_BNH.reshape(shape.rows, -1), *others
 

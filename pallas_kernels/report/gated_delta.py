@@ -17,17 +17,15 @@ own 4 H P bytes a sequence are left out.
 """
 
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated_delta import api
 from pallas_kernels.gated_delta.shapes import Shape, shapes
-from pallas_kernels.hardware.bundles import Known
-from pallas_kernels.report.programs import chips_worth_a_row, side_by_side
+from pallas_kernels.report.programs import chips_worth_a_row, known, side_by_side
 
-__all__ = ["chips_worth_a_row", "shapes"]
+__all__ = ["chips_worth_a_row", "known", "shapes"]
 
 SIZES = ("tokens", "heads", "groups")
 PASSES = ("forward", "forward+backward")
@@ -54,18 +52,6 @@ def least_bytes(shape: Shape, passes: str) -> float:
     forward = 4 * H / group + 4 * P + 8
     backward = 8 * H / group + 6 * P + 16
     return shape.units * (forward + backward * (passes != "forward"))
-
-
-def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
-    """Returns what a kernel's schedule does not say: nothing, every step does the same."""
-    return {}
-
-
-def program(shape: Shape, implementation: str, passes: str):
-    """Returns a function that other processes can import, and the shapes of its arguments."""
-    run = forward if passes == "forward" else forward_backward
-    arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
-    return functools.partial(run, implementation, shape), arguments
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:

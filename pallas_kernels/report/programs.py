@@ -1,6 +1,27 @@
-"""Makes what the report's ops share: arrays with heads side by side, and the chips of a table."""
+"""Makes what the report's ops share: their programs, and the chips of a table."""
+
+import functools
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from pallas_kernels.hardware.bundles import Known
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
+
+
+def program(op: ModuleType, shape: Any, implementation: str, passes: str):
+    """Returns a function that other processes can import, and the shapes of its arguments."""
+    run = op.forward if passes == "forward" else op.forward_backward
+    arguments = jax.eval_shape(functools.partial(op.program_inputs, shape, passes))
+    return functools.partial(run, implementation, shape), arguments
+
+
+def known(shape: Any, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
+    """Returns what a kernel's schedule does not say: nothing where every step does the same."""
+    return {}
 
 
 def side_by_side(x):

@@ -13,6 +13,7 @@ from pallas_kernels.hardware.isolated import IsolatedError
 from pallas_kernels.hardware.memory import Memory
 from pallas_kernels.hardware.tpu import TOPOLOGIES, TpuProgram, compile_for_tpu, fold_small
 from pallas_kernels.report.ops import OPS
+from pallas_kernels.report.programs import program
 from pallas_kernels.report.provenance import provenance
 
 TARGETS = (*TOPOLOGIES, "h200")
@@ -87,14 +88,14 @@ def make_row(task: Task) -> Row:
         if task.chip == "local":
             return _with_seconds(row, measure(task))
         op, what = OPS[task.op], (task.shape, task.implementation, task.passes)
-        fn, shapes = op.program(*what)
+        fn, shapes = program(op, *what)
         if task.chip == "h200":
             return dataclasses.replace(row, program=compile_for_h200(fn, *shapes))
         known = op.known(*what, task.chip)
-        program = fold_small(compile_for_tpu(fn, *shapes, chip=task.chip, known=known))
-        scheduled_s = program.cycles / CHIPS[task.chip].clock
+        compiled = fold_small(compile_for_tpu(fn, *shapes, chip=task.chip, known=known))
+        scheduled_s = compiled.cycles / CHIPS[task.chip].clock
         row = _with_seconds(row, max(scheduled_s, row.memory_floor_s))
-        return dataclasses.replace(row, program=program)
+        return dataclasses.replace(row, program=compiled)
     except (NotImplementedError, IsolatedError) as error:
         return dataclasses.replace(row, refusal=_sentence(error))
 
@@ -102,7 +103,7 @@ def make_row(task: Task) -> Row:
 def measure(task: Task, *, samples: int = 20) -> float:
     """Returns the median seconds of a call on the default device."""
     op = OPS[task.op]
-    fn, _ = op.program(task.shape, task.implementation, task.passes)
+    fn, _ = program(op, task.shape, task.implementation, task.passes)
     arrays, run = jax.block_until_ready(op.program_inputs(task.shape, task.passes)), jax.jit(fn)
     return median_seconds(lambda: run(*arrays), samples=samples)
 

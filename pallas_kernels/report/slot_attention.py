@@ -19,17 +19,15 @@ a sequence's start and end are left out.
 """
 
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.hardware.bundles import Known
-from pallas_kernels.report.programs import chips_worth_a_row, side_by_side
+from pallas_kernels.report.programs import chips_worth_a_row, known, side_by_side
 from pallas_kernels.slot_attention import api
 from pallas_kernels.slot_attention.shapes import Shape, shapes
 
-__all__ = ["chips_worth_a_row", "shapes"]
+__all__ = ["chips_worth_a_row", "known", "shapes"]
 
 SIZES = ("tokens", "heads", "groups")
 PASSES = ("forward", "forward+backward")
@@ -55,18 +53,6 @@ def least_bytes(shape: Shape, passes: str) -> float:
     forward = shape.heads * (4 * H + 4) + shape.kv_heads * (4 * H + 4 * M)
     backward = shape.heads * (6 * H + 8) + shape.kv_heads * (8 * H + 8 * M)
     return float(shape.tokens * (forward + backward * (passes != "forward")))
-
-
-def known(shape: Shape, implementation: str, passes: str, chip: str) -> Mapping[str, Known]:
-    """Returns what a kernel's schedule does not say: nothing, every step does the same."""
-    return {}
-
-
-def program(shape: Shape, implementation: str, passes: str):
-    """Returns a function that other processes can import, and the shapes of its arguments."""
-    run = forward if passes == "forward" else forward_backward
-    arguments = jax.eval_shape(functools.partial(program_inputs, shape, passes))
-    return functools.partial(run, implementation, shape), arguments
 
 
 def program_inputs(shape: Shape, passes: str) -> tuple:

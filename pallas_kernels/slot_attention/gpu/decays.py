@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention.gpu.passes import anew
 from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
-from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS
+from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates
 
 HALVES = 6
 TILE = (CHUNK, CHUNK)  # also tokens by slots
@@ -46,6 +46,15 @@ def buffers() -> Decays:
         blocks.operand(HALVES, CHUNK, SLOTS),
         blocks.vectors(1, CHUNK, SLOTS),
         blocks.operand(CHUNK, SLOTS),
+    )
+
+
+def gate_copies(gates: Gates, tokens, gates_XCM, share_CM) -> tuple:
+    """Returns the copies, for `blocks.copy_in`, of the gates of a chunk's tokens in one KV head."""
+    return (
+        (gates.high_BTKM.at[tokens], gates_XCM.at[0]),
+        (gates.low_BTKM.at[tokens], gates_XCM.at[1]),
+        (gates.share_BTKM.at[tokens], share_CM),
     )
 
 

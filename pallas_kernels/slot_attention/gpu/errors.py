@@ -22,7 +22,7 @@ from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import on_rows, registers, rounded
 from pallas_kernels.slot_attention.gpu import decays
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates, Pair
-from pallas_kernels.slot_attention.gpu.outputs import meet, softmax, vector
+from pallas_kernels.slot_attention.gpu.outputs import load, meet, softmax, vector
 
 SIDES = 2
 
@@ -121,16 +121,8 @@ def _body(
 
     @pl.when(side == 0)
     def _load():
-        blocks.copy_in(
-            loaded,
-            (gates.high_BTKM.at[b, tokens, kv_head], gates_XCM.at[0]),
-            (gates.low_BTKM.at[b, tokens, kv_head], gates_XCM.at[1]),
-            (gates.share_BTKM.at[b, tokens, kv_head], made.share_CM),
-            (written.k.at[b, tokens, kv_head], written_XCH.at[0]),
-            (written.v.at[b, tokens, kv_head], written_XCH.at[1]),
-            (states.at[b, kv_head, z, 0], state_XHM.at[0]),
-            (states.at[b, kv_head, z, 1], state_XHM.at[1]),
-        )
+        buffers = (written_XCH.at[0], written_XCH.at[1])
+        load(loaded, (b, kv_head, z), gates, written, states, gates_XCM, made, buffers, state_XHM)
 
     plgpu.barrier_wait(loaded)
     decays.make(made, gates_XCM, side, SIDES, product)

@@ -98,16 +98,8 @@ def _body(
 
     @pl.when(w == 0)
     def _load():
-        blocks.copy_in(
-            loaded,
-            (gates.high_BTKM.at[b, tokens, kv_head], gates_XCM.at[0]),
-            (gates.low_BTKM.at[b, tokens, kv_head], gates_XCM.at[1]),
-            (gates.share_BTKM.at[b, tokens, kv_head], made.share_CM),
-            (k.at[b, tokens, kv_head], k_CH),
-            (v.at[b, tokens, kv_head], v_CH),
-            (states.at[b, kv_head, z, 0], state_XHM.at[0]),
-            (states.at[b, kv_head, z, 1], state_XHM.at[1]),
-        )
+        place = b, kv_head, z
+        load(loaded, place, gates, (k, v), states, gates_XCM, made, (k_CH, v_CH), state_XHM)
 
     plgpu.barrier_wait(loaded)
     decays.make(made, gates_XCM, w, WARPGROUPS, product)
@@ -132,6 +124,18 @@ def _body(
         )
 
     plgpu.wait_smem_to_gmem(0)
+
+
+def load(barrier, place, gates, written, states, gates_XCM, made, written_CH, state_XHM) -> None:
+    """Starts the copies of a chunk's gates, keys, values and entering slots, for one KV head."""
+    b, kv_head, z = place
+    tokens = b, pl.ds(z * CHUNK, CHUNK), kv_head
+    blocks.copy_in(
+        barrier,
+        *decays.gate_copies(gates, tokens, gates_XCM, made.share_CM),
+        *((x.at[tokens], x_CH) for x, x_CH in zip(written, written_CH, strict=True)),
+        *((states.at[*place, side], state_XHM.at[side]) for side in range(2)),
+    )
 
 
 def meet(barrier) -> None:

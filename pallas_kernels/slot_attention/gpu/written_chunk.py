@@ -57,21 +57,18 @@ def buffers(H: int, *, written: bool = False) -> WrittenChunk:
 
 def load(chunk: WrittenChunk, gates: Gates, dstates, written: Pair | None, side) -> None:
     b, kv_head, z = place()
-    tokens = pl.ds(z * CHUNK, CHUNK)
+    tokens = b, pl.ds(z * CHUNK, CHUNK), kv_head
     plgpu.commit_smem()
     blocks.copy_in(
         chunk.loaded,
-        (gates.high_BTKM.at[b, tokens, kv_head], chunk.gates_XCM.at[0]),
-        (gates.low_BTKM.at[b, tokens, kv_head], chunk.gates_XCM.at[1]),
-        (gates.share_BTKM.at[b, tokens, kv_head], chunk.share_CM),
+        *decays.gate_copies(gates, tokens, chunk.gates_XCM, chunk.share_CM),
         (dstates.at[b, kv_head, z, side], chunk.dstate_1HM.at[0]),
     )
     for number, written_BTKH in enumerate(written or ()):
 
         @pl.when(side == number)
         def _(written_BTKH=written_BTKH):
-            source = written_BTKH.at[b, tokens, kv_head]
-            blocks.copy_in(chunk.loaded, (source, chunk.written_1CH.at[0]))
+            blocks.copy_in(chunk.loaded, (written_BTKH.at[tokens], chunk.written_1CH.at[0]))
 
     plgpu.barrier_wait(chunk.loaded)
 

@@ -13,6 +13,7 @@ from pallas_kernels.hardware.memory import Memory
 from pallas_kernels.hardware.tpu import compile_for_tpu
 from pallas_kernels.report import __main__ as command
 from pallas_kernels.report import attention, attention_decode, attention_schedules, rows, tables
+from pallas_kernels.report.programs import program
 from pallas_kernels.report.rows import Task, make_row
 from tests.pallas_kernels.report.test_report import tpu_program
 
@@ -82,7 +83,7 @@ def test_shares_are_those_of_the_lists_that_the_kernels_get(heads, window, passe
     tpu_list = rule.list_steps
     monkeypatch.setattr(rule, "list_steps", listed)
     monkeypatch.setattr(tpu_op, "_check", lambda *arrays: None)
-    fn, arguments = attention.program(shape, "tpu", passes)
+    fn, arguments = program(attention, shape, "tpu", passes)
 
     jax.eval_shape(fn, *arguments)
     known = attention_schedules.ours(shape, passes, "v6e")
@@ -101,7 +102,7 @@ def test_an_empty_or_masked_block_is_counted_as_such(implementation):
     cycles = []
     for tokens in (4096, 8192):
         shape = regular_shape(tokens, 1, 1, window=1024)
-        fn, arguments = attention.program(shape, implementation, "forward")
+        fn, arguments = program(attention, shape, implementation, "forward")
         known = attention.known(shape, implementation, "forward", "v6e")
         compiled = compile_for_tpu(fn, *arguments, chip="v6e", known=known)
         cycles.append(compiled.kernels[0].cycles)
