@@ -1,19 +1,24 @@
 """Makes small prepared text, and documents to compare it with."""
 
 import functools
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
-from train.data.prepared.folder import PreparedFolder, document_pieces
+from train.data.batches import DataConfig
+from train.data.prepared.folder import PreparedFolder, PreparedText, document_pieces
 from train.data.tokenizer import save_tokenizer, train_tokenizer
 from train.prepare.command import prepare
 
 VOCAB = 300
 SHARD_TOKENS = 600
+LENGTH, BATCH = 64, 6
 
 
 @functools.cache
@@ -49,6 +54,29 @@ def write_records(path: Path, *records: bytes) -> Path:
     return path
 
 
+def write_source(kind: str, folder: Path, documents: list[str]) -> Path:
+    """Writes the documents as a source of a kind, such as "jsonl.gz", and returns its path."""
+    path = folder / f"source.{kind}"
+    if kind == "txt":
+        path.mkdir()
+        for number, text in enumerate(documents):
+            (path / f"{number:03d}.txt").write_text(text)
+    elif kind == "parquet":
+        table = pyarrow.table({"id": range(len(documents)), "text": documents})
+        pyarrow.parquet.write_table(table, path, row_group_size=7)
+    elif kind == "arrayrecord":
+        write_records(path, *(text.encode() for text in documents))
+    else:
+        lines = write_jsonl(folder / "lines", documents).read_bytes()
+        if kind == "json.arrayrecord":
+            write_records(path, *lines.splitlines())
+        else:
+            zstandard = lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)
+            compress = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard}[kind]
+            path.write_bytes(compress(lines))
+    return path
+
+
 def run(source: Path, tokenizer: Path, out: Path, **options) -> dict:
     """Prepares a source quietly, in this process, and returns the manifest."""
     options = {"workers": 1, "shard_tokens": SHARD_TOKENS, "say": lambda sentence: None} | options
@@ -61,6 +89,15 @@ def prepared(folder: Path, documents: list[str], **options) -> PreparedFolder:
     source = write_jsonl(folder / "text.jsonl", documents)
     run(source, write_tokenizer(folder / "tokenizer"), folder / "out", **options)
     return PreparedFolder(folder / "out")
+
+
+def config(*folders, weights=(1.0, 1.0), **options) -> DataConfig:
+    """Returns the settings of batches from those folders."""
+    texts = [
+        PreparedText(folder=str(folder.path), weight=weight)
+        for folder, weight in zip(folders, weights, strict=False)
+    ]
+    return DataConfig(length=LENGTH, batch=BATCH, prepared=tuple(texts), **options)
 
 
 def encoded(documents: list[str]) -> list[tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import json
 import lzma
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import pytest
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.text_files import records
-from tests.train.data.prepared_text import write_records
-from train.data.documents.counts import Counts, fate_of
+from tests.train.data.read_documents import MARK, line, read
 from train.data.documents.find import find_files
 from train.data.documents.parts import make_parts
 from train.data.documents.read import read_part
 
-MARK = b"\xef\xbb\xbf"
 COMPRESS = {
     "": bytes,
     ".gz": gzip.compress,
@@ -26,23 +23,9 @@ COMPRESS = {
     ".xz": lzma.compress,
     ".zst": lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True),
 }
+
+
 LONG_WINDOW = b"\x28\xb5\x2f\xfd\x00\x90" + b"\x00" * 10
-
-
-def read(path: Path, part_bytes: int = 2**30) -> tuple[list[str], Counts]:
-    """Returns the documents of a file or folder, and the counts of all records."""
-    texts, counts = [], Counts()
-    for part in make_parts(find_files((path,)).files, part_bytes, "text"):
-        for document in read_part(part, "text"):
-            fate = fate_of(document)
-            counts.add(fate, document)
-            if fate == "written":
-                texts.append(document.text)
-    return texts, counts
-
-
-def line(text) -> bytes:
-    return json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
@@ -181,82 +164,6 @@ def test_a_long_zstd_window(tmp_path):
     (tmp_path / "a.jsonl.zst").write_bytes(LONG_WINDOW)
     with pytest.raises(UserError, match=r"its zstd window is above 128 MiB; compress it again"):
         read(tmp_path / "a.jsonl.zst")
-
-
-TYPES = [
-    pyarrow.string(),
-    pyarrow.large_string(),
-    pyarrow.string_view(),
-    pyarrow.binary(),
-    pyarrow.binary_view(),
-    pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
-    pyarrow.dictionary(pyarrow.int8(), pyarrow.large_string()),
-    pyarrow.dictionary(pyarrow.int32(), pyarrow.binary()),
-]
-
-
-@pytest.mark.parametrize("kind", TYPES, ids=str)
-def test_types_of_parquet_columns(kind, tmp_path):
-    values = ["a", None, "é", "a", "", "\ufeffb"]
-    if pyarrow.types.is_dictionary(kind):
-        array = pyarrow.array(values).dictionary_encode()
-        words = array.dictionary.cast(kind.value_type)
-        array = pyarrow.DictionaryArray.from_arrays(array.indices.cast(kind.index_type), words)
-    else:
-        array = pyarrow.array(values).cast(kind)
-    table = pyarrow.table({"text": array})
-    pyarrow.parquet.write_table(table, tmp_path / "a.PARQUET", row_group_size=2)
-    for part_bytes in (1, 2**30):
-        texts, counts = read(tmp_path / "a.PARQUET", part_bytes)
-        assert texts == ["a", "é", "a", "b"] and counts.empty == 2 and counts.unusable == 0
-
-
-def test_parquet_rows_that_are_no_text(tmp_path):
-    values = pyarrow.array([b"a", b"caf\xe9", "b".encode("utf-16-le"), b"c"], pyarrow.binary())
-    pyarrow.parquet.write_table(
-        pyarrow.table({"text": values}), tmp_path / "a.parquet", row_group_size=1
-    )
-    texts, counts = read(tmp_path / "a.parquet", 1)
-    assert texts == ["a", "c"]
-    assert counts.examples[0] == f"{tmp_path}/a.parquet, row 2 is not UTF-8"
-    assert counts.examples[1].startswith(f"{tmp_path}/a.parquet, row 3 holds NUL characters")
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"text": [["a"]]}, "the column 'text' holds list<.*>, not text"),
-        ({"text": [{"a": "b" * 99}]}, "the column 'text' holds struct<.*>, not text"),
-        ({"text": [None]}, "the column 'text' holds null, not text"),
-        (
-            {"meta": [{"text": "a"}], "body": ["b"]},
-            "has no column 'text'; set the text field to one of meta, body",
-        ),
-    ],
-)
-def test_parquet_columns_that_are_no_text(table, message, tmp_path):
-    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=f"{tmp_path}/a.parquet:? {message}"):
-        read(tmp_path / "a.parquet")
-
-
-def test_parquet_columns_of_one_name(tmp_path):
-    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text'"):
-        read(tmp_path / "a.parquet")
-
-
-def test_array_records(tmp_path):
-    write_records(tmp_path / "a.arrayrecord", MARK + b"a", b"caf\xe9", b"", "b".encode("utf-16-be"))
-    write_records(tmp_path / "b.array_record", MARK + line("a"), b"[1]", b'{"text": null}', b"\xff")
-    texts, counts = read(tmp_path)
-    assert texts == ["a", "a"] and counts.empty == 2 and counts.unusable == 4
-    assert counts.examples[0] == f"{tmp_path}/a.arrayrecord, record 2 is not UTF-8"
-    for raw in (b"", b"no records"):
-        (tmp_path / "b.array_record").write_bytes(raw)
-        with pytest.raises(UserError, match=r"cannot read .*array_record"):
-            read(tmp_path)
 
 
 def test_halves_of_surrogate_pairs(tmp_path):

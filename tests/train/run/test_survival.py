@@ -2,15 +2,11 @@
 
 import contextlib
 import dataclasses
-import importlib.machinery
 import os
 import resource
 import signal
-import sys
 import time
-import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,13 +16,10 @@ from tests.train import pair, small
 from train import distributed
 from train.data.batches import make_batches
 from train.files.param_paths import flatten
-from train.files.run_folder import CHECKPOINTS, METRICS, open_run
+from train.files.run_folder import CHECKPOINTS
 from train.run import disk, loop, stage_loop
-from train.run.metrics import MetricsLog, check_wandb
 from train.run.nonfinite_steps import FOLDER
 from train.run.prefetch import Prefetch
-from train.run.settings import RunSettings
-from train.run.throughput import peak_flops
 
 STEPS = 8  # with checkpoints at 4 and 8
 
@@ -157,34 +150,6 @@ def test_a_write_that_fails_names_the_last_checkpoint_and_loses_nothing(
     small.assert_bitwise(result.params, uninterrupted[1])
 
 
-@pytest.mark.parametrize(
-    ("free", "outcome"), [(1.9, "refused"), (2.1, "warned"), (3.9, "warned"), (4.1, "quiet")]
-)
-def test_room_for_checkpoints_is_checked_before_the_run(free, outcome, tmp_path, monkeypatch):
-    """Three checkpoints stay and one more is being written."""
-    usage = types.SimpleNamespace(free=int(free * 1e9))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
-    said = []
-    check = lambda: disk.check_space(tmp_path, 10**9, 3, said.append)
-    if outcome == "refused":
-        with pytest.raises(UserError, match=r"takes 1 GB, and .* has room for 1\.9 GB, less than"):
-            check()
-    else:
-        check()
-        assert [s.startswith("warning: ") for s in said] == [True] * (outcome == "warned")
-
-
-def test_checkpoint_bytes_are_those_of_parameters_and_optimizer_state():
-    tree = {"a": jnp.zeros((3, 5)), "b": [jnp.zeros((), jnp.bfloat16)]}
-    assert disk.tree_bytes(tree) == 3 * 5 * 4 + 2
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written: Not a directory; choose another"):
-        open_run(tmp_path / "file" / "run", {})
-
-
 def test_an_error_in_the_data_is_raised_where_its_batch_is_due():
     class Three:
         count = 0
@@ -218,39 +183,3 @@ def test_metrics_say_how_fast_it_goes(uninterrupted):
         padded = 8 * 24 / line["seconds_per_step"]
         np.testing.assert_allclose(line["padded_tokens_per_second"], padded)
     assert "mfu" not in lines[0], "nobody says what a CPU can do"
-
-
-def test_peak_of_a_device_is_that_of_its_cores():
-    assert peak_flops("NVIDIA H200") == 989.4e12
-    assert peak_flops("TPU v5p") == 459e12
-    assert peak_flops("TPU7x") == 2307e12 / 2
-    assert peak_flops("cpu") is None
-
-
-def test_weights_and_biases_is_used_only_if_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    check_wandb(None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        check_wandb("project")
-    told = []
-    module = types.ModuleType("wandb")
-    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    module.init = lambda **options: types.SimpleNamespace(
-        log=lambda values, step: told.append((options["project"], options["resume"], step, values)),
-        finish=lambda: told.append("finished"),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    check_wandb("project")
-    log = MetricsLog(tmp_path, METRICS, 0, "project")
-    log.write(3, "align", {"loss": 0.5})
-    log.close()
-    assert told == [("project", "allow", 3, {"align/loss": 0.5}), "finished"]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"keep_checkpoints": 0}, {"max_skipped": 0}, {"step_timeout": 0}, {"peer_timeout": 1000}],
-)
-def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        RunSettings(**settings)
