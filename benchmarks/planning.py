@@ -7,13 +7,12 @@ the JSON already, for the same settings, stay, so the command can be interrupted
 import argparse
 import dataclasses
 import importlib
-import json
 import pkgutil
 from pathlib import Path
 
 import configs
 from hydrahead_jax.dataclass_json import to_plain
-from hydrahead_jax.json_file import dumps
+from hydrahead_jax.json_file import dumps, plain, read_json
 from pallas_kernels.report.__main__ import replace_block
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.tables import markdown
@@ -67,7 +66,7 @@ def make_rows(name: str, *, again: bool, alike: bool) -> None:
     config, target = module.config(), parse_target(module.MACHINE.target)
     models, count = models_of(config, alike=alike), device_count(target)
     for stage in config.stages:
-        asked = json.loads(json.dumps(to_plain(dataclasses.replace(config, stages=(stage,)))))
+        asked = plain(to_plain(dataclasses.replace(config, stages=(stage,))))
         key = f"{name} {stage.name} {target.name}"
         if read().get(key, {}).get("asked") == asked and not again:
             continue
@@ -85,7 +84,7 @@ def make_rows(name: str, *, again: bool, alike: bool) -> None:
 
 
 def read() -> dict[str, dict]:
-    return json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    return read_json(FIGURES) if FIGURES.exists() else {}
 
 
 def write_page(rows: dict[str, dict]) -> None:

@@ -1,6 +1,7 @@
 """Lists the floors (layers) of the project, and finds what modules import."""
 
 import ast
+import functools
 import sys
 
 from tests.root import ROOT
@@ -81,6 +82,7 @@ KERNELS_MAY_IMPORT = {"jax", "jaxtyping", "numpy"}
 FLAX_ROOMS = ("hydrahead_jax.mixers", "hydrahead_jax.models")
 
 
+@functools.cache
 def floor(module: str) -> int | None:
     """Returns the number of a module's floor; None for modules of other projects."""
     if module.split(".")[0] not in PACKAGES:
@@ -99,15 +101,20 @@ def imported_modules(module: str, source: str, modules: set[str]) -> set[str]:
     `from a import b` counts as a.b where that is a module.
     """
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in _imports(source):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             here = module.split(".")[: -node.level] if node.level else []
             origin = ".".join([*here, *([node.module] if node.module else [])])
             full = {f"{origin}.{alias.name}" for alias in node.names}
             names |= {name if name in modules else origin for name in full}
     return names
+
+
+@functools.cache
+def _imports(source: str) -> list[ast.Import | ast.ImportFrom]:
+    return [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.Import | ast.ImportFrom)]
 
 
 def violations(sources: dict[str, str]) -> list[str]:
@@ -131,6 +138,7 @@ def is_stdlib(package: str) -> bool:
     return package in sys.stdlib_module_names
 
 
+@functools.cache
 def project_sources() -> dict[str, str]:
     sources = {}
     for package in PACKAGES:

@@ -1,8 +1,10 @@
 """Writes the header of a model card: the teacher's license and name."""
 
-import json
 import re
 from pathlib import Path
+
+from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import read_json
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
@@ -42,8 +44,8 @@ def _license(teacher: Path) -> list[str]:
 
 def _name(teacher: Path) -> str | None:
     try:
-        recorded = json.loads((teacher / "config.json").read_text()).get("_name_or_path")
-    except (OSError, ValueError, AttributeError):
+        recorded = read_json(teacher / "config.json").get("_name_or_path")
+    except (UserError, AttributeError):
         recorded = None
     cached = [f"{m[1]}/{m[2]}" for part in teacher.parts if (m := _HUB_CACHE.fullmatch(part))]
     on_hub = isinstance(recorded, str) and "/" in recorded and not Path(recorded).exists()

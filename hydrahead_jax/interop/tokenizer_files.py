@@ -1,7 +1,6 @@
 """Finds the files of a model's folder that belong to its tokenizer and chat format."""
 
 import fnmatch
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from tokenizers import Tokenizer
 
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.weights import read_json
+from hydrahead_jax.json_file import write_json
 from hydrahead_jax.token_ids import check_tokenizer
 
 GENERATION = "generation_config.json"
@@ -79,7 +79,7 @@ def write_generation_config(folder: Path) -> None:
     """Makes generation_config.json from the tokenizer where there is none."""
     if not (folder / GENERATION).exists():
         settings = {"do_sample": False} | _special_ids(folder)
-        (folder / GENERATION).write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(folder / GENERATION, settings)
 
 
 def _special_ids(folder: Path) -> dict[str, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hydrahead_jax.interop.weights import INDEX, SHARD_BYTES, SINGLE
+from hydrahead_jax.json_file import write_json
 
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _ALIGNMENT = 8
@@ -44,7 +45,7 @@ def write_weights(folder: Path, tensors: Iterable[Tensor], shard_bytes: int = SH
     if not single:
         total = sum(tensor.bytes for shard in shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / INDEX, index)
 
 
 def _write_file(path: Path, tensors: list[Tensor]) -> None:

@@ -1,7 +1,6 @@
 """Packs documents into batches: shuffled, mixed, resumable, the same for any processes."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import plain
 from hydrahead_jax.token_ids import check_token_ids
 from hydrahead_jax.vocabulary import Kept
 from train.data.needles import NeedleData, check_needles
@@ -177,7 +177,7 @@ class _TextBatches:
         return Batch(*(batch[name][self._rows] for name in names))
 
     def get_state(self) -> dict:
-        return json.loads(json.dumps(self._iterator.get_state()))
+        return plain(self._iterator.get_state())
 
     def set_state(self, state: dict) -> None:
         self._iterator.set_state(state)

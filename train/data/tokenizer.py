@@ -1,13 +1,12 @@
 """Makes a small byte-level BPE tokenizer with needle symbols, and loads any tokenizer.json."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import read_json
+from hydrahead_jax.json_file import dumps, read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -40,7 +39,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -87,4 +86,4 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 def vocabulary_checksum(tokenizer: Tokenizer) -> str:
     """Returns a checksum of tokens and their ids, however the tokenizer was saved."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    return hashlib.sha256(dumps(vocabulary).encode()).hexdigest()

@@ -10,6 +10,7 @@ import jax
 from jax._src import distributed as jax_distributed  # the client has no public name
 
 from hydrahead_jax.errors import UserError
+from hydrahead_jax.json_file import plain
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 10
@@ -117,7 +118,7 @@ def agree(name: str, compute: Callable[[], T]) -> T:
         put(key, {"error": str(error)})
         raise
     put(key, answer)
-    return json.loads(json.dumps(answer["value"]))
+    return plain(answer["value"])
 
 
 def _wait_for(key: str) -> dict:

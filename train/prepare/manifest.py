@@ -1,14 +1,13 @@
 """Joins finished shards: writes the lengths of all documents and the manifest."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from hydrahead_jax.errors import UserError
-from hydrahead_jax.json_file import read_json, write_json
+from hydrahead_jax.json_file import dumps, read_json, write_json
 from train.data.documents.counts import Counts
 from train.data.documents.find import Found
 from train.data.prepared.folder import FORMAT, LENGTHS, MANIFEST
@@ -31,7 +30,7 @@ def finish(job: Job, asked: dict, parts: int, found: Found, vocabulary: dict) ->
     content += [[shard[k] for k in ("documents", "tokens", "checksum")] for shard in shards]
     manifest = {
         "format": FORMAT,
-        "checksum": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        "checksum": hashlib.sha256(dumps(content).encode()).hexdigest(),
         "documents": sum(shard["documents"] for shard in shards),
         "tokens": sum(shard["tokens"] for shard in shards),
         "left_out": {k: getattr(counts, k) for k in ("empty", "other_split", "unusable")},
