@@ -14,9 +14,9 @@ warm-up, window 32, 64 slots. Layers, width and heads of the 340M model, the res
 and which of its layers are global are not known to us: 24 layers of width 1024 as in other models
 of this size, one layer in eight global.
 
-The mixer is that of the paper's converted models: QK norm, no SiLU on values and heads, no norm
-before the output projection. The paper's own models from scratch have those and no QK norm. They
-start from a standard deviation of 0.02, here only the embedding does.
+The mixer is that of the paper's models from scratch: SiLU on values and on heads, one norm over all
+heads before the output projection, no QK norm. Theirs start from a standard deviation of 0.02, here
+only the embedding does.
 """
 
 from configs import halo
@@ -51,7 +51,14 @@ def config() -> PretrainConfig:
             query_heads=8,
             kv_heads=8,
             head_dim=128,
-            mixers=NativeHybridPlan(window=32, slots=64, global_every=8).mixers(LAYERS),
+            mixers=NativeHybridPlan(
+                window=32,
+                slots=64,
+                global_every=8,
+                value_silu=True,
+                output_norm=True,
+                qk_norm=False,
+            ).mixers(LAYERS),
             rope_theta=1e4,
             tied_embeddings=True,
             max_length=LENGTH,

@@ -32,12 +32,18 @@ class NativeHybrid:
       sinks: slots count before anything was written to them, as keys of logit 0 and value 0; a
         global layer has M such keys.
       gate_normaliser: divides the log of the forget gates; the larger, the longer slots remember.
+      value_silu: SiLU on the values.
+      output_norm: SiLU on the heads, and one RMSNorm over all of a layer's together, before W_O.
+      qk_norm: Qwen3's norm of queries and keys.
     """
 
     window: int | None
     slots: int = 64
     sinks: bool = True
     gate_normaliser: float = 8.0
+    value_silu: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
+    output_norm: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
+    qk_norm: bool = dataclasses.field(default=True, metadata=RECORDED_IF_SET)
 
     def __post_init__(self):
         if self.window is not None and self.window < 0:
@@ -51,6 +57,16 @@ class NativeHybrid:
     def null_keys(self) -> int:
         """Counts the keys of logit 0 and value 0 that a query of a global layer sees."""
         return self.slots if self.sinks and self.window is None else 0
+
+    @property
+    def from_scratch(self) -> tuple[str, ...]:
+        """Names the values that no layer made from a teacher can have."""
+        values = {
+            "value_silu=True": self.value_silu,
+            "output_norm=True": self.output_norm,
+            "qk_norm=False": not self.qk_norm,
+        }
+        return tuple(name for name, is_set in values.items() if is_set)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,11 @@ class HydraChoices:
             raise ValueError(f"log_scale_base={self.log_scale_base} must be above 1 and finite")
         if self.native_hybrid is not None and self.native_hybrid.window is None:
             raise ValueError("native_hybrid.window must be a number: softmax heads see all tokens")
+        if self.native_hybrid is not None and self.native_hybrid.from_scratch:
+            raise ValueError(
+                f"native_hybrid has {', '.join(self.native_hybrid.from_scratch)}: heads of a "
+                "HydraHead layer are made from a teacher's; leave these values at their defaults"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

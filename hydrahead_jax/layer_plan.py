@@ -3,6 +3,7 @@
 import dataclasses
 
 from hydrahead_jax.config import ModelConfig, NativeHybrid
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 
 
@@ -15,6 +16,9 @@ class NativeHybridPlan:
       slots: M; it divides the head dim, because gates start as means of rows of the key projection.
       sinks: see `NativeHybrid`.
       gate_normaliser: see `NativeHybrid`.
+      value_silu: see `NativeHybrid`; for models from scratch, as the other two.
+      output_norm: see `NativeHybrid`.
+      qk_norm: see `NativeHybrid`.
       global_every: the last of every so many layers sees all tokens.
       global_layers: layers that see all tokens, in place of `global_every`.
     """
@@ -23,6 +27,9 @@ class NativeHybridPlan:
     slots: int = 64
     sinks: bool = True
     gate_normaliser: float = 8.0
+    value_silu: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
+    output_norm: bool = dataclasses.field(default=False, metadata=RECORDED_IF_SET)
+    qk_norm: bool = dataclasses.field(default=True, metadata=RECORDED_IF_SET)
     global_every: int = 8
     global_layers: tuple[int, ...] | None = None
 
@@ -41,6 +48,9 @@ class NativeHybridPlan:
             slots=self.slots,
             sinks=self.sinks,
             gate_normaliser=self.gate_normaliser,
+            value_silu=self.value_silu,
+            output_norm=self.output_norm,
+            qk_norm=self.qk_norm,
         )
 
     def mixers(self, layers: int) -> tuple[NativeHybrid, ...]:
@@ -65,10 +75,22 @@ class NativeHybridPlan:
         """Returns the hybrid's config.
 
         Raises:
-          UserError: a global layer, or the number of slots, does not suit the teacher.
+          UserError: a global layer, the number of slots, or the form of the mixer does not suit the
+            teacher.
         """
+        check_from_teacher(self.mixer(None))
         check_slots(self.slots, teacher.head_dim)
         return dataclasses.replace(teacher, mixers=self.mixers(teacher.layers))
+
+
+def check_from_teacher(mixer: NativeHybrid) -> None:
+    """Raises UserError where a mixer computes what no teacher's weights are for."""
+    if mixer.from_scratch:
+        raise UserError(
+            f"native hybrid attention with {', '.join(mixer.from_scratch)} cannot be made from a "
+            "teacher, which has QK norm, and neither SiLU on values nor an output norm; leave "
+            "these values at their defaults, or train from scratch by `python -m train pretrain`"
+        )
 
 
 def check_slots(slots: int, head_dim: int) -> None:

@@ -11,6 +11,7 @@ from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.interop.layouts import (
     DepthwiseConv,
     Heads,
+    HeadVector,
     Layout,
     OutputHeads,
     Same,
@@ -43,8 +44,9 @@ def key_table(config: ModelConfig) -> list[Row]:
 
     A hybrid layer has the names of Qwen3's attention below `self_attn.fa` and `self_attn.gdn`,
     or below `self_attn` where the branches share one projection. Its `o_proj` is one matrix. A
-    native hybrid layer has Qwen3's names, and the gates of its slots as `self_attn.g_proj`; native
-    hybrid heads of a HydraHead layer stand below `self_attn.slots`.
+    native hybrid layer has Qwen3's names, the gates of its slots as `self_attn.g_proj`, and its
+    output norm as `self_attn.g_norm`; native hybrid heads of a HydraHead layer stand below
+    `self_attn.slots`.
     """
     rows = [Row("model.embed_tokens.weight", (("w_embed_VD",),), Same())]
     for layer, mixer in enumerate(config.mixers):
@@ -52,11 +54,10 @@ def key_table(config: ModelConfig) -> list[Row]:
         if isinstance(mixer, Hydra):
             rows += _hydra_rows(config, layer, mixer)
             continue
+        if isinstance(mixer, NativeHybrid):
+            rows += _native_hybrid_rows(config, layer, mixer)
+            continue
         rows += _full_attention_rows(config, layer)
-        if isinstance(mixer, NativeHybrid) and mixer.window is not None:
-            name, path = _roots(layer)
-            gates = ((*path, "w_gate_slots_DKM"),)
-            rows.append(Row(f"{name}.g_proj.weight", gates, Heads(mixer.slots)))
     rows.append(Row("model.norm.weight", (("final_norm_D",),), Same()))
     if not config.tied_embeddings:
         rows.append(Row("lm_head.weight", (("w_unembed_DV",),), Transposed()))
@@ -102,9 +103,19 @@ def _block_rows(layer: int) -> Iterator[Row]:
         yield Row(f"model.layers.{layer}.{name}.weight", (("layers", layer, *path),), layout)
 
 
-def _full_attention_rows(config: ModelConfig, layer: int) -> Iterator[Row]:
+def _native_hybrid_rows(config: ModelConfig, layer: int, mixer: NativeHybrid) -> Iterator[Row]:
     name, path = _roots(layer)
-    yield from _projection_rows(config, name, path)
+    yield from _full_attention_rows(config, layer, norm=mixer.qk_norm)
+    if mixer.window is not None:
+        gates = ((*path, "w_gate_slots_DKM"),)
+        yield Row(f"{name}.g_proj.weight", gates, Heads(mixer.slots))
+    if mixer.output_norm:
+        yield Row(f"{name}.g_norm.weight", ((*path, "out_norm_NH"),), HeadVector(config.head_dim))
+
+
+def _full_attention_rows(config: ModelConfig, layer: int, *, norm: bool = True) -> Iterator[Row]:
+    name, path = _roots(layer)
+    yield from _projection_rows(config, name, path, norm=norm)
     heads = (tuple(range(config.query_heads)),)
     layout = OutputHeads(config.head_dim, heads)
     yield Row(f"{name}.o_proj.weight", ((*path, "w_o_NHD"),), layout)
@@ -148,11 +159,13 @@ def _delta_rows(config: ModelConfig, name: str, path: ParamPath, conv: bool) -> 
     yield Row(f"{name}.dt_bias", ((*path, "dt_bias_N"),), Same(), True)
 
 
-def _projection_rows(config: ModelConfig, name: str, path: ParamPath) -> Iterator[Row]:
+def _projection_rows(
+    config: ModelConfig, name: str, path: ParamPath, *, norm: bool = True
+) -> Iterator[Row]:
     for letter, param in (("q", "w_q_DNH"), ("k", "w_k_DKH"), ("v", "w_v_DKH")):
         heads = Heads(config.head_dim)
         yield Row(f"{name}.{letter}_proj.weight", ((*path, "qkv", param),), heads)
-    for letter in "qk":
+    for letter in "qk" if norm else "":
         yield Row(f"{name}.{letter}_norm.weight", ((*path, "qkv", f"{letter}_norm_H"),), Same())
 
 

@@ -43,6 +43,19 @@ class Heads:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadVector:
+    """Converts (N * H,) <-> [N, H]."""
+
+    head_dim: int
+
+    def load(self, weight):
+        return (weight.reshape(-1, self.head_dim),)
+
+    def save(self, param_NH):
+        return param_NH.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputHeads:
     """Converts (D, N * H), heads in the teacher's order <-> one [N, H, D] per group of heads."""
 
@@ -74,4 +87,4 @@ class DepthwiseConv:
         return param_WNH.reshape(param_WNH.shape[0], -1).T[:, None]
 
 
-Layout = Same | Transposed | Heads | OutputHeads | DepthwiseConv
+Layout = Same | Transposed | Heads | HeadVector | OutputHeads | DepthwiseConv

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import is_teacher
-from hydrahead_jax.layer_plan import check_slots
+from hydrahead_jax.layer_plan import check_from_teacher, check_slots
 from hydrahead_jax.mixers.hydra_heads import HydraHeads, hydra_heads
 from hydrahead_jax.models import init_params, merge
 from hydrahead_jax.sharding import Layout
@@ -81,7 +81,7 @@ def migrate(
 
     Raises:
       UserError: the two configs differ in more than the mixers, slots do not divide the head dim,
-        or the RMS is for another model.
+        a mixer is for models from scratch, or the RMS is for another model.
     """
     _check(teacher_config, student_config, head_rms_LN)
     return _migrate(student_config, teacher_params, key, head_rms_LN)
@@ -164,8 +164,10 @@ def _check(teacher: ModelConfig, student: ModelConfig, head_rms_LN) -> None:
         )
     for mixer in student.mixers:
         slots = mixer.choices.native_hybrid if isinstance(mixer, Hydra) else mixer
-        if isinstance(slots, NativeHybrid) and slots.window is not None:
-            check_slots(slots.slots, student.head_dim)
+        if isinstance(slots, NativeHybrid):
+            check_from_teacher(slots)
+            if slots.window is not None:
+                check_slots(slots.slots, student.head_dim)
     shape = (teacher.layers, teacher.query_heads)
     if head_rms_LN.shape != shape:
         raise UserError(f"head_rms_LN has shape {head_rms_LN.shape}, the teacher needs {shape}")

@@ -90,7 +90,10 @@ _WINDOWS = """\
 
 | layer | window | slots | sinks | gate normaliser |
 |---|---|---|---|---|
-{rows}"""
+{rows}{form}"""
+_FROM_SCRATCH = """
+
+Layers {layers} have {values}."""
 
 
 def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: str = "") -> str:
@@ -114,7 +117,7 @@ def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: 
     if NativeHybrid in kinds:
         everything = sum(len(config.softmax_heads(i)) > 0 for i in range(config.layers))
         summary.append(_NATIVE_HYBRID.format(everything=everything, layers=config.layers))
-        layers.append(_WINDOWS.format(rows=_window_rows(config)))
+        layers.append(_WINDOWS.format(rows=_window_rows(config), form=_form(config)))
         speed.append(_NATIVE_HYBRID_SPEED)
     return _CARD.format(
         header=header,
@@ -146,6 +149,19 @@ def _window_rows(config: ModelConfig) -> str:
             values = (layer, window, mixer.slots, mixer.sinks, mixer.gate_normaliser)
             rows.append(f"| {' | '.join(map(str, values))} |")
     return "\n".join(rows)
+
+
+def _form(config: ModelConfig) -> str:
+    """Returns sentences on the layers that no layer made from a teacher equals."""
+    found = {}
+    for layer, mixer in enumerate(config.mixers):
+        if isinstance(mixer, NativeHybrid) and mixer.from_scratch:
+            found.setdefault(", ".join(mixer.from_scratch), []).append(str(layer))
+    sentences = (
+        _FROM_SCRATCH.format(layers=", ".join(layers), values=values)
+        for values, layers in found.items()
+    )
+    return "".join(sentences)
 
 
 def _choices(config: ModelConfig) -> str:

@@ -1,5 +1,6 @@
 """Runs the mixer of Native Hybrid Attention: a window of tokens and slots before it."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -7,33 +8,38 @@ from hydrahead_jax.cache.layered import LayerCache, pick_slots
 from hydrahead_jax.config import ModelConfig, NativeHybrid
 from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.attend_slots import attend_slots
-from hydrahead_jax.mixers.init import fan_in
+from hydrahead_jax.mixers.init import fan_in, ones
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.statistics import slots_statistics
 from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
 from hydrahead_jax.ops.gates import log_forget
+from hydrahead_jax.ops.norms import rms_norm_of_heads
 from hydrahead_jax.ops.rope import rope
 
 
 class NativeHybridMixer(nnx.Module):
     """Computes one softmax over window and slots in every head (arXiv 2510.07019).
 
-    Projections, QK norm and W_O are the teacher's. The window's queries and keys have RoPE, those
-    of the slots have not. A global layer, of window None, has no gates.
+    Projections, QK norm and W_O are the teacher's, unless the config says otherwise. The window's
+    queries and keys have RoPE, those of the slots have not. A global layer, of window None, has no
+    gates.
     """
 
     def __init__(self, config: ModelConfig, mixer: NativeHybrid, *, rngs: nnx.Rngs):
         D, N, H = config.embed, config.query_heads, config.head_dim
         self.config, self.choices = config, mixer
-        self.qkv = QKV(config, N, config.kv_heads, rngs=rngs)
+        self.qkv = QKV(config, N, config.kv_heads, norm=mixer.qk_norm, rngs=rngs)
         if mixer.window is not None:
             self.w_gate_slots_DKM = fan_in(rngs, (D, config.kv_heads, mixer.slots), D)
+        if mixer.output_norm:
+            self.out_norm_NH = ones((N, H))
         self.w_o_NHD = fan_in(rngs, (N, H, D), N * H)
 
     def __call__(
         self, x_BTD, stream: Stream, cache: LayerCache | None = None, edit: HeadEdit | None = None
     ) -> MixerOutput:
         heads_BTNH, cache, statistics = self._heads(x_BTD, stream, cache)
+        heads_BTNH = self._normalise(heads_BTNH)
         if edit is not None:
             heads_BTNH = edit.apply(heads_BTNH)
         out_BTD = jnp.einsum("BTNH,NHD->BTD", heads_BTNH, self.output_weight_NHD())
@@ -45,7 +51,13 @@ class NativeHybridMixer(nnx.Module):
     def some_heads(
         self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads: tuple[int, ...]
     ):
-        """Returns what `heads_BTNH` holds for these query heads, and computes no other head."""
+        """Returns what `heads_BTNH` holds for these query heads.
+
+        It computes no other head, unless the output norm needs them all.
+        """
+        if self.choices.output_norm:
+            heads_BTNH = self._normalise(self._heads(x_BTD, stream, cache)[0])
+            return heads_BTNH[:, :, jnp.array(query_heads)]
         kv_heads = tuple(sorted({self.config.kv_head(n) for n in query_heads}))
         if cache is not None:
             kv = cache.kv and cache.kv.pick(kv_heads)
@@ -56,10 +68,12 @@ class NativeHybridMixer(nnx.Module):
     def _heads(
         self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads=None, kv_heads=None
     ):
-        """Returns heads [B, T, N, H], the cache after T tokens, and statistics."""
+        """Returns heads before the output norm, the cache after T tokens, and statistics."""
         config = self.config
         q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD, query_heads, kv_heads)
         q_BTNH, k_BTKH = self.qkv.norm_q(q_BTNH), self.qkv.norm_k(k_BTKH)
+        if self.choices.value_silu:
+            v_BTKH = jax.nn.silu(v_BTKH)
         kv_of_query = tuple(config.kv_head(n) for n in query_heads or range(config.query_heads))
         if kv_heads is not None:
             kv_of_query = tuple(kv_heads.index(k) for k in kv_of_query)
@@ -82,6 +96,12 @@ class NativeHybridMixer(nnx.Module):
         )
         statistics = slots_statistics(stream, *lse)
         return heads_BTNH, LayerCache(None, None, slots) if cache else None, statistics
+
+    def _normalise(self, heads_BTNH):
+        if not self.choices.output_norm:
+            return heads_BTNH
+        weight_NH, eps = self.out_norm_NH[...], self.config.rms_eps
+        return rms_norm_of_heads(jax.nn.silu(heads_BTNH), weight_NH, eps=eps)
 
     def _log_forget(self, x_BTD, kv_heads: tuple[int, ...] | None):
         w_DKM = self.w_gate_slots_DKM[...]

@@ -123,10 +123,13 @@ def test_mixers_have_tags_of_their_own():
     choices = dataclasses.asdict(HydraChoices())
     assert choices.pop("native_hybrid") is None  # left out, as in folders of earlier versions
     hydra = {"kind": "hydra", "fa_heads": [1], "choices": choices}
-    tagged = {"kind": "native_hybrid", **dataclasses.asdict(slots)}
+    tagged = {"kind": "native_hybrid", "window": 3, "slots": 64, "sinks": True}
+    tagged["gate_normaliser"] = 8.0  # and no field that came later
     assert mixers_to_json(mixers) == [{"kind": "full_attention"}, hydra, tagged]
     with_slots = Hydra(fa_heads=(1,), choices=HydraChoices(native_hybrid=slots))
     hydra["choices"]["native_hybrid"] = tagged
     assert mixers_to_json((with_slots,)) == [hydra]
     with pytest.raises(ValueError, match=r"native_hybrid\.window must be a number"):
         HydraChoices(native_hybrid=NativeHybrid(window=None))
+    with pytest.raises(ValueError, match="native_hybrid has output_norm=True, qk_norm=False: "):
+        HydraChoices(native_hybrid=NativeHybrid(window=3, output_norm=True, qk_norm=False))

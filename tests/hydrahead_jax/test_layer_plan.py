@@ -37,6 +37,10 @@ def test_student_is_the_teacher_but_for_its_mixers():
         ({"slots": 3}, "slots=3 does not divide the teacher's head dim of 8.* use slots=2"),
         ({"slots": 64}, "slots=64 does not divide the teacher's head dim of 8.* use slots=8"),
         (
+            {"slots": 4, "value_silu": True, "qk_norm": False},
+            "with value_silu=True, qk_norm=False cannot be made from a teacher, .* from scratch",
+        ),
+        (
             {"slots": 4, "global_layers": (2,)},
             "there is no layer 2 in a model of 2 layers; use layers from 0 to 1",
         ),

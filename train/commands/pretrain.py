@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from hydrahead_jax.config import Hydra, ModelConfig
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import EvalSettings, evaluate
@@ -39,7 +39,7 @@ class Scales:
     Attributes:
       embed_std: standard deviation of the embedding.
       output: factor on the projections that write to the residual stream.
-      qk_gain: gain of the norms on queries and keys.
+      qk_gain: gain of the norms on queries and keys; 1 where there are none.
     """
 
     embed_std: float = 0.1
@@ -145,6 +145,12 @@ def check(config: PretrainConfig) -> None:
             "HydraHead layers are made from a teacher, and model.mixers has some; use "
             "FullAttention() or NativeHybrid(...) for each layer"
         )
+    norms = (isinstance(m, NativeHybrid) and not m.qk_norm for m in config.model.mixers)
+    if any(norms) and config.scales.qk_gain != 1:
+        raise UserError(
+            f"scales.qk_gain={config.scales.qk_gain} is a gain of the QK norm, which some layers "
+            "of model.mixers do not have; set it to 1"
+        )
     check_stages(config.stages, config.model.max_length)
     for stage in config.stages:
         if stage.loss != "next_token":
@@ -158,8 +164,9 @@ def small_scale_params(config: ModelConfig, scales: Scales, key: jax.Array) -> d
     for block in params["layers"].values():
         block["mixer"]["w_o_NHD"] *= scales.output
         block["mlp"]["w_down_FD"] *= scales.output
-        for norm in ("q_norm_H", "k_norm_H"):
-            block["mixer"]["qkv"][norm] = jnp.full_like(block["mixer"]["qkv"][norm], scales.qk_gain)
+        qkv = block["mixer"]["qkv"]
+        for norm in {"q_norm_H", "k_norm_H"} & qkv.keys():
+            qkv[norm] = jnp.full_like(qkv[norm], scales.qk_gain)
     return params
 
 

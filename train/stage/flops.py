@@ -35,7 +35,7 @@ _PLACES = (
     r"mixer_norm_D",
     r"mixer/(.*/)?w_(q_DNH|k_DKH|v_DKH|gate_DNH|gate_slots_DKM|a_DN|b_DN|fusion_DX)",
     r"mixer/(.*/)?(conv_\w+|[qk]_norm_H|a_log_N|dt_bias_N)",
-    r"mixer/(.*/)?(out_norm_H|gamma_N)",
+    r"mixer/(.*/)?(out_norm_N?H|gamma_N)",
     r"mixer/(.*/)?w_o_NHD",
     r"mlp_norm_D",
     r"mlp/w_(gate|up)_DF",

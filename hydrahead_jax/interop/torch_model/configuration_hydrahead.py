@@ -33,7 +33,8 @@ class HydraHeadConfig(PretrainedConfig):
         log_scale_in_training and query_decomposition; with native_hybrid, the fields of such a
         layer, the other heads compute that in place of the delta rule. Or {"kind":
         "native_hybrid", "window": tokens that a query sees, or None for all, "slots": ...,
-        "sinks": ..., "gate_normaliser": ...}.
+        "sinks": ..., "gate_normaliser": ...}, and where they are set "value_silu": True,
+        "output_norm": True and "qk_norm": False.
 
     The other arguments mean what they mean in Qwen3's config.
     """

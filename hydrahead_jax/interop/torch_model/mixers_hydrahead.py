@@ -37,9 +37,19 @@ def l2_norm(x_H, eps: float = 1e-6):
 
 
 class Projections(nn.Module):
-    """Projects queries, keys and values, with Qwen3's norm on each query and key head."""
+    """Projects queries, keys and values, with Qwen3's norm on each query and key head.
 
-    def __init__(self, config: HydraHeadConfig, query_heads: int, kv_heads: int, own: bool = True):
+    `own` is False where the projections are another module's, `norm` where there is no such norm.
+    """
+
+    def __init__(
+        self,
+        config: HydraHeadConfig,
+        query_heads: int,
+        kv_heads: int,
+        own: bool = True,
+        norm: bool = True,
+    ):
         super().__init__()
         self.head_dim = config.head_dim
         if own:
@@ -49,8 +59,9 @@ class Projections(nn.Module):
                 make(kv_heads),
                 make(kv_heads),
             )
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            make_norm = lambda: RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.q_norm = make_norm() if norm else nn.Identity()
+            self.k_norm = make_norm() if norm else nn.Identity()
 
     def project(self, x_BTD):
         """Returns q, k, v, none of them normalised."""

@@ -185,6 +185,10 @@ def test_models_that_do_not_fit_are_refused(teacher):
     odd = dataclasses.replace(toy.TEACHER, mixers=(NativeHybrid(window=3, slots=3),) * 2)
     with pytest.raises(UserError, match="slots=3 does not divide the teacher's head dim of 8"):
         student_of(teacher, odd)
+    normed = NativeHybrid(window=None, output_norm=True)
+    odd = dataclasses.replace(toy.TEACHER, mixers=(normed,) * 2)
+    with pytest.raises(UserError, match="with output_norm=True cannot be made from a teacher"):
+        student_of(teacher, odd)
     with pytest.raises(UserError, match=r"head_rms_LN has shape \(4, 2\)"):
         migrate(toy.TEACHER, teacher, toy.hybrid((0,), ()), KEY, RMS_LN.T)
     with pytest.raises(UserError, match="the teacher must have full attention"):

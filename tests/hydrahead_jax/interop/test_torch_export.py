@@ -58,6 +58,7 @@ def test_exporter_compares_a_native_hybrid(tmp_path, tokenizer):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "1 of 4 layers see all tokens" in card and "delta rule" not in card
     assert "| 1 | all tokens | 4 | True | 8.0 |\n| 2 | 0 | 3 | True | 2.0 |" in card
+    assert "Layers 3 have value_silu=True, output_norm=True, qk_norm=False." in card
     config, loaded = load_hf(tmp_path / "out")
     assert config == toy.NATIVE_HYBRID and toy.same_tree(loaded, params)
 

@@ -33,13 +33,14 @@ def hybrid(*fa_heads: tuple[int, ...], tied: bool = True, **choices) -> ModelCon
 
 
 MIXED = hybrid((0, 3), (), (0, 1, 2, 3))
+FROM_SCRATCH = {"value_silu": True, "output_norm": True, "qk_norm": False}
 NATIVE_HYBRID = dataclasses.replace(
     TEACHER,
     mixers=(
         NativeHybrid(window=5, slots=6),
         NativeHybrid(window=None, slots=4),
-        NativeHybrid(window=0, slots=3, gate_normaliser=2.0),
-        NativeHybrid(window=40, slots=2, sinks=False),
+        NativeHybrid(window=0, slots=3, gate_normaliser=2.0, output_norm=True),
+        NativeHybrid(window=40, slots=2, sinks=False, **FROM_SCRATCH),
     ),
 )
 HYBRIDS = {

@@ -42,9 +42,9 @@ def hydra_heads(config, mixer, weights: dict, x_TD: np.ndarray) -> np.ndarray:
 
 
 def native_hybrid_heads(config, mixer, weights: dict, x_TD: np.ndarray):
-    """Returns heads [T, N, H] of one document and the slots' share of the softmax [T, N].
+    """Returns what W_O reads of one document, [T, N, H], and the slots' share of softmax, [T, N].
 
-    Source: arXiv 2510.07019, section 3.
+    Source: arXiv 2510.07019, section 3; of models from scratch, its code.
     """
     weights = _float64(weights)
     qkv, T, H = weights["qkv"], len(x_TD), config.head_dim
@@ -53,17 +53,24 @@ def native_hybrid_heads(config, mixer, weights: dict, x_TD: np.ndarray):
         kv = n // (config.query_heads // config.kv_heads)
         q_TH = x_TD @ qkv["w_q_DNH"][:, n]
         k_TH, v_TH = x_TD @ qkv["w_k_DKH"][:, kv], x_TD @ qkv["w_v_DKH"][:, kv]
+        if mixer.value_silu:
+            v_TH = v_TH * _sigmoid(v_TH)
         gates = weights.get("w_gate_slots_DKM")
         gate_DM = None if gates is None else gates[:, kv]
         projected = (x_TD, q_TH, k_TH, v_TH)
         found = _native_hybrid_head(config, mixer, qkv, gate_DM, *projected)
         out_TNH[:, n], share_TN[:, n] = found
+    if mixer.output_norm:
+        flat_TX = (out_TNH * _sigmoid(out_TNH)).reshape(T, -1)
+        weight_X = weights["out_norm_NH"].reshape(-1)
+        out_TNH = _rms_norm(flat_TX, weight_X, config.rms_eps).reshape(out_TNH.shape)
     return out_TNH, share_TN
 
 
 def _native_hybrid_head(config, mixer, qkv, gate_DM, x_TD, q_TH, k_TH, v_TH):
-    q_TH = _rms_norm(q_TH, qkv["q_norm_H"], config.rms_eps)
-    k_TH = _rms_norm(k_TH, qkv["k_norm_H"], config.rms_eps)
+    if mixer.qk_norm:
+        q_TH = _rms_norm(q_TH, qkv["q_norm_H"], config.rms_eps)
+        k_TH = _rms_norm(k_TH, qkv["k_norm_H"], config.rms_eps)
     (T, H), out_TH, share_T = q_TH.shape, np.zeros_like(v_TH), np.zeros(len(x_TD))
     turned = [_turn(x, config.rope_theta) for x in (q_TH, k_TH)]
     slots_k, slots_v = np.zeros((mixer.slots, H)), np.zeros((mixer.slots, H))

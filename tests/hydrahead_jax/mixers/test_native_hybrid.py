@@ -41,6 +41,7 @@ def test_heads_and_the_share_of_slots_equal_the_formula(layer):
         heads_TNH, share_TN = native_hybrid_heads(CONFIG, CONFIG.mixers[layer], mixer, x_TD)
         assert_close(taps()[layer].heads_BTNH[row], heads_TNH, OP)
         shares.append(share_TN)
+    assert ("q_norm_H" in mixer["qkv"]) == CONFIG.mixers[layer].qk_norm
     wanted_BTD = np.einsum("BTNH,NHD->BTD", taps()[layer].heads_BTNH, mixer["w_o_NHD"])
     assert_close(taps()[layer].mixer_out_BTD, wanted_BTD, OP)
     if CONFIG.mixers[layer].window is None:

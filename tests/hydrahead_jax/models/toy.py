@@ -27,13 +27,14 @@ def hybrid(*fa_heads: tuple[int, ...], tied: bool = True, **choices) -> ModelCon
     return dataclasses.replace(TEACHER, mixers=mixers, tied_embeddings=tied)
 
 
+FROM_SCRATCH = {"value_silu": True, "output_norm": True, "qk_norm": False}
 NATIVE_HYBRID = dataclasses.replace(
     TEACHER,
     mixers=(
         NativeHybrid(window=3, slots=5),
         NativeHybrid(window=0, slots=3, gate_normaliser=2.0),
-        NativeHybrid(window=None, slots=4),
-        NativeHybrid(window=4, slots=2, sinks=False),
+        NativeHybrid(window=None, slots=4, value_silu=True, qk_norm=False),
+        NativeHybrid(window=4, slots=2, sinks=False, **FROM_SCRATCH),
     ),
 )
 MODELS = {
@@ -64,9 +65,8 @@ MODELS = {
 def params_of(name: str) -> dict:
     """Returns random parameters, also for those that start at zero or one."""
     rng = np.random.default_rng(0)
-    centre = {"dt_bias_N": -2.0} | dict.fromkeys(
-        ("q_norm_H", "k_norm_H", "out_norm_H", "gamma_N", "mixer_norm_D", "mlp_norm_D"), 1.0
-    )
+    norms = ("q_norm_H", "k_norm_H", "out_norm_H", "out_norm_NH", "mixer_norm_D", "mlp_norm_D")
+    centre = {"dt_bias_N": -2.0} | dict.fromkeys((*norms, "gamma_N"), 1.0)
 
     def draw(path, leaf):
         values = centre.get(path[-1].key, 0.0) + 0.3 * rng.normal(size=leaf.shape)

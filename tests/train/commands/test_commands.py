@@ -1,16 +1,21 @@
 """Checks each command's usage, and runs commands that the README does not show."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
+from configs import nha_340m
+from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop import torch_export
 from tests.root import ROOT
 from tests.train import small
 from tests.train.data import prepared_text
 from train.__main__ import main
 from train.command_line import COMMANDS, CONFIGS
+from train.commands import pretrain
+from train.commands.pretrain import Scales
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,7 +70,7 @@ def write_config(folder: Path, made: str) -> str:
         "from hydrahead_jax.evals import EvalSettings\n"
         "from tests.train import small\n"
         "from tests.train.teacher import test_teacher_cache\n"
-        "from train.commands.pretrain import PretrainConfig, Target\n\n"
+        "from train.commands.pretrain import PretrainConfig, Scales, Target\n\n"
         f"folder = Path({str(folder)!r})\n\n\n"
         f"def config():\n    return {made}\n"
     )
@@ -73,9 +78,13 @@ def write_config(folder: Path, made: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("mixer", "name"), [("FullAttention()", "teacher"), ("NativeHybrid(window=3)", "model")]
+    ("mixer", "scales", "name"),
+    [
+        ("FullAttention()", "", "teacher"),
+        ("NativeHybrid(window=3, qk_norm=False, output_norm=True)", "qk_gain=1.0", "model"),
+    ],
 )
-def test_pretrain(tmp_path, capsys, monkeypatch, mixer, name):
+def test_pretrain(tmp_path, capsys, monkeypatch, mixer, scales, name):
     monkeypatch.setattr(torch_export, "torch_is_installed", lambda: False)
     made = f"""PretrainConfig(
         run=str(folder / "run"),
@@ -88,10 +97,17 @@ def test_pretrain(tmp_path, capsys, monkeypatch, mixer, name):
         stages=small.stages(small.write_texts(folder / "text"), steps=1)[2:],
         evaluation=EvalSettings(lengths=(48,), documents=2, batch=2, text_windows=1),
         target=Target(niah_single=0.0, niah_multikey=0.0),
+        scales=Scales({scales}),
     )"""
     assert main(["pretrain", write_config(tmp_path, made)]) == 0
     assert f"saved the {name} to {tmp_path / 'teacher'}" in capsys.readouterr().out
     assert (tmp_path / "teacher/model.safetensors").is_file()
+
+
+def test_a_gain_of_norms_that_are_not_there_is_refused():
+    config = dataclasses.replace(nha_340m.config(), scales=Scales(qk_gain=1.5))
+    with pytest.raises(UserError, match=r"scales\.qk_gain=1\.5 is a gain of the QK norm, .* to 1"):
+        pretrain.check(config)
 
 
 def test_cache_teacher(tmp_path):

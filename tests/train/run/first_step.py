@@ -27,7 +27,11 @@ B, T = 8, 32
 POLICY = jmp.get_policy("float64")
 STUDENT = dataclasses.replace(small.TEACHER, mixers=(Hydra(fa_heads=(1, 2)),) * 2)
 NATIVE_HYBRID = dataclasses.replace(
-    small.TEACHER, mixers=(NativeHybrid(window=5, slots=3), NativeHybrid(window=None, slots=3))
+    small.TEACHER,
+    mixers=(
+        NativeHybrid(window=5, slots=3, value_silu=True, output_norm=True, qk_norm=False),
+        NativeHybrid(window=None, slots=3),
+    ),
 )
 FSDP = MeshConfig(fsdp=8)
 CONTEXT = MeshConfig(data=2, context=4)
