@@ -34,8 +34,7 @@ from train.stage.stage import Stage
 LENGTH = 2048
 LAYERS = 24
 MACHINE = halo.Machine(
-    target="v5p:4x4x4",
-    finetune=halo.Fit(mesh=MeshConfig(data=2, fsdp=32), remat="kernels"),
+    target="v5p:4x4x4", finetune=halo.Fit(mesh=MeshConfig(data=2, fsdp=32), remat="kernels")
 )
 
 

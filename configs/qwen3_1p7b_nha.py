@@ -22,8 +22,7 @@ from train.stage.optimizer import AdamW
 from train.stage.stage import ALL_BUT_MLP, Stage
 
 MACHINE = halo.Machine(
-    target="v5p:4x4x4",
-    finetune=halo.Fit(mesh=MeshConfig(data=2, fsdp=32), remat="kernels"),
+    target="v5p:4x4x4", finetune=halo.Fit(mesh=MeshConfig(data=2, fsdp=32), remat="kernels")
 )
 
 

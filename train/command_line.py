@@ -200,11 +200,7 @@ def evaluate(
 
 
 def export(
-    run: Folder,
-    out: Path,
-    dtype: str = "float32",
-    shard_size: str = "5GB",
-    check: bool = True,
+    run: Folder, out: Path, dtype: str = "float32", shard_size: str = "5GB", check: bool = True
 ) -> None:
     """Write a run's hybrid as a Hugging Face folder that PyTorch loads.
 

@@ -33,12 +33,7 @@ def attend(
     if cache is None:
         queries = None if keys is None else stream.segment_ids_BT
         found = attention(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            **settings,
-            segment_ids_BT=queries,
-            kv_segment_ids_BS=keys,
+            q_BTNH, k_BTKH, v_BTKH, **settings, segment_ids_BT=queries, kv_segment_ids_BS=keys
         )
         return finish(found), None
     cache = cache.append(k_BTKH, v_BTKH, stream.start)

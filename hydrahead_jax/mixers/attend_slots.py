@@ -69,10 +69,7 @@ def _step(inputs, turn: Callable, stream: Stream, state: SlotState, settings: di
     found = native_hybrid_attention_step(
         *(x[:, 0] for x in inputs),
         state,
-        rotated=(
-            turn(q_B1NH, stream.positions_BT)[:, 0],
-            turn(k_BSKH[:, 1:], positions_BS[:, 1:]),
-        ),
+        rotated=(turn(q_B1NH, stream.positions_BT)[:, 0], turn(k_BSKH[:, 1:], positions_BS[:, 1:])),
         real_B=stream.segment_ids_BT[:, 0] != 0,
         **settings,
     )

@@ -12,13 +12,7 @@ LARGEST_HEAD = 256
 
 
 def attention_cudnn(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    *,
-    q_start,
-    segments: Segments | None,
-    problem: Problem,
+    q_BTNH, k_BSKH, v_BSKH, *, q_start, segments: Segments | None, problem: Problem
 ):
     """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N].
 

@@ -15,13 +15,7 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def attention_reference(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    *,
-    q_start,
-    segments: Segments | None,
-    problem: Problem,
+    q_BTNH, k_BSKH, v_BSKH, *, q_start, segments: Segments | None, problem: Problem
 ):
     """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N]."""
     seen_BTS = visible_BTS(problem.visibility, problem.T, problem.S, q_start, segments)

@@ -17,13 +17,7 @@ _NOTHING_SEEN = -1e38  # splash's log-sum-exp of such a row is about -2.4e38, or
 
 
 def attention_splash(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    *,
-    q_start,
-    segments: Segments | None,
-    problem: Problem,
+    q_BTNH, k_BSKH, v_BSKH, *, q_start, segments: Segments | None, problem: Problem
 ):
     """Returns `api.attention`'s output [B, T, N, H] and log-sum-exp [B, T, N].
 

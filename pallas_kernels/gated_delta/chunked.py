@@ -16,15 +16,7 @@ import functools
 import jax
 
 from pallas_kernels.gated_delta.chunked_backward import gradients
-from pallas_kernels.gated_delta.chunks import (
-    Chunks,
-    advance,
-    cut,
-    einsum,
-    for_values,
-    join,
-    within,
-)
+from pallas_kernels.gated_delta.chunks import Chunks, advance, cut, einsum, for_values, join, within
 from pallas_kernels.gated_delta.problem import Problem
 from pallas_kernels.varying import vary_alike
 

@@ -40,14 +40,7 @@ class _Chunk(NamedTuple):
 
 
 def slot_attention_chunked(
-    q_BTNH,
-    k_BTKH,
-    v_BTKH,
-    log_forget_BTKM,
-    state: SlotState,
-    segment_ids_BT,
-    *,
-    problem: Problem,
+    q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, state: SlotState, segment_ids_BT, *, problem: Problem
 ):
     """Computes `api.slot_attention` by chunks; keeps the slots of each chunk for the backward."""
     arrays = vary_alike(q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, state, segment_ids_BT)

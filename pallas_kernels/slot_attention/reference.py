@@ -18,14 +18,7 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def slot_attention_reference(
-    q_BTNH,
-    k_BTKH,
-    v_BTKH,
-    log_forget_BTKM,
-    state: SlotState,
-    segment_ids_BT,
-    *,
-    problem: Problem,
+    q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, state: SlotState, segment_ids_BT, *, problem: Problem
 ):
     """Runs a `lax.scan` over time; see `api.slot_attention`."""
     T = q_BTNH.shape[1]
@@ -63,14 +56,7 @@ def forget(state: SlotState, starts_B) -> SlotState:
 
 
 def slot_attention_step_reference(
-    q_BNH,
-    k_BKH,
-    v_BKH,
-    log_forget_BKM,
-    state: SlotState,
-    real_B,
-    *,
-    problem: Problem,
+    q_BNH, k_BKH, v_BKH, log_forget_BKM, state: SlotState, real_B, *, problem: Problem
 ):
     """Runs one token; see `api.slot_attention_step`."""
     state, leaving = push(state, k_BKH, v_BKH, log_forget_BKM, real_B)

@@ -7,13 +7,7 @@ from typing import Literal
 import pytest
 
 from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, NativeHybrid, qwen3
-from hydrahead_jax.dataclass_json import (
-    RECORDED_IF_SET,
-    from_plain,
-    read_as,
-    to_plain,
-    untagged,
-)
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET, from_plain, read_as, to_plain, untagged
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.hf_config import mixers_to_json
 from tests.hydrahead_jax.interop import toy

@@ -44,8 +44,7 @@ def test_a_model_of_another_shape_is_a_user_error(shape, message):
 
 def test_a_head_that_is_no_softmax_in_the_model_is_a_user_error():
     hybrid = dataclasses.replace(
-        TEACHER,
-        mixers=(Hydra(fa_heads=(0, 1, 2)), Hydra(fa_heads=(2, 4)), FullAttention()),
+        TEACHER, mixers=(Hydra(fa_heads=(0, 1, 2)), Hydra(fa_heads=(2, 4)), FullAttention())
     )
     with pytest.raises(UserError, match=r"layer 1: heads \[3\] are delta-rule heads in the model"):
         PLAN.check(hybrid)

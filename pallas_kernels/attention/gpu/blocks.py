@@ -81,10 +81,7 @@ def choose_blocks(head_dim: int) -> HopperBlocks:
         )
     stages = 2 if head_dim == 128 else 4
     return HopperBlocks(
-        forward=ring(128, stages),
-        dq=ring(64, 2 * stages),
-        dkv=ring(64, 2 * stages),
-        tile_dkv=TILE,
+        forward=ring(128, stages), dq=ring(64, 2 * stages), dkv=ring(64, 2 * stages), tile_dkv=TILE
     )
 
 

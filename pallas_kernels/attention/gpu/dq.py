@@ -14,13 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.gpu import passes
-from pallas_kernels.attention.gpu.blocks import (
-    COMPUTE_REGISTERS,
-    ROWS,
-    TILE,
-    WARPGROUPS,
-    Ring,
-)
+from pallas_kernels.attention.gpu.blocks import COMPUTE_REGISTERS, ROWS, TILE, WARPGROUPS, Ring
 from pallas_kernels.attention.gpu.feed import feed
 from pallas_kernels.attention.gpu.masks import Places, masked
 from pallas_kernels.attention.gpu.passes import Saved

@@ -15,13 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.gpu import passes
-from pallas_kernels.attention.gpu.blocks import (
-    COMPUTE_REGISTERS,
-    ROWS,
-    TILE,
-    WARPGROUPS,
-    Ring,
-)
+from pallas_kernels.attention.gpu.blocks import COMPUTE_REGISTERS, ROWS, TILE, WARPGROUPS, Ring
 from pallas_kernels.attention.gpu.feed import feed
 from pallas_kernels.attention.gpu.masks import Places, masked
 from pallas_kernels.attention.gpu.products import Product, in_flight, kept
@@ -49,15 +43,7 @@ class State(NamedTuple):
 
 
 def forward(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    heads_N,
-    ranges_BIX,
-    places: Places,
-    *,
-    problem: Problem,
-    keys: Ring,
+    q_BTNH, k_BSKH, v_BSKH, heads_N, ranges_BIX, places: Places, *, problem: Problem, keys: Ring
 ):
     """Returns bf16 output [B, T, N, H] and float32 log-sum-exp [B, N, T], its T in complete tiles.
 

@@ -24,14 +24,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.gated_delta.gpu import blocks
 from pallas_kernels.gated_delta.gpu.blocks import CHUNK, HALF, HEAD, registers, transposed
-from pallas_kernels.gated_delta.gpu.gates import (
-    BETA,
-    BETA_ENTRY,
-    EXIT,
-    GATES,
-    OUT_ENTRY,
-    SUM,
-)
+from pallas_kernels.gated_delta.gpu.gates import BETA, BETA_ENTRY, EXIT, GATES, OUT_ENTRY, SUM
 from pallas_kernels.gated_delta.gpu.reverse import Cotangents
 from pallas_kernels.gated_delta.gpu.visit import Visited
 

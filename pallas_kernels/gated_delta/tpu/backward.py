@@ -30,17 +30,7 @@ from pallas_kernels.varying import array_type
 
 
 def backward(
-    q_BTD,
-    k_BTD,
-    v_BTD,
-    dout_BTD,
-    gates: Gates,
-    states,
-    inverses,
-    dstate_BNHP,
-    *,
-    layout,
-    problem,
+    q_BTD, k_BTD, v_BTD, dout_BTD, gates: Gates, states, inverses, dstate_BNHP, *, layout, problem
 ):
     """Calls the kernel; `states` and `inverses` as `forward` saves them.
 

@@ -79,8 +79,7 @@ class Layout:
 
     def compiler_params(self) -> pltpu.CompilerParams:
         return pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=VMEM_BYTES,
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         )
 
     def _tokens(self, width: int, block_of_program) -> pl.BlockSpec:

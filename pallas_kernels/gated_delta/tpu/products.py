@@ -69,11 +69,7 @@ def transpose(factor: tuple) -> tuple:
 def _dot(left, right, contract=((1,), (0,))):
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     return jax.lax.dot_general(
-        left,
-        right,
-        (contract, ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
+        left, right, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32
     )
 
 

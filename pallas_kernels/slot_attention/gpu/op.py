@@ -19,14 +19,7 @@ MOST_SLOTS = 128
 
 
 def slot_attention_gpu(
-    q_BTNH,
-    k_BTKH,
-    v_BTKH,
-    log_forget_BTKM,
-    state: SlotState,
-    segment_ids_BT,
-    *,
-    problem: Problem,
+    q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, state: SlotState, segment_ids_BT, *, problem: Problem
 ):
     """Computes `api.slot_attention` for bfloat16, up to 128 slots and head dimensions 64 and 128.
 

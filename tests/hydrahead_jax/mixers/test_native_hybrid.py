@@ -12,14 +12,7 @@ from hydrahead_jax.config import NativeHybrid
 from hydrahead_jax.models import merge
 from hydrahead_jax.models.stream import extend_cache, make_stream
 from tests.hydrahead_jax.mixers.formula import native_hybrid_heads
-from tests.hydrahead_jax.models.toy import (
-    NATIVE_HYBRID,
-    B,
-    T,
-    distinct_tokens,
-    hidden,
-    params_of,
-)
+from tests.hydrahead_jax.models.toy import NATIVE_HYBRID, B, T, distinct_tokens, hidden, params_of
 from tests.tolerances import OP, assert_close
 from tests.toy_config import toy_config
 

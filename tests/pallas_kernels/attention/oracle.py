@@ -33,10 +33,7 @@ def cotangents(inputs: Inputs, *, of_lse: float = 1.0):
     rng = np.random.default_rng(1)
     q = inputs.q_BTNH
     out, lse = rng.normal(size=q.shape), of_lse * rng.normal(size=q.shape[:3])
-    return (
-        jnp.asarray(out, q.dtype),
-        jnp.asarray(lse, jnp.promote_types(q.dtype, jnp.float32)),
-    )
+    return (jnp.asarray(out, q.dtype), jnp.asarray(lse, jnp.promote_types(q.dtype, jnp.float32)))
 
 
 def float64_results(inputs: Inputs, case: Case, *, of_lse: float = 1.0) -> Results:

@@ -128,11 +128,7 @@ def test_memory_by_length(monkeypatch, tmp_path, capsys):
 
 def test_peers_of_one_device_are_refused_where_heads_are_irregular():
     task = Task(
-        op="attention",
-        chip="local",
-        implementation="tokamax splash",
-        shape=SMALL,
-        passes="forward",
+        op="attention", chip="local", implementation="tokamax splash", shape=SMALL, passes="forward"
     )
     refused = make_row(task)
     assert "irregular" in refused.refusal or "not installed" in refused.refusal

@@ -18,13 +18,7 @@ from tests.pallas_kernels.gated_delta.suite import GATED_DELTA, call
 from tests.tolerances import error_ratio
 
 HOPPER_SIZE = dict(
-    length=100,
-    batch=1,
-    key_heads=1,
-    value_heads=2,
-    key_dim=128,
-    value_dim=128,
-    dtype="bfloat16",
+    length=100, batch=1, key_heads=1, value_heads=2, key_dim=128, value_dim=128, dtype="bfloat16"
 )
 CASES = [
     dataclasses.replace(case, **HOPPER_SIZE)

@@ -19,13 +19,7 @@ def shares(
     chosen=None,
 ):
     problem = Problem(
-        T=chunks * CHUNK,
-        K=key_heads,
-        N=value_heads,
-        H=size,
-        P=size,
-        dtype=dtype,
-        scale=1.0,
+        T=chunks * CHUNK, K=key_heads, N=value_heads, H=size, P=size, dtype=dtype, scale=1.0
     )
     return choose_blocks(problem, batch, device_kind, chosen)
 

@@ -17,13 +17,7 @@ from tests.tolerances import KERNEL, error_ratio
 
 # Three chunks. One KV head is read by three heads, which two warpgroups share, the other by none.
 SIZE = dict(
-    length=130,
-    batch=1,
-    heads=(1, 1, 1),
-    kv_heads=2,
-    head_dim=128,
-    slots=30,
-    dtype="bfloat16",
+    length=130, batch=1, heads=(1, 1, 1), kv_heads=2, head_dim=128, slots=30, dtype="bfloat16"
 )
 CASES = [
     dataclasses.replace(case, **SIZE)

@@ -67,10 +67,7 @@ def test_the_report_has_every_promised_field(demo):
         "seconds",
         "versions",
     }
-    assert list(report["students"]) == [
-        "global-interp-3:1",
-        "random-without-receivers-3:1",
-    ]
+    assert list(report["students"]) == ["global-interp-3:1", "random-without-receivers-3:1"]
     for model in (report["teacher"], *report["students"].values()):
         for task in ("niah_single", "niah_multikey"):
             assert list(model[task]) == ["256"] and 0 <= model[task]["256"] <= 1

@@ -6,10 +6,7 @@ import pytest
 from tests.train import processes
 from tests.train.run import first_step
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.multiprocess,
-]
+pytestmark = [pytest.mark.heavy, pytest.mark.multiprocess]
 
 
 @pytest.fixture(scope="module")

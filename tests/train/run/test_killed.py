@@ -20,10 +20,7 @@ from train.files.param_paths import flatten
 from train.files.run_folder import CHECKPOINTS, METRICS, PLAN, TOKENIZER
 from train.run.saved_model import load_run
 
-pytestmark = [
-    pytest.mark.multiprocess,
-    pytest.mark.only_in("test", "minutes of CPU"),
-]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.only_in("test", "minutes of CPU")]
 
 STEPS, CHECKPOINT_EVERY, KILL_AT = 40, 4, 6
 
