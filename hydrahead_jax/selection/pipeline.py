@@ -81,11 +81,7 @@ def select(
       UserError: no head is softmax, the documents do not fit, the model does not retrieve, or the
         store holds other results.
     """
-    if not softmax_heads(config).any():
-        raise UserError(
-            "no head of this model is softmax attention, so there is none to score; give a model "
-            "with softmax heads"
-        )
+    softmax_LN = softmax_heads(config)
     check_tokenizer(tokenizer, config.vocab)
     length = settings.length_for(config)
     probes, pairs = _probes(config, tokenizer, haystack, settings, length, general)
@@ -107,16 +103,26 @@ def select(
         )
         for i, probe in enumerate(usable)
     )
-    scores = head_scores(probes, found, softmax_heads(config))
+    scores = head_scores(probes, found, softmax_LN)
     how = {"length": length, "pairs": settings.pairs, "seed": settings.seed}
     account = {**how, **_account(scores, found), "senders": circuit.account if circuit else None}
     return Selection(probes, pairs, found, scores, account)
 
 
 def softmax_heads(config: ModelConfig) -> np.ndarray:
-    """Returns bool [L, N]: the heads that are softmax attention in this model."""
+    """Returns bool [L, N]: the heads that are softmax attention over all tokens in this model.
+
+    Raises:
+      UserError: there are none.
+    """
     layers, heads = range(config.layers), range(config.query_heads)
-    return np.stack([np.isin(heads, config.softmax_heads(layer)) for layer in layers])
+    found_LN = np.stack([np.isin(heads, config.softmax_heads(layer)) for layer in layers])
+    if not found_LN.any():
+        raise UserError(
+            "no head of this model is softmax attention over all tokens, so there is none to "
+            "score; give a model with softmax heads"
+        )
+    return found_LN
 
 
 def _probes(config, tokenizer, haystack, settings: SelectionSettings, length: int, general):

@@ -33,7 +33,10 @@ def _slope(config, params, pairs, frozen_LN, head) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "live"),
-    [("grouped", "none"), ("grouped", "all"), ("grouped", "some"), ("hybrid", "all")],
+    [
+        *(("grouped", live) for live in ("none", "all", "some")),
+        *((name, "all") for name in ("hybrid", "native hybrid")),
+    ],
 )
 def test_drops_are_the_slopes_at_x(name, live):
     config = CONFIGS[name]

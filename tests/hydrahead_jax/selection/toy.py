@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig
+from hydrahead_jax.config import FullAttention, Hydra, HydraChoices, ModelConfig, NativeHybrid
 from hydrahead_jax.models import init_params
 from hydrahead_jax.selection.probes.pairs import ProbePairs
 from tests.toy_config import toy_config
@@ -22,6 +22,14 @@ CONFIGS = {
             FullAttention(),
             Hydra(fa_heads=(0, 3), choices=HydraChoices(query_decomposition=False)),
             FullAttention(),
+        ),
+    ),
+    "native hybrid": dataclasses.replace(
+        FULL,
+        mixers=(
+            NativeHybrid(window=None, slots=3),
+            NativeHybrid(window=None, value_silu=True, output_norm=True, qk_norm=False),
+            NativeHybrid(window=4, slots=3),
         ),
     ),
 }

@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hydrahead_jax.config import NativeHybrid
+from hydrahead_jax.errors import UserError
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.selection import HeadScores
 from tests.root import ROOT
+from tests.toy_config import toy_config
 from tests.train.reports.look import figures_of
 from train.__main__ import main
 from train.files.progress import Progress
 from train.select import command as select_module
+from train.select.config import SelectConfig
+from train.select.inputs import check_model
 
 PICTURES = ("receiver", "fused", "chosen", "knock_out", "stability", "quality")
 SETTINGS = (
@@ -139,6 +144,12 @@ def test_bad_settings_are_one_sentence_and_no_folder(work, capsys, assignments, 
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1 and output.out == ""
     assert not (work / "refused/pairs/receivers").exists()
+
+
+def test_a_model_of_windows_alone_has_nothing_to_score():
+    slots_only = toy_config(mixers=(NativeHybrid(window=3),) * 2)
+    with pytest.raises(UserError, match="no head of this model is softmax attention over all tok"):
+        check_model(SelectConfig(run="", teacher=""), slots_only)
 
 
 def test_a_full_disk_is_one_sentence(work, finished, capsys, monkeypatch):
