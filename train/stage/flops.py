@@ -10,11 +10,11 @@ attention than this says: how long documents are is not known beforehand.
     slots, a query head and token: logits and values         4 M H     backward  8 M H
     slots, a KV head and token: s k^T, s v^T                 4 M H     backward  8 M H
 
-The model's count takes the delta rule by its recurrence and counts nothing twice, so that no chunk
-length and no recomputation looks better than another. Matrix units do more: they run the rule in
-chunks, attention computes its scores again in the backward pass, and `remat` computes most of a
-layer again. `StepFlops.at_least` counts these; the first two are counted as in the kernels' report.
-Of slots it counts that the backward pass computes their logits again, and no products of chunks.
+The model's count takes the delta rule and slots by their recurrences and counts nothing twice, so
+that no chunk length and no recomputation looks better than another. Matrix units do more: they run
+both in chunks, attention computes its scores again in the backward pass, and `remat` computes most
+of a layer again. `StepFlops.at_least` counts these; the first two are counted as in the kernels'
+report.
 """
 
 import functools
@@ -27,6 +27,8 @@ from hydrahead_jax.models import abstract_params
 from hydrahead_jax.models.params import layer_config
 from pallas_kernels.gated_delta.shapes import Shape
 from pallas_kernels.report import gated_delta as delta_report
+from pallas_kernels.report import slot_attention as slots_report
+from pallas_kernels.slot_attention.shapes import Shape as SlotsShape
 from train.files.param_paths import flatten
 from train.stage.stage import Stage
 
@@ -186,11 +188,12 @@ def _native_hybrid(
     config: ModelConfig, mixer: NativeHybrid, length: int, heads: tuple[int, ...]
 ) -> list[_Work]:
     kv_heads = len({config.kv_head(head) for head in heads})
-    size = mixer.slots * config.head_dim
-    forward, again = 4 * size * (len(heads) + kv_heads), 2 * size * len(heads)
+    sizes = {"slots": mixer.slots, "head_size": config.head_dim}
+    shape = SlotsShape(tokens=1, heads=len(heads), kv_heads=kv_heads, **sizes)
+    model = 4 * mixer.slots * config.head_dim * (len(heads) + kv_heads)
     return [
         _softmax(config, len(heads), length, min(mixer.window, length)),
-        _Work("slots", _HEADS, None, forward, more_backward=again),
+        _in_chunks("slots", slots_report, shape, model),
     ]
 
 
@@ -204,7 +207,11 @@ def _softmax(config: ModelConfig, heads: int, length: int, window: int) -> _Work
 def _delta(config: ModelConfig) -> _Work:
     heads = config.query_heads - len(config.softmax_heads(0))
     shape = Shape(tokens=1, heads=heads, key_heads=heads, head_size=config.head_dim)
-    forward = delta_report.flops(shape, "forward")
-    both = delta_report.flops(shape, "forward+backward")
-    model = 6 * config.head_dim**2 * heads
-    return _Work("delta rule", _HEADS, None, model, forward - model, both - forward - 2 * model)
+    return _in_chunks("delta rule", delta_report, shape, 6 * config.head_dim**2 * heads)
+
+
+def _in_chunks(kind: str, report, shape, model: float) -> _Work:
+    """Counts a recurrence that kernels run in chunks, by their report and by the model's count."""
+    forward = report.flops(shape, "forward")
+    both = report.flops(shape, "forward+backward")
+    return _Work(kind, _HEADS, None, model, forward - model, both - forward - 2 * model)
