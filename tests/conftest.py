@@ -1,6 +1,7 @@
 """Sets up the suite: one CPU device, quick compilers, and each test in its make target."""
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -29,6 +30,9 @@ def _share_compiled_programs() -> None:
 
 
 _share_compiled_programs()
+# A program without the lines it came from is made in less time, here and in processes started here.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+jax.config.update("jax_traceback_in_locations_limit", 0)
 if "XLA_FLAGS" not in os.environ:
     # Read once a process, at the first program. Compilers for TPU and GPU, in processes of their
     # own, must not inherit it: their code is what some tests measure.
@@ -125,6 +129,13 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if len(found := targets(item)) > 1:
             raise pytest.UsageError(f"{item.nodeid} would run in no cell: {found}")
+
+
+def pytest_collection_finish() -> None:
+    """Makes garbage collections rare and short: JAX adds work of its own to each."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 from train.evidence.short_compiles import OLD_EMITTERS
 
-FLAGS = " ".join(("--xla_backend_optimization_level=0", *OLD_EMITTERS))
+FLAGS = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # the cores are busy with other tests
+        *OLD_EMITTERS,
+    )
+)
 
 
 def flags(*, devices: int = 1) -> str:
