@@ -8,10 +8,12 @@ import grain
 import jax
 import numpy as np
 
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.json_file import plain
 from hydrahead_jax.token_ids import check_token_ids
 from hydrahead_jax.vocabulary import Kept
+from train.data.mqar import MqarData, check_mqar_data, mqar_row
 from train.data.needles import NeedleData, check_needles
 from train.data.packed_text import packed_text
 from train.data.prepared.folder import PreparedText
@@ -32,8 +34,9 @@ class DataConfig:
       packing: how prepared text is packed. "best_fit" cuts only documents that are longer than a
         row and leaves some padding; "split" cuts at every end of a row and leaves none.
       needles: needle documents that are mixed in; None for plain text alone.
+      mqar: documents of associative recall, in place of any text.
       text_weight: weight of every token in the next-token loss.
-      answer_weight: weight that is added on the answers of needle documents.
+      answer_weight: weight that is added on the answers of needle documents and of recall.
     """
 
     length: int
@@ -42,6 +45,7 @@ class DataConfig:
     prepared: tuple[PreparedText, ...] = ()
     packing: Packing = "best_fit"
     needles: NeedleData | None = None
+    mqar: MqarData | None = dataclasses.field(default=None, metadata=RECORDED_IF_SET)
     text_weight: float = 1.0
     answer_weight: float = 0.0
 
@@ -95,6 +99,13 @@ def check_data(data: DataConfig, where: str) -> None:
             raise UserError(
                 f"{where}: the weight {text.weight} of {text.folder} must be a positive number"
             )
+    if data.mqar is not None:
+        if data.needles is not None or data.prepared:
+            raise UserError(
+                f"{where}: rows of associative recall hold neither needles nor prepared text; "
+                "leave out either `mqar` or those"
+            )
+        check_mqar_data(data.mqar, data.length, where)
     if data.needles is None:
         return
     if data.prepared:
@@ -106,7 +117,7 @@ def check_data(data: DataConfig, where: str) -> None:
 
 
 def make_batches(
-    data: DataConfig, corpus: Corpus, seed: int, rows: tuple[int, ...] | None = None
+    data: DataConfig, corpus: Corpus | None, seed: int, rows: tuple[int, ...] | None = None
 ) -> Batches:
     """Makes the batches that `data`, the corpus and `seed` determine.
 
@@ -116,6 +127,7 @@ def make_batches(
     anew in every epoch; each process reads its own only.
 
     Args:
+      corpus: all text; None where the rows hold none.
       rows: rows of each batch that are returned, in that order; all if None.
 
     Raises:
@@ -123,6 +135,8 @@ def make_batches(
         text cannot be read or is in another vocabulary.
     """
     rows = tuple(range(data.batch)) if rows is None else rows
+    if data.mqar is not None:
+        return _MqarBatches(data, seed, rows)
     if data.prepared:
         return _PreparedBatches(data, corpus, seed, rows)
     packed = packed_text(
@@ -208,3 +222,27 @@ class _PreparedBatches:
         check_token_ids(rows.tokens_BT, self._known, "prepared text")
         weight_BT = (rows.segment_ids_BT > 0) * self._weight
         return Batch(rows.tokens_BT, rows.segment_ids_BT, weight_BT)
+
+
+class _MqarBatches:
+    """Makes documents of associative recall from the number of the batch and of the row."""
+
+    def __init__(self, data: DataConfig, seed: int, rows: tuple[int, ...]):
+        self._data, self._seed, self._rows, self._next = data, seed, rows, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        data, index = self._data, self._next
+        made = [mqar_row(data.mqar, self._seed, index, row, data.length) for row in self._rows]
+        tokens_BT, answer_BT = (np.stack(parts) for parts in zip(*made, strict=True))
+        weight_BT = data.text_weight + data.answer_weight * answer_BT
+        self._next += 1
+        return Batch(tokens_BT, np.ones_like(tokens_BT), weight_BT.astype(np.float32))
+
+    def get_state(self) -> dict:
+        return {"batch": self._next}
+
+    def set_state(self, state: dict) -> None:
+        self._next = state["batch"]

@@ -71,8 +71,9 @@ def next_token_metrics(stage: Stage, batch: ModelBatch, scores) -> Metrics:
     """
     is_target_BT = batch.target_weight_BT > 0
     metrics = {"student_nll": mean(scores.nll_X, is_target_BT)}
-    if stage.data.needles is not None and stage.data.answer_weight > 0:
-        is_answer_BT = batch.target_weight_BT > stage.data.text_weight
+    data = stage.data
+    if (data.needles is not None or data.mqar is not None) and data.answer_weight > 0:
+        is_answer_BT = batch.target_weight_BT > data.text_weight
         metrics["answer_accuracy"] = mean(scores.hit_X, is_answer_BT)
         metrics["text_loss"] = mean(scores.nll_X, is_target_BT & ~is_answer_BT)
     return metrics

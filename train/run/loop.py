@@ -37,7 +37,7 @@ class Job:
       stages: stages in order; each starts with the parameters of the one before.
       model: config of the model that is trained.
       initial: makes the parameters that the first stage starts with.
-      corpus: all text.
+      corpus: all text; None where no stage reads any.
       seed: seed of the order of the data.
       policy: precisions of the computation.
       mesh: mesh of devices, for stages that name none.
@@ -51,7 +51,7 @@ class Job:
     stages: tuple[Stage, ...]
     model: ModelConfig
     initial: Callable[[], dict]
-    corpus: Corpus
+    corpus: Corpus | None
     seed: int
     policy: jmp.Policy
     mesh: MeshConfig = MeshConfig()

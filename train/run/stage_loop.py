@@ -81,7 +81,7 @@ class StageLoop:
     model: ModelConfig
     teacher: Teacher | None
     policy: jmp.Policy
-    corpus: Corpus
+    corpus: Corpus | None
     seed: int
     folder: Path
     running: RunSettings
