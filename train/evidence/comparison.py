@@ -1,4 +1,4 @@
-"""Converts one teacher by several head plans: scores, converts, evaluates and compares."""
+"""Converts one teacher by several plans: scores, converts, evaluates and compares."""
 
 import dataclasses
 import time
@@ -12,6 +12,7 @@ from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.evals.evaluate import EvalSettings, evaluate
 from hydrahead_jax.head_plan import HeadPlan
 from hydrahead_jax.interop.hf_import import load_hf
+from hydrahead_jax.layer_plan import NativeHybridPlan
 from hydrahead_jax.local_path import local_path
 from hydrahead_jax.resumable import cached
 from hydrahead_jax.selection import (
@@ -32,12 +33,19 @@ from train.files.run_folder import METRICS, PLAN, PROBES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Student:
-    """Says how one student's softmax heads are chosen; holds arguments of `selection.allocate`."""
+    """Says how one student's softmax heads are chosen; holds arguments of `selection.allocate`.
+
+    Attributes:
+      native_hybrid: makes native hybrid attention of all layers; no heads are chosen.
+      training_seed: added to the seed of the transfer: new parameters and the order of the data.
+    """
 
     name: str
-    strategy: str
-    ratio: str
+    strategy: str = "global-interp-C"
+    ratio: str = "3:1"
     seed: int = 0
+    native_hybrid: NativeHybridPlan | None = None
+    training_seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +55,9 @@ class ComparisonConfig:
     Attributes:
       teacher: Hugging Face folder.
       out: folder of all results; a repeated run continues there.
-      students: students that are made and evaluated alike except for their head plans.
+      students: students that are made and evaluated alike except for their plans and seeds.
       selection: how the teacher's heads are scored.
-      transfer: the three stages; its teacher, head plan and folder are filled in for each student.
+      transfer: the three stages; its teacher, plan and folder are filled in for each student.
       evaluation: settings for evaluating the teacher and every student.
       processes: students trained at a time, each on its share of the cores.
     """
@@ -96,7 +104,7 @@ def compare(config: ComparisonConfig) -> dict:
     scores = _score(teacher, config, out)
     clock.lap("score heads")
     plans = {student.name: _plan(student, scores, teacher.config) for student in config.students}
-    runs = {name: _run(config, name, plan) for name, plan in plans.items()}
+    runs = {student.name: _run(config, student, plans[student.name]) for student in config.students}
     tasks = {
         name: Task(
             work=make_student,
@@ -110,7 +118,8 @@ def compare(config: ComparisonConfig) -> dict:
     results = run_parallel(tasks, config.processes)
     clock.lap("train and evaluate students")
     for name, plan in plans.items():
-        results[name]["receivers_kept"] = receivers_kept(scores, plan)
+        if isinstance(plan, HeadPlan):
+            results[name]["receivers_kept"] = receivers_kept(scores, plan)
     return {"teacher": teacher_result, "students": results, "seconds": clock.laps}
 
 
@@ -170,21 +179,30 @@ def _score(teacher: Teacher, config: ComparisonConfig, out: Path) -> HeadScores:
     return HeadScores.load_csv(path)
 
 
-def _plan(student: Student, scores: HeadScores, config: ModelConfig) -> HeadPlan:
+def _plan(student: Student, scores: HeadScores, config: ModelConfig) -> HeadPlan | NativeHybridPlan:
+    if student.native_hybrid is not None:
+        return student.native_hybrid
     heads = budget(config, student.ratio)
     return allocate(scores, config, student.strategy, fa_heads=heads, seed=student.seed)
 
 
-def _run(config: ComparisonConfig, name: str, plan: HeadPlan) -> TransferConfig:
-    """Returns the student's transfer, and writes its head plan beside it."""
-    folder = student_folder(Path(config.out), name)
+def _run(
+    config: ComparisonConfig, student: Student, plan: HeadPlan | NativeHybridPlan
+) -> TransferConfig:
+    """Returns the student's transfer, and writes its head plan, if it has one, beside it."""
+    folder = student_folder(Path(config.out), student.name)
     folder.mkdir(parents=True, exist_ok=True)
-    plan.save(folder / PLAN)
+    if isinstance(plan, HeadPlan):
+        plan.save(folder / PLAN)
+        of = {"head_plan": str(folder / PLAN)}
+    else:
+        of = {"head_plan": None, "native_hybrid": plan}
     return dataclasses.replace(
         config.transfer,
         teacher=config.teacher,
-        head_plan=str(folder / PLAN),
         run=str(folder / "run"),
+        seed=config.transfer.seed + student.training_seed,
+        **of,
     )
 
 
