@@ -13,7 +13,7 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo evidence test test-latest test-heavy test-oldest test-newest lock lint kernels-report \
+.PHONY: demo evidence native-hybrid-evidence test test-latest test-heavy test-oldest test-newest lock lint kernels-report \
   kernels-benchmark kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory house clean
 
 demo: $(VENV)/installed
@@ -21,6 +21,10 @@ demo: $(VENV)/installed
 
 evidence: $(VENV)/installed
 	$(VENV)/bin/python -m train evidence configs/evidence.py
+
+# Native hybrid attention beside others, at small scale: docs/native_hybrid.md.
+native-hybrid-evidence: $(VENV)/installed
+	$(VENV)/bin/python -m train evidence configs/native_hybrid_evidence.py
 
 # make test TESTS="tests/hydrahead_jax/ops -k rope" runs those only; DURATIONS=25 names the 25 longest.
 TESTS ?= tests

@@ -230,15 +230,17 @@ def demo(config: ConfigFile, assignments: Assignments = ()) -> None:
 
 
 def evidence(config: ConfigFile, assignments: Assignments = ()) -> None:
-    """Repeat the demo's comparison over several teachers and random draws.
+    """Repeat the demo's comparison over teachers and draws, or compare models by recall.
 
     Args:
-        config: Python file whose config() returns an EvidenceConfig.
-        assignments: Changes to the config; --fields lists all.
+        config: Python file whose config() returns an EvidenceConfig or a RecallConfig.
+        assignments: Changes to the config; --fields lists all of an EvidenceConfig.
     """
-    from train.evidence.evidence import evidence as command
+    from train.evidence.evidence import EvidenceConfig, evidence
+    from train.evidence.recall import recall
 
-    command(_load("evidence", config, assignments))
+    loaded = _load("evidence", config, assignments, "train.evidence.recall.RecallConfig")
+    evidence(loaded) if isinstance(loaded, EvidenceConfig) else recall(loaded)
 
 
 def print_fields(command: str) -> None:

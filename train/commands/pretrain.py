@@ -25,6 +25,7 @@ from hydrahead_jax.token_ids import check_tokenizer
 from train.data.batches import make_batches
 from train.data.text import Corpus, TextSource, read_documents
 from train.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from train.files.param_paths import flatten, unflatten
 from train.files.run_folder import METRICS, TOKENIZER, open_run, save_model, write_json
 from train.run.loop import Job, run
 from train.run.settings import RunSettings
@@ -159,15 +160,19 @@ def check(config: PretrainConfig) -> None:
 
 def small_scale_params(config: ModelConfig, scales: Scales, key: jax.Array) -> dict:
     """Returns random parameters with the given initial scales."""
-    params = init_params(config, key)
-    params["w_embed_VD"] *= scales.embed_std * config.embed**0.5
-    for block in params["layers"].values():
-        block["mixer"]["w_o_NHD"] *= scales.output
-        block["mlp"]["w_down_FD"] *= scales.output
-        qkv = block["mixer"]["qkv"]
-        for norm in {"q_norm_H", "k_norm_H"} & qkv.keys():
-            qkv[norm] = jnp.full_like(qkv[norm], scales.qk_gain)
-    return params
+
+    def scaled(path: str, leaf):
+        match path.rpartition("/")[2]:
+            case "w_embed_VD":
+                return leaf * (scales.embed_std * config.embed**0.5)
+            case "w_o_NHD" | "w_down_FD":
+                return leaf * scales.output
+            case "q_norm_H" | "k_norm_H":
+                return jnp.full_like(leaf, scales.qk_gain)
+        return leaf
+
+    params = flatten(init_params(config, key))
+    return unflatten({path: scaled(path, leaf) for path, leaf in params.items()})
 
 
 def _tokenizer(config: PretrainConfig, documents: list[str], folder: Path) -> Tokenizer:

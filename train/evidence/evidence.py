@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -10,6 +9,7 @@ from hydrahead_jax.local_path import local_path
 from train.commands.pretrain import PretrainConfig, pretrain
 from train.evidence.comparison import ComparisonConfig, Student, compare
 from train.evidence.parallel import Task, run_parallel
+from train.evidence.spread import markdown, spread
 from train.files.run_folder import METRICS, write_json
 from train.files.versions import versions
 from train.reports.comparison_page import print_table, table_rows
@@ -108,7 +108,7 @@ def summary(comparisons: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
             groups.setdefault(name.split(" draw ")[0], []).append(student)
     rows = []
     for name, models in groups.items():
-        percent = lambda task, models=models: _spread(
+        percent = lambda task, models=models: spread(
             [100 * m[task][length] for m in models], "{:.0f}"
         )
         kept = [m["receivers_kept"] for m in models if "receivers_kept" in m]
@@ -118,23 +118,9 @@ def summary(comparisons: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
                 str(len(models)),
                 percent("niah_single"),
                 percent("niah_multikey"),
-                _spread([m["text_loss"] for m in models], "{:.3f}"),
-                _spread([m["kv_heads"] for m in models], "{:.0f}"),
+                spread([m["text_loss"] for m in models], "{:.3f}"),
+                spread([m["kv_heads"] for m in models], "{:.0f}"),
                 ", ".join(map(str, kept)) or "all",
             ]
         )
     return header, rows
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Returns the summary as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
-
-
-def _spread(values: list[float | None], form: str) -> str:
-    if None in values:
-        return "not finite"
-    low, high = form.format(min(values)), form.format(max(values))
-    mean = form.format(np.mean(values))
-    return mean if low == high else f"{mean} ({low} to {high})"

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from tests.train.reports.look import figures_of
-from train.evidence.evidence import markdown, summary
+from train.evidence.evidence import summary
+from train.evidence.spread import markdown
 from train.reports.comparison_page import table_rows, write_report
 
 PNG = bytes.fromhex("89504e470d0a1a0a")

@@ -1,0 +1,20 @@
+"""Says the mean and the range of several runs, and writes tables of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+    """Returns the mean and the range, such as "43 (0 to 98)"; the mean alone if all are equal."""
+    if None in values:
+        return "not finite"
+    low, high = form.format(min(values)), form.format(max(values))
+    mean = form.format(np.mean(values))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
