@@ -81,7 +81,11 @@ def test_count_is_that_of_the_real_step(stage, logits_again):
 def test_count_of_windows_and_slots_is_that_of_the_real_step():
     """The definition also computes scores of keys that no query sees, and writes by no product."""
     windows, slots, H = (5, 0, None), 3, small.TEACHER.head_dim
-    mixers = tuple(NativeHybrid(window=window, slots=slots) for window in windows)
+    form = {"value_silu": True, "output_norm": True, "qk_norm": False}  # no product more or less
+    mixers = (
+        NativeHybrid(window=windows[0], slots=slots),
+        *(NativeHybrid(window=window, slots=slots, **form) for window in windows[1:]),
+    )
     # A HydraHead layer of slots alone is, but for its output gates, the same work.
     choices = HydraChoices(native_hybrid=mixers[0], fusion="none", query_decomposition=False)
     hydra = dataclasses.replace(small.TEACHER, mixers=(Hydra(fa_heads=(), choices=choices),))
