@@ -59,6 +59,11 @@ def matrix(ref):
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
+def floats(ref):
+    """Loads a bf16 buffer as float32."""
+    return registers(registers(matrix(ref)).astype(jnp.float32))
+
+
 def of_one_device(x):
     """Returns `x` as a loop can carry it under `jax.shard_map`.
 
@@ -105,6 +110,13 @@ def product(*terms, start=None, interpret):
     return registers(
         pl.run_scoped(from_zero, plgpu.ACC((left.shape[0], right.shape[1]), jnp.float32))
     )
+
+
+def meet(barrier) -> None:
+    """Makes what either warpgroup has written to shared memory visible to the other one."""
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(barrier)
+    plgpu.barrier_wait(barrier)
 
 
 def copy_in(barrier, *copies) -> None:

@@ -9,8 +9,10 @@ from pallas_kernels.hopper import blocks
 from pallas_kernels.hopper.blocks import column_vector as column_vector
 from pallas_kernels.hopper.blocks import copy_in as copy_in
 from pallas_kernels.hopper.blocks import copy_out as copy_out
+from pallas_kernels.hopper.blocks import floats as floats
 from pallas_kernels.hopper.blocks import kernel as kernel
 from pallas_kernels.hopper.blocks import matrix as matrix
+from pallas_kernels.hopper.blocks import meet as meet
 from pallas_kernels.hopper.blocks import of_one_device as of_one_device
 from pallas_kernels.hopper.blocks import operand as operand
 from pallas_kernels.hopper.blocks import product as product

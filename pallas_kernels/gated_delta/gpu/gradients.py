@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.gated_delta.gpu import blocks
-from pallas_kernels.gated_delta.gpu.blocks import CHUNK, HALF, HEAD, registers, transposed
+from pallas_kernels.gated_delta.gpu.blocks import CHUNK, HALF, HEAD, floats, registers, transposed
 from pallas_kernels.gated_delta.gpu.gates import BETA, BETA_ENTRY, EXIT, GATES, OUT_ENTRY, SUM
 from pallas_kernels.gated_delta.gpu.reverse import Cotangents
 from pallas_kernels.gated_delta.gpu.visit import Visited
@@ -161,7 +161,7 @@ def _body(
         lambda: _scores_gradient(decay_CC, smem, product, scale),
         lambda: _system_gradient(row, decay_CC, smem, product),
     )
-    _meet(smem["inside_done"])
+    blocks.meet(smem["inside_done"])
 
     @pl.when(half == 0)
     def _cross():
@@ -176,7 +176,7 @@ def _body(
     plgpu.barrier_wait(smem["values_loaded"])
     for x in range(HALVES):
         pl.when(half == x)(functools.partial(_value_gradient, row, x, smem, put_sum))
-    _meet(smem["sums_done"])
+    blocks.meet(smem["sums_done"])
 
     @pl.when(half == 0)
     def _finish():
@@ -193,13 +193,6 @@ def _body(
         (smem["values_XCP"].at[half], dv.at[b, tokens, n, mine]),
     )
     plgpu.wait_smem_to_gmem(0)
-
-
-def _meet(barrier) -> None:
-    """Makes what either warpgroup has written to shared memory visible to the other one."""
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(barrier)
-    plgpu.barrier_wait(barrier)
 
 
 def _put_sum(sums_XC, half, kind: int, sum_C) -> None:
@@ -277,15 +270,15 @@ def _query_and_key_gradients(row, half, smem, product, put_sum) -> None:
     dkeys_CC, writes_XPC = smem["dkeys_CC"], smem["writes_XPC"]
     dq_CH = product((smem["dout_CP"], state_PH))
     dq_CH = registers(dq_CH * blocks.on_rows(row(OUT_ENTRY)))
-    put_sum(READS, jnp.sum(registers(dq_CH * _floats(q_CH)), axis=1))
+    put_sum(READS, jnp.sum(registers(dq_CH * floats(q_CH)), axis=1))
     dq_CH = blocks.rounded(product((low_CC, k_CH), (high_CC, k_CH), start=dq_CH))
 
     read_CH = product((transposed(smem["derror_PC"]), state_PH))
-    put_sum(READ_ERRORS, jnp.sum(registers(read_CH * _floats(k_CH)), axis=1))
+    put_sum(READ_ERRORS, jnp.sum(registers(read_CH * floats(k_CH)), axis=1))
     dk_CH = registers(read_CH * blocks.on_rows(-row(BETA_ENTRY)))
     written_CH = product(*((transposed(writes_XPC.at[part]), dstate_PH) for part in (1, 0)))
     written_CH = registers(written_CH * blocks.on_rows(row(EXIT)))
-    put_sum(WRITES, jnp.sum(registers(written_CH * _floats(k_CH)), axis=1))
+    put_sum(WRITES, jnp.sum(registers(written_CH * floats(k_CH)), axis=1))
     dk_CH = product(
         (dkeys_CC, k_CH),
         (transposed(dkeys_CC), k_CH),
@@ -298,8 +291,8 @@ def _query_and_key_gradients(row, half, smem, product, put_sum) -> None:
 def _value_gradient(row, half: int, smem, put_sum) -> None:
     """Leaves dV in place of V."""
     v_CP = smem["values_XCP"].at[half]
-    derror_CP = _floats(transposed(smem["derror_PC"].at[pl.ds(half * HALF, HALF)]))
-    put_sum(VALUE_ERRORS, jnp.sum(registers(derror_CP * _floats(v_CP)), axis=1))
+    derror_CP = floats(transposed(smem["derror_PC"].at[pl.ds(half * HALF, HALF)]))
+    put_sum(VALUE_ERRORS, jnp.sum(registers(derror_CP * floats(v_CP)), axis=1))
     v_CP[...] = blocks.rounded(derror_CP * blocks.on_rows(row(BETA)))
 
 
@@ -308,7 +301,7 @@ def _state_overlap(half, smem):
     total_C = 0.0
     for start in (0, HALF):
         state, dstate = (smem[x].at[half, pl.ds(start, HALF)] for x in ("state_XPH", "dstate_XPH"))
-        total_C += jnp.sum(registers(_floats(state) * _floats(dstate)), axis=1)
+        total_C += jnp.sum(registers(floats(state) * floats(dstate)), axis=1)
     return total_C * jnp.exp(smem["column_gates_XC"][SUM, CHUNK - 1])
 
 
@@ -330,7 +323,3 @@ def _gate_gradients(smem, scale) -> None:
 
 def _put_parts(ref_XCC, x_CC) -> None:
     ref_XCC[0], ref_XCC[1] = blocks.parts(x_CC)
-
-
-def _floats(ref):
-    return registers(registers(blocks.matrix(ref)).astype(jnp.float32))

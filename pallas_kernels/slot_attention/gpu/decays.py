@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.gpu.passes import anew
 from pallas_kernels.hopper import blocks
-from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
+from pallas_kernels.hopper.blocks import floats, on_rows, registers, rounded, transposed
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates
 
 HALVES = 6
@@ -186,8 +186,3 @@ def fresh(buffer_1):
 
 def masked(is_kept, x):
     return registers(jnp.where(is_kept, x, jnp.zeros((), x.dtype)))
-
-
-def floats(ref):
-    """Loads a bf16 buffer as float32."""
-    return registers(registers(blocks.matrix(ref)).astype(jnp.float32))

@@ -19,10 +19,10 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.gpu.passes import Readers, anew, readers_between
 from pallas_kernels.hopper import blocks
-from pallas_kernels.hopper.blocks import on_rows, registers, rounded
+from pallas_kernels.hopper.blocks import floats, meet, on_rows, registers, rounded
 from pallas_kernels.slot_attention.gpu import decays
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates, Pair
-from pallas_kernels.slot_attention.gpu.outputs import load, meet, softmax, vector
+from pallas_kernels.slot_attention.gpu.outputs import load, softmax, vector
 
 SIDES = 2
 
@@ -164,7 +164,7 @@ def _body(
             weights_XCM[0] = rounded(_logits_gradient(p_CM, dp_CM, dlse_C) * scale)
 
         meet(met)
-        weights_CM = decays.floats(weights_XCM.at[side])
+        weights_CM = floats(weights_XCM.at[side])
         dentry_CM = lax.optimization_barrier(registers(dentry_CM + weights_CM * entered_CM))
         entered_XCM[side] = rounded(weights_CM * decays.entry(made))
         plgpu.commit_smem()

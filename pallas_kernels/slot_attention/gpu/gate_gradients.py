@@ -10,10 +10,10 @@ from jax import lax
 
 from pallas_kernels.attention.gpu.passes import Readers, readers_between
 from pallas_kernels.hopper import blocks
-from pallas_kernels.hopper.blocks import on_rows, registers, rounded, transposed
+from pallas_kernels.hopper.blocks import floats, on_rows, registers, rounded, transposed
 from pallas_kernels.slot_attention.gpu import decays, written_chunk
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates, Pair
-from pallas_kernels.slot_attention.gpu.decays import TILE, floats, fresh
+from pallas_kernels.slot_attention.gpu.decays import TILE, fresh
 from pallas_kernels.slot_attention.gpu.written_chunk import SIDES
 
 

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.gpu.passes import Readers, readers_between
 from pallas_kernels.hopper import blocks
-from pallas_kernels.hopper.blocks import on_rows, registers, rounded
+from pallas_kernels.hopper.blocks import meet, on_rows, registers, rounded
 from pallas_kernels.slot_attention.gpu import decays
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates
 
@@ -136,13 +136,6 @@ def load(barrier, place, gates, written, states, gates_XCM, made, written_CH, st
         *((x.at[tokens], x_CH) for x, x_CH in zip(written, written_CH, strict=True)),
         *((states.at[*place, side], state_XHM.at[side]) for side in range(2)),
     )
-
-
-def meet(barrier) -> None:
-    """Makes what either warpgroup has written to shared memory visible to the other one."""
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(barrier)
-    plgpu.barrier_wait(barrier)
 
 
 def vector(ref):

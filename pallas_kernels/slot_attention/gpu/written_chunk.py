@@ -20,10 +20,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.hopper import blocks
-from pallas_kernels.hopper.blocks import registers
+from pallas_kernels.hopper.blocks import floats, registers
 from pallas_kernels.slot_attention.gpu import decays
 from pallas_kernels.slot_attention.gpu.chunks import CHUNK, SLOTS, Gates, Pair
-from pallas_kernels.slot_attention.gpu.decays import floats
 
 SIDES = 2
 

@@ -17,7 +17,7 @@ from tests.root import ROOT
 from tests.train import small
 from train.__main__ import main
 from train.files.param_paths import flatten
-from train.files.run_folder import CHECKPOINTS, METRICS, PLAN, TOKENIZER
+from train.files.run_folder import CHECKPOINTS, PLAN, TOKENIZER
 from train.run.saved_model import load_run
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.only_in("test", "minutes of CPU")]
@@ -68,18 +68,12 @@ def finished(work):
     return work / "run"
 
 
-def logged(run: Path) -> list[dict]:
-    path = run / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def kill_in(stage: str, work: Path, run: Path) -> None:
     """Starts the run and kills it once the stage has logged step KILL_AT."""
     process = start(work, run)
     try:
         while process.poll() is None:
-            steps = [line for line in logged(run) if line["stage"] == stage]
+            steps = [line for line in small.logged(run) if line["stage"] == stage]
             if len(steps) >= KILL_AT:
                 os.kill(process.pid, signal.SIGKILL)
                 break
@@ -88,7 +82,7 @@ def kill_in(stage: str, work: Path, run: Path) -> None:
         assert process.returncode == -signal.SIGKILL, output
     finally:
         process.kill()
-    last = logged(run)[-1]
+    last = small.logged(run)[-1]
     assert last["stage"] == stage and last["step"] % STEPS, "the stage was over before the kill"
 
 
@@ -108,7 +102,7 @@ def test_killed_in_each_stage(work, finished):
     output = finish(start(work, run))
     assert f"resuming {run} at step " in output
     assert_same_parameters(run, finished)
-    assert [line["step"] for line in logged(run)] == list(range(1, 3 * STEPS + 1))
+    assert [line["step"] for line in small.logged(run)] == list(range(1, 3 * STEPS + 1))
 
 
 def test_finished_run_says_so(work, finished, capsys):
