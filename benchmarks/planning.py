@@ -95,12 +95,12 @@ def write_page(rows: dict[str, dict]) -> None:
         if mine:
             title = f"### configs/{name}.py on {mine[0]['target']}"
             assumed = dict.fromkeys(text for row in mine for text in row["assumptions"])
-            about = "\n".join(f"- assumed: {text}" for text in assumed)
-            made = "\n".join(f"- {made}" for made in dict.fromkeys(row["made"] for row in mine))
+            about = [f"- assumed: {text}" for text in assumed]
+            about += [f"- {made}" for made in dict.fromkeys(row["made"] for row in mine)]
             plans = [read_plan(row["plan"]) for row in mine]
-            notes = [f"- {p.stage}: {p.refusal or p.advice}" for p in plans if not p.fits]
+            about += [f"- {p.stage}: {p.refusal or p.advice}" for p in plans if not p.fits]
             table = markdown(COLUMNS, [cells(plan) for plan in plans])
-            parts.append("\n\n".join([title, "\n".join([about, made, *notes]), table]))
+            parts.append("\n\n".join([title, "\n".join(about), table]))
     replace_block(PAGE, "\n\n".join(parts), "planning")
 
 
