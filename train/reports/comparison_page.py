@@ -13,7 +13,7 @@ from train.reports import html
 def table_rows(report: dict) -> tuple[list[str], list[list[str]]]:
     """Returns column names, and one row for the teacher and each student."""
     lengths = list(report["teacher"]["niah_single"])
-    header = ["model", "FA heads", "KV heads", "cache 32K"]
+    header = ["model", "softmax heads", "KV heads", "cache 32K"]
     header += [f"single {length}" for length in lengths]
     header += [f"multi {length}" for length in lengths]
     header += ["text loss"]
@@ -80,7 +80,7 @@ _ABOVE = (
     "Each student keeps softmax attention on the heads of its plan; all other heads became Gated "
     "DeltaNet. Needle accuracy is exact match by generation on documents never trained on; columns "
     "give the document length in tokens, the first being the teacher's training length; single: "
-    "one needle, multi: several keys; FA heads: those that stay softmax; KV heads: those still "
+    "one needle, multi: several keys; softmax heads: those that were kept; KV heads: those still "
     "cached."
 )
 _BELOW = (
