@@ -1,5 +1,6 @@
 """Checks the native hybrid mixer against its formula, and what it adds beside the common tests."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from hydrahead_jax.cache import cache_bytes, init_cache
-from hydrahead_jax.config import NativeHybrid
+from hydrahead_jax.config import Hydra, HydraChoices, NativeHybrid
 from hydrahead_jax.models import merge
 from hydrahead_jax.models.stream import extend_cache, make_stream
 from tests.hydrahead_jax.mixers.formula import native_hybrid_heads
@@ -84,6 +85,13 @@ def test_cache_bytes_of_a_layer_equal_hand_arithmetic():
     slots = 2 * 2 * 64 * 128 * 4 + 1
     window = 32 * (2 * 2 * 128 * 2 + 2 * 64 * 4 + 1)
     assert cache_bytes(config, 10) == cache_bytes(config, 2**18) == slots + window
+    choices = HydraChoices(native_hybrid=NativeHybrid(window=32))
+    beside = dataclasses.replace(config, mixers=(Hydra(fa_heads=(3,), choices=choices),))
+    assert cache_bytes(beside, 10) == slots + window + 10 * 2 * 128 * 2
+    # Once query heads 2 and 3 are softmax, their KV head needs no slots.
+    beside = dataclasses.replace(config, mixers=(Hydra(fa_heads=(2, 3), choices=choices),))
+    half = (slots - 1) // 2 + 32 * ((2 * 128 * 2 + 64 * 4) + 1) + 1
+    assert cache_bytes(beside, 10) == half + 10 * 2 * 128 * 2
 
 
 @pytest.mark.parametrize(
