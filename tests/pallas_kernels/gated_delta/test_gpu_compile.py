@@ -9,10 +9,10 @@ import pytest
 from pallas_kernels.gated_delta.gpu.step import gated_delta_step_gpu
 from pallas_kernels.hardware.gpu import compile_for_h200
 from tests.pallas_kernels.gated_delta.suite import call
+from tests.pallas_kernels.kit.compiled import assert_compiled_well, by_shards, names, with_gradients
 
-SHARED_MEMORY = 232448  # bytes a program of an H200 can have
 SCALE = 128**-0.5
-KERNELS = ("intra", "scan", "sweeps", "gradients")
+KERNELS = {f"gated_delta_{x}" for x in ("intra", "scan", "sweeps", "gradients")}
 
 
 def shapes(*, batch: int, length: int, key_heads: int, value_heads: int):
@@ -25,23 +25,17 @@ def shapes(*, batch: int, length: int, key_heads: int, value_heads: int):
 
 
 def forward_and_backward(*arrays):
-    results, pull = jax.vjp(call("gpu", False), *arrays)
-    return results, pull(jax.tree.map(jnp.ones_like, results))
+    return with_gradients(call("gpu", False), *arrays)
 
 
 @pytest.mark.gpu_compiler
 def test_forward_and_backward_compile_at_production_size():
     sizes = shapes(batch=1, length=8192, key_heads=16, value_heads=16)
     program = compile_for_h200(forward_and_backward, *sizes)
-    kernels = {kernel.name.rsplit("_", 1)[0]: kernel for kernel in program.kernels}
-    assert set(kernels) == {f"gated_delta_{x}" for x in KERNELS}
-    for name, kernel in kernels.items():
-        assert kernel.spill_bytes == 0, name
-        assert kernel.shared_memory <= SHARED_MEMORY, name
-        assert kernel.wgmma > 0, name
-        assert not [note for note in kernel.notes if "serialized" in note], name
-    for scan in ("scan", "sweeps"):
-        assert kernels[f"gated_delta_{scan}"].loop.wgmma > 0
+    assert names(program) == KERNELS
+    assert_compiled_well(program, loops=False)
+    scans = [x for x in program.kernels if "scan" in x.name or "sweeps" in x.name]
+    assert len(scans) > 1 and all(kernel.loop.wgmma > 0 for kernel in scans)
 
 
 @pytest.mark.gpu_compiler
@@ -53,16 +47,9 @@ def test_step_compiles_without_spills():
     assert kernel.spill_bytes == 0
 
 
-def forward_and_backward_by_shards(*arrays):
-    shard = jax.sharding.PartitionSpec("chip")
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.shard_map(forward_and_backward, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
-
-
 @pytest.mark.heavy
 @pytest.mark.gpu_compiler
 def test_compiles_under_shard_map():
     sizes = shapes(batch=2, length=128, key_heads=1, value_heads=2)
-    program = compile_for_h200(forward_and_backward_by_shards, *sizes)
-    names = {kernel.name.rsplit("_", 1)[0] for kernel in program.kernels}
-    assert names == {f"gated_delta_{x}" for x in KERNELS}
+    program = compile_for_h200(functools.partial(by_shards, forward_and_backward), *sizes)
+    assert names(program) == KERNELS

@@ -1,24 +1,28 @@
 """Compiles the Hopper kernels of slot attention with the real compiler, without a GPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import slot_attention
-from pallas_kernels.attention.gpu.blocks import SHARED_MEMORY
+from pallas_kernels import native_hybrid_attention, slot_attention
 from pallas_kernels.hardware.gpu import compile_for_h200
+from tests.pallas_kernels.kit.compiled import (
+    assert_compiled_well,
+    by_shards,
+    names,
+    queries_and_keys,
+    with_gradients,
+)
 
 HEADS = (0, 1, 1, 1)
 KERNELS = ("totals", "states", "outputs", "errors", "written", "gates")
 
 
-def shapes(length: int, head_dim: int, batch: int = 1):
-    array = jax.ShapeDtypeStruct
-    queries, keys = (
-        array((batch, length, heads, head_dim), jnp.bfloat16)
-        for heads in (len(HEADS), max(HEADS) + 1)
-    )
-    return queries, keys, keys, array((*keys.shape[:3], 64), jnp.float32)
+def shapes(length: int, head_dim: int):
+    queries, keys, values = queries_and_keys(HEADS, length, head_dim)
+    return queries, keys, values, jax.ShapeDtypeStruct((*keys.shape[:3], 64), jnp.float32)
 
 
 def forward(*arrays):
@@ -27,25 +31,34 @@ def forward(*arrays):
     return out_BTNH, lse_BTN, *state[:2]
 
 
-def forward_and_backward(*arrays):
-    results, pull = jax.vjp(forward, *arrays)
-    return results, pull(jax.tree.map(jnp.ones_like, results))
+def native_hybrid(q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, *rotated):
+    settings = dict(window=32, kv_head_of_query=HEADS)
+    found = native_hybrid_attention(
+        q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM, rotated=rotated, **settings
+    )
+    return found.out_BTNH, found.lse_BTN
 
 
-def forward_and_backward_by_shards(*arrays):
-    shard = jax.sharding.PartitionSpec("chip")
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.shard_map(forward_and_backward, mesh=mesh, in_specs=shard, out_specs=shard)(*arrays)
+def compiled(run, *arrays):
+    """Compiles forward and backward under `jax.shard_map`, as training runs them."""
+    both = functools.partial(with_gradients, run)
+    return compile_for_h200(functools.partial(by_shards, both), *arrays)
 
 
 @pytest.mark.gpu_compiler
 def test_forward_and_backward_compile_without_spills():
-    """Under `jax.shard_map`, as training runs them."""
-    program = compile_for_h200(forward_and_backward_by_shards, *shapes(8192, 128))
-    kernels = program.kernels
-    assert {x.name.rsplit("_", 1)[0] for x in kernels} == {f"slot_attention_{x}" for x in KERNELS}
-    for kernel in kernels:
-        assert kernel.spill_bytes == 0, kernel.name
-        assert kernel.shared_memory <= SHARED_MEMORY, kernel.name
-        assert kernel.wgmma > 0 and kernel.loop.wgmma > 0, kernel.name
-        assert not [note for note in kernel.notes if "serialized" in note], kernel.name
+    program = compiled(forward, *shapes(8192, 128))
+    assert names(program) == {f"slot_attention_{x}" for x in KERNELS}
+    assert_compiled_well(program)
+
+
+@pytest.mark.heavy
+@pytest.mark.gpu_compiler
+@pytest.mark.parametrize("length", [8192, 32768])
+def test_native_hybrid_attention_compiles_without_spills(length):
+    """Queries and keys of the window are rotated, so that it and the slots have their own."""
+    arrays = shapes(length, 128)
+    program = compiled(native_hybrid, *arrays, *arrays[:2])
+    window = {f"attention_{x}" for x in ("forward", "dq", "dkv")}
+    assert names(program) == {f"slot_attention_{x}" for x in KERNELS} | window
+    assert_compiled_well(program)
