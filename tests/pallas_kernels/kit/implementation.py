@@ -24,6 +24,7 @@ class Implementation:
       padding_trace: largest effect of a padding token on any number.
       rematerialises: whether it runs under `jax.checkpoint` here.
       own_tests: whether the op's folder has tests of its own in place of the common ones.
+      is_heavy: whether the common tests take minutes; the op's folder then has cheaper ones.
       unavailable: why it cannot run here, if so.
     """
 
@@ -35,6 +36,7 @@ class Implementation:
     padding_trace: float = 0.0
     rematerialises: bool = True
     own_tests: bool = False
+    is_heavy: bool = False
     unavailable: str = ""
 
     @property
@@ -46,7 +48,8 @@ class Implementation:
         """Returns the marks of tests that run the implementation."""
         if self.name == "reference":
             return (pytest.mark.only_in("test", "sequential, the same with another jax"),)
-        return (pytest.mark.interpreter(self.name),) if self.is_kernel else ()
+        heavy = (pytest.mark.heavy,) * self.is_heavy
+        return (pytest.mark.interpreter(self.name), *heavy) if self.is_kernel else ()
 
     def takes(self, case) -> bool:
         sizes_fit = not self.head_dims or case.head_sizes <= set(self.head_dims)

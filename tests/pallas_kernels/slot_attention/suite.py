@@ -25,7 +25,7 @@ IMPLEMENTATIONS = (
     Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
     Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
     tpu_kernels(cases=both(wide(case, 64) for case in (FORMS[0], *FORMS[-6:]))),
-    hopper_kernels(head_dims=(64, 128), own_tests=True),
+    hopper_kernels(head_dims=(64, 128), is_heavy=True),
 )
 
 
@@ -65,7 +65,8 @@ def variants(inputs: Inputs) -> list[Inputs]:
 def sharded(implementation: Implementation, interpret, shards: int) -> Sharded:
     """Splits rows and KV heads, with their slots and their query heads."""
     size = (implementation.head_dims or (16,))[0]
-    case = Case(name="sharded", length=20, batch=4, head_dim=size)
+    dtype = implementation.dtypes[0]
+    case = Case(name="sharded", length=20, batch=4, head_dim=size, dtype=dtype)
     inputs = make_inputs(case)
     heads, slots = PartitionSpec("row", None, "head"), PartitionSpec("row", "head")
     run = lambda heads: call(implementation.name, interpret, heads, case.shift, case.sinks)

@@ -15,8 +15,6 @@ from train.data.prepared.plans import plan_for
 from train.data.text import TextSource
 
 ARRAYS = ("tokens_BT", "segment_ids_BT", "loss_weight_BT")
-
-
 PROCESSES = {1: [range(6)], 2: [(0, 1, 4), (2, 3, 5)], 3: [(0, 1), (2, 3), (4, 5)]}
 
 

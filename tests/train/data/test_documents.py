@@ -23,8 +23,6 @@ COMPRESS = {
     ".xz": lzma.compress,
     ".zst": lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True),
 }
-
-
 LONG_WINDOW = b"\x28\xb5\x2f\xfd\x00\x90" + b"\x00" * 10
 
 

@@ -12,8 +12,6 @@ SLURM = {
     "SLURM_LOCALID": "1",
     "SLURM_NTASKS": "16",
 }
-
-
 JOB = {"JAX_COORDINATOR_ADDRESS": "run-0.run:1234", "JAX_NUM_PROCESSES": "4"}
 
 

@@ -23,8 +23,6 @@ from train.run.loop import restore
 from train.run.saved_model import load_run
 
 STEPS = 8
-
-
 WITHIN = 120  # seconds for everything that waits
 
 
