@@ -56,11 +56,11 @@ def mqar() -> RecallTask:
         name="mqar",
         model=ModelConfig(
             vocab=SYMBOLS.vocab,
-            embed=32,
-            mlp=32,
+            embed=64,
+            mlp=64,
             query_heads=2,
             kv_heads=2,
-            head_dim=16,
+            head_dim=32,
             mixers=(
                 NativeHybrid(window=2, slots=1, gate_normaliser=1e9),
                 FullAttention(),
@@ -69,8 +69,8 @@ def mqar() -> RecallTask:
             max_length=LENGTH,
         ),
         stages=(
-            _stage("short", steps=300, length=LENGTH // 2, batch=32, pairs=(2, 8)),
-            _stage("long", steps=300, length=LENGTH, batch=16, pairs=(4, 16)),
+            _stage("short", steps=200, length=LENGTH // 2, batch=32, pairs=(2, 8)),
+            _stage("long", steps=200, length=LENGTH, batch=16, pairs=(4, 16)),
         ),
         lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH),
         counts=(4, 8, 16),
@@ -82,7 +82,7 @@ def _stage(name: str, *, steps: int, length: int, batch: int, pairs: tuple[int, 
         name=name,
         loss="next_token",
         steps=steps,
-        optim=Muon(learning_rate=0.05, adam_learning_rate=7.5e-3, end_fraction=0.1),
+        optim=Muon(learning_rate=0.05, adam_learning_rate=7.5e-3, end_fraction=0.3),
         data=DataConfig(
             length=length,
             batch=batch,
@@ -124,7 +124,7 @@ def config() -> RecallConfig:
         tasks=(mqar(),),
         variants=variants(),
         seeds=SEEDS,
-        scales=Scales(qk_gain=2.0),
+        scales=Scales(),
         windows=(0, 2, 4, 8, 16, 32, 64),
         conversion=conversion(),
     )
