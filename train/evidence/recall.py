@@ -12,7 +12,12 @@ from hydrahead_jax.local_path import local_path
 from train.commands.pretrain import Scales
 from train.evidence.comparison import ComparisonConfig, compare
 from train.evidence.parallel import Task, run_parallel
-from train.evidence.recall_model import RecallRun, Variant, train_and_measure
+from train.evidence.recall_model import (
+    RecallRun,
+    Variant,
+    has_window_and_slots,
+    train_and_measure,
+)
 from train.evidence.recall_tables import tables
 from train.evidence.recall_task import RecallTask, check_task
 from train.evidence.short_compiles import compile_quickly
@@ -32,7 +37,7 @@ class RecallConfig:
       variants: the compared models, alike but for their last layer.
       seeds: seeds of the parameters and of the data; each variant is trained with each of them.
       scales: initial scales of the parameters.
-      windows: windows that trained models with a window and slots are measured at.
+      windows: windows that trained models with slots are measured at.
       conversion: conversions of one teacher; None leaves them out.
       processes: models trained at a time, each on its share of the cores.
     """
@@ -72,7 +77,7 @@ def recall(config: RecallConfig) -> dict:
         result["conversion"] = compare(config.conversion)
     result["versions"] = versions()
     write_json(out / "recall.json", result)
-    _report(result, out)
+    _report(config, result, out)
     return result
 
 
@@ -118,8 +123,8 @@ def _task(run: RecallRun) -> Task:
     )
 
 
-def _report(result: dict, out: Path) -> None:
-    """Writes and prints the tables, and draws the curves over windows."""
+def _report(config: RecallConfig, result: dict, out: Path) -> None:
+    """Writes and prints the tables, and draws the curves of models that have learned a window."""
     console = Console(width=None if Console().is_terminal else 140)
     found = tables(result)
     (out / "recall.md").write_text(
@@ -130,5 +135,9 @@ def _report(result: dict, out: Path) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for name, variants in result["tasks"].items():
-        save_window_curves(variants, out / f"windows_{name}.png", title=f"Window, {name}")
+    with_window = [variant.name for variant in config.variants if has_window_and_slots(variant)]
+    for task, variants in result["tasks"].items():
+        drawn = {name: variants[name] for name in with_window}
+        save_window_curves(
+            drawn, out / f"windows_{task}.png", title="Window changed after training"
+        )

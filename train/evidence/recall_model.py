@@ -13,13 +13,7 @@ from hydrahead_jax.local_path import local_path
 from hydrahead_jax.precision import training_policy
 from hydrahead_jax.resumable import cached
 from train.commands.pretrain import Scales, small_scale_params
-from train.data.text import Corpus
-from train.evidence.recall_task import (
-    RecallTask,
-    fitting_counts,
-    held_out_documents,
-    task_corpus,
-)
+from train.evidence.recall_task import RecallTask
 from train.files.run_folder import open_run, save_model
 from train.run.loop import Job, run
 
@@ -38,7 +32,7 @@ class RecallRun:
 
     Attributes:
       folder: folder of the run.
-      windows: windows that models with a window and slots are measured at, beside their own.
+      windows: windows that models with slots are measured at, beside their own.
     """
 
     folder: str
@@ -57,13 +51,12 @@ class RecallRun:
 def train_and_measure(recall: RecallRun) -> dict:
     """Returns the scores of a model, which it trains unless that is done; see `measure`."""
     folder = local_path(recall.folder)
-    corpus = task_corpus(recall.task)
-    params = _train(recall, folder, corpus)
+    params = _train(recall, folder)
     record = {k: v for k, v in to_plain(recall).items() if k != "folder"}
-    return cached(folder / "scores.json", record, lambda: measure(recall, params, corpus))
+    return cached(folder / "scores.json", record, lambda: measure(recall, params))
 
 
-def _train(recall: RecallRun, folder: Path, corpus: Corpus | None) -> dict:
+def _train(recall: RecallRun, folder: Path) -> dict:
     model = recall.model
     stages = [to_plain(stage) for stage in recall.task.stages]
     record = {"model": model, "stages": stages, "scales": recall.scales, "seed": recall.seed}
@@ -74,36 +67,33 @@ def _train(recall: RecallRun, folder: Path, corpus: Corpus | None) -> dict:
         stages=recall.task.stages,
         model=model,
         initial=lambda: small_scale_params(model, recall.scales, jax.random.key(recall.seed)),
-        corpus=corpus,
+        corpus=None,
         seed=recall.seed,
         policy=training_policy("float32"),
     )
     return run(job).params
 
 
-def measure(recall: RecallRun, params: dict, corpus: Corpus | None) -> dict:
+def measure(recall: RecallRun, params: dict) -> dict:
     """Returns a model's scores as JSON.
 
     Returns:
       "scores", {length: {count: scores}}, those of `AnswerScores`; "windows", {window: {count:
-      scores}} at the first length, where a model has a window and slots; "parameters", their
-      number; "cache_bytes", {length: bytes of a sequence}.
+      scores}} at the first length, where a model has slots; "parameters", their number;
+      "cache_bytes", {length: bytes of a sequence}.
     """
     task, model = recall.task, recall.model
 
     def scores(model: ModelConfig, length: int) -> dict:
         return {
             str(count): answer_scores(
-                model,
-                params,
-                *held_out_documents(task, corpus, length, count),
-                batch=task.batch,
+                model, params, *task.held_out(length, count), batch=task.batch
             )._asdict()
-            for count in fitting_counts(task, length)
+            for count in task.fitting_counts(length)
         }
 
     first = task.lengths[0]
-    windows = recall.windows if has_window_and_slots(recall.variant) else ()
+    windows = recall.windows if reads_slots(recall.variant) else ()
     return {
         "scores": {str(length): scores(model, length) for length in task.lengths},
         "windows": {str(w): scores(_with_window(model, w), first) for w in windows},
@@ -112,10 +102,15 @@ def measure(recall: RecallRun, params: dict, corpus: Corpus | None) -> dict:
     }
 
 
-def has_window_and_slots(variant: Variant) -> bool:
-    """Returns whether a variant's window can be changed after training."""
+def reads_slots(variant: Variant) -> bool:
+    """Returns whether a variant has slots, beside which any window can be set after training."""
     mixer = variant.mixer
     return isinstance(mixer, NativeHybrid) and mixer.window is not None and mixer.slots > 1
+
+
+def has_window_and_slots(variant: Variant) -> bool:
+    """Returns whether a variant has slots and is trained with a window."""
+    return reads_slots(variant) and variant.mixer.window > 0
 
 
 def _with_window(model: ModelConfig, window: int) -> ModelConfig:

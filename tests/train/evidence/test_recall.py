@@ -155,7 +155,10 @@ def test_a_config_that_does_not_fit_together_is_refused(change, words):
     [
         ({"counts": (4,), "lengths": (16,)}, "lower the pairs"),
         ({"lengths": ()}, "at least one length"),
-        ({"tokenizer": "somewhere"}, "set either"),
+        (
+            {"model": dataclasses.replace(tiny("out").tasks[0].model, vocab=9)},
+            "must have data.mqar",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_measured_is_refused(change, words):
@@ -165,7 +168,7 @@ def test_a_task_that_cannot_be_measured_is_refused(change, words):
         command.check(dataclasses.replace(config, tasks=(task,)))
 
 
-def test_a_stage_of_recall_beside_needles_is_refused(tmp_path, one_process, capsys):
+def test_documents_that_do_not_fit_a_row_are_refused(tmp_path, one_process, capsys):
     config = write_config(tmp_path)
     assert main(["evidence", config, "tasks.mqar.stages.recall.data.length=7"]) == 1
     assert "2 pairs and their queries take 8 tokens" in capsys.readouterr().err
