@@ -56,7 +56,8 @@ def _group(q_BTNH, writes: Writes, slots, *, scale: float):
     B, T, N, H = q_BTNH.shape
     K = writes.k_BTKH.shape[2]
     q_BTURH = q_BTNH.reshape(B, T, K, N // K, H)
-    sequences = q_BTURH, *writes[:4], writes.seen_BT[..., None]
+    gates = writes.log_decay_BTKM, writes.share_BTKM
+    sequences = q_BTURH, *writes[:2], *gates, writes.seen_BT[..., None]
     chunks = _Chunk(*cut(sequences, chunk=CHUNK, dtype=slots[0].dtype))
     step = jax.checkpoint(functools.partial(_chunk, scale=scale))
     slots, (out, lse) = jax.lax.scan(step, slots, chunks)

@@ -23,7 +23,7 @@ def run_groups(
         groups.append((unread, ()))
     results, slots = [], []
     for kv, queries in groups:
-        of_group = Writes(*(pick_heads(x, kv) for x in writes[:4]), writes.seen_BT)
+        of_group = Writes(*(pick_heads(x, kv) for x in writes[:3]), *writes[3:])
         slots_of = tuple(x[:, np.array(kv)] for x in state[:2])
         found, new_slots = run(pick_heads(q_BTNH, queries), of_group, slots_of)
         results.append(found)

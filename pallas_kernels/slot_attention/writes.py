@@ -21,16 +21,28 @@ class Writes(NamedTuple):
     Attributes:
       k_BTKH: keys that are written, zero where none is.
       v_BTKH: values that are written, zero where none is.
-      log_decay_BTKM: log of the share that the slots keep, at most 0.
-      share_BTKM: share of the written token in the new slots, 0 where none is written.
+      log_forget_BTKM: log of the share that the slots keep beside the written token, at most 0, and
+        0 where none is written.
+      starts_BT: whether the step is the first of a segment, which forgets what came before.
       seen_BT: whether the query of the step sees the slots.
     """
 
     k_BTKH: jax.Array
     v_BTKH: jax.Array
-    log_decay_BTKM: jax.Array
-    share_BTKM: jax.Array
+    log_forget_BTKM: jax.Array
+    starts_BT: jax.Array
     seen_BT: jax.Array
+
+    @property
+    def log_decay_BTKM(self) -> jax.Array:
+        """Log of the share that the slots keep, at most 0."""
+        reset = reset_log_decay(self.log_forget_BTKM.dtype)
+        return jnp.where(self.starts_BT[..., None, None], reset, self.log_forget_BTKM)
+
+    @property
+    def share_BTKM(self) -> jax.Array:
+        """Share of the written token in the new slots, 0 where none is written."""
+        return written_share(self.log_forget_BTKM)
 
 
 def make_writes(
@@ -62,15 +74,13 @@ def make_writes(
     written_BT = leaving.real & (leaving.run == runs_BT) & (jnp.arange(T) <= last_B1)
     held_BT = _held(written_BT, starts_BT, state.written_B)
     only_written = lambda x: jnp.where(written_BT[..., None], x, jnp.zeros((), x.dtype))
-    log_forget_BTD = only_written(leaving.log_forget)
-    reset = reset_log_decay(log_forget_BTD.dtype)
     K = k_BTKH.shape[2]
     heads = lambda x: x.reshape(*x.shape[:2], K, x.shape[2] // K)
     writes = Writes(
         k_BTKH=heads(only_written(leaving.k)),
         v_BTKH=heads(only_written(leaving.v)),
-        log_decay_BTKM=heads(jnp.where(starts_BT[..., None], reset, log_forget_BTD)),
-        share_BTKM=heads(written_share(log_forget_BTD)),
+        log_forget_BTKM=heads(only_written(leaving.log_forget)),
+        starts_BT=starts_BT,
         seen_BT=real_BT if sinks else real_BT & held_BT,
     )
     after_BW = last_B1 + 1 + jnp.arange(state.waits_BW.shape[1])

@@ -34,21 +34,21 @@ GROUP = 4
 
 
 def backward(
-    q_BTD, k_BTD, v_BTD, gates, seen_B1T, dout_BTD, lse, dlse, entries, dslots_BKMX,
+    q_BTD, k_BTD, v_BTD, forget_BKMT, marks_B2T, dout_BTD, lse, dlse, entries, dslots_BKMX,
     *, layout, problem,
 ):  # fmt: skip
     """Calls the kernel; `entries` as `forward` saves them.
 
     Returns:
-      dq, dk, dv; gradients of log decays and shares [B, K, M, T]; of the initial slots.
+      dq, dk, dv; gradients of `forget_BKMT` and of the initial slots.
     """
     fixed = constants(v_BTD.dtype, layout.slots)
     inputs = vary_alike(
-        *(q_BTD, k_BTD, v_BTD, dout_BTD, *gates, seen_B1T, *fixed),
+        *(q_BTD, k_BTD, v_BTD, dout_BTD, forget_BKMT, marks_B2T, *fixed),
         *(lse, dlse, entries, dslots_BKMX),
     )
     out = functools.partial(array_type, like=inputs)
-    arrays = (q_BTD, k_BTD, v_BTD, *gates, dslots_BKMX)
+    arrays = (q_BTD, k_BTD, v_BTD, forget_BKMT, dslots_BKMX)
     queries, keys, gate, slots = (
         layout.queries(),
         layout.keys(),
@@ -59,11 +59,11 @@ def backward(
         functools.partial(_kernel, layout=layout, scale=problem.scale),
         grid=layout.grid(len(q_BTD)),
         in_specs=[
-            *(queries, keys, keys, queries, gate, gate, layout.seen()),
+            *(queries, keys, keys, queries, gate, layout.marks()),
             *map(layout.constant, fixed),
             *(layout.rows(), layout.rows(), layout.entries(), slots),
         ],
-        out_specs=[queries, keys, keys, gate, gate, slots],
+        out_specs=[queries, keys, keys, gate, slots],
         out_shape=[out(x.shape, x.dtype) for x in arrays],
         scratch_shapes=[layout.carry()],
         name="slot_attention_backward",
@@ -73,11 +73,11 @@ def backward(
 
 
 def _kernel(*refs, layout: Layout, scale):
-    inputs, outputs, carry_ref = refs[:14], refs[14:-1], refs[-1]
-    q_ref, k_ref, v_ref, dout_ref, decay_ref, share_ref, seen_ref = inputs[:7]
-    fixed = Constants(*inputs[7:10])
-    lse_ref, dlse_ref, entries_ref, dfinal_ref = inputs[10:]
-    dq_ref, dk_ref, dv_ref, ddecay_ref, dshare_ref, dinitial_ref = outputs
+    inputs, outputs, carry_ref = refs[:13], refs[13:-1], refs[-1]
+    q_ref, k_ref, v_ref, dout_ref, forget_ref, marks_ref = inputs[:6]
+    fixed = Constants(*inputs[6:9])
+    lse_ref, dlse_ref, entries_ref, dfinal_ref = inputs[9:]
+    dq_ref, dk_ref, dv_ref, dforget_ref, dinitial_ref = outputs
     blocks, H = layout.blocks, layout.H
     products = Products(float32=v_ref.dtype == jnp.float32, packed=blocks.packed)
     step = pl.program_id(2)
@@ -88,16 +88,18 @@ def _kernel(*refs, layout: Layout, scale):
 
     @functools.cache
     def sums(piece: int):
-        return chunk_sums(decay_ref[0, :, :, _span(piece, CHUNK)], fixed, products)
+        t = _span(piece, CHUNK)
+        return chunk_sums(forget_ref[0, :, :, t], marks_ref[0, 1:, t], fixed, products)
 
     finished, span_gradients = set(), {}
 
     def chain(head: int, piece: int):
         t, h = _span(piece, CHUNK), _span(head, H)
         of = Queries(head, blocks.readers, H)
-        of_head = [x[_span(head, layout.slots)] for x in sums(piece)]
+        of_head = sums(piece)[_span(head, layout.slots)]
         yield
-        weights = Weights(*of_head[::-1], share_ref[0, head, :, t], fixed, products)
+        seen_1C, starts_1C = (marks_ref[0, i : i + 1, t] for i in range(2))
+        weights = Weights(of_head, forget_ref[0, head, :, t], starts_1C, fixed, products)
         decays = weights.decays
         k_CH, v_CH = products.round(k_ref[0, t, h])[0], products.round(v_ref[0, t, h])[0]
         slots_MX = entries_ref[0, head, piece]
@@ -118,7 +120,7 @@ def _kernel(*refs, layout: Layout, scale):
             number = of.number(reader)
             lse_1C, dlse_1C = (x[0, 0, number : number + 1, t] for x in (lse_ref, dlse_ref))
             logits_MC = mask_slots(scale * read[reader], layout.used_slots)
-            p_MC = seen_ref[0, :, t] * jnp.exp(logits_MC - lse_1C)
+            p_MC = seen_1C * jnp.exp(logits_MC - lse_1C)
             dp_MC = read[blocks.readers + reader]
             common_1C = dlse_1C - tile.sum_slots(p_MC * dp_MC)
             p.append(p_MC)
@@ -178,8 +180,8 @@ def _kernel(*refs, layout: Layout, scale):
         spans.append(decays[EXIT] * weights.share_MC * left_MC)
         span_gradients[head, piece] = products.round(jnp.concatenate(spans, 1))[0]
         near_decay_MC, near_share_MC = near_gradients
-        ddecay_ref[0, head, :, t] = near_decay_MC
-        dshare_ref[0, head, :, t] = dshare_MC + near_share_MC
+        dshare_MC += near_share_MC
+        dforget_ref[0, head, :, t] = near_decay_MC - weights.forget_MC * dshare_MC
         group = [x for x in range(blocks.kv_heads) if x // GROUP == head // GROUP]
         if all((x, piece) in span_gradients for x in group):
             yield
@@ -187,7 +189,7 @@ def _kernel(*refs, layout: Layout, scale):
             found = products(left, (fixed.sums[:CHUNK],), transpose_right=True)
             yield
             for i, x in enumerate(group):
-                ddecay_ref[0, x, :, t] += found[_span(i, layout.slots)]
+                dforget_ref[0, x, :, t] += found[_span(i, layout.slots)]
 
     pieces = reversed(range(blocks.pieces))
     order = [(head, piece) for piece in pieces for head in range(blocks.kv_heads)]

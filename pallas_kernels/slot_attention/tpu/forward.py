@@ -26,11 +26,12 @@ from pallas_kernels.slot_attention.tpu.read import Queries, cut, softmax
 from pallas_kernels.varying import array_type, vary_alike
 
 
-def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem, save):
+def forward(q_BTD, k_BTD, v_BTD, forget_BKMT, marks_B2T, slots_BKMX, *, layout, problem, save):
     """Calls the kernel; heads lie side by side, T is a multiple of the layout's step.
 
     Args:
-      gates: log decays and shares of the writes, [B, K, M, T].
+      forget_BKMT: log of the share that the slots keep beside the written token.
+      marks_B2T: 1 where the query sees the slots, and where a segment starts.
       slots_BKMX: keys and values of the slots side by side, X = 2 H.
 
     Returns:
@@ -38,7 +39,7 @@ def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem
       with `save` also the slots that enter each chunk [B, K, chunks, M, X], in the dtype of v.
     """
     fixed = constants(v_BTD.dtype, layout.slots)
-    inputs = vary_alike(q_BTD, k_BTD, v_BTD, *gates, seen_B1T, *fixed, slots_BKMX)
+    inputs = vary_alike(q_BTD, k_BTD, v_BTD, forget_BKMT, marks_B2T, *fixed, slots_BKMX)
     out = functools.partial(array_type, like=inputs)
     B, K, M, X = slots_BKMX.shape
     T, dtype = v_BTD.shape[1], v_BTD.dtype
@@ -53,8 +54,7 @@ def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem
         functools.partial(_kernel, layout=layout, scale=problem.scale),
         grid=layout.grid(B),
         in_specs=[
-            *(layout.queries(), layout.keys(), layout.keys(), layout.gates(), layout.gates()),
-            layout.seen(),
+            *(layout.queries(), layout.keys(), layout.keys(), layout.gates(), layout.marks()),
             *map(layout.constant, fixed),
             layout.slot_states(),
         ],
@@ -68,7 +68,7 @@ def forward(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX, *, layout, problem
 
 
 def _kernel(*refs, layout: Layout, scale):
-    q_ref, k_ref, v_ref, decay_ref, share_ref, seen_ref, *refs = refs
+    q_ref, k_ref, v_ref, forget_ref, marks_ref, *refs = refs
     fixed, (initial_ref, out_ref, lse_ref, final_ref, *entries_refs, carry_ref) = (
         Constants(*refs[:3]),
         refs[3:],
@@ -83,16 +83,18 @@ def _kernel(*refs, layout: Layout, scale):
 
     @functools.cache
     def sums(piece: int):
-        return chunk_sums(decay_ref[0, :, :, _span(piece, CHUNK)], fixed, products)
+        t = _span(piece, CHUNK)
+        return chunk_sums(forget_ref[0, :, :, t], marks_ref[0, 1:, t], fixed, products)
 
     finished = set()
 
     def chain(head: int, piece: int):
         t, h = _span(piece, CHUNK), _span(head, H)
         queries = Queries(head, blocks.readers, H)
-        of_head = [x[_span(head, layout.slots)] for x in sums(piece)]
+        of_head = sums(piece)[_span(head, layout.slots)]
         yield
-        weights = Weights(*of_head[::-1], share_ref[0, head, :, t], fixed, products)
+        seen_1C, starts_1C = (marks_ref[0, i : i + 1, t] for i in range(2))
+        weights = Weights(of_head, forget_ref[0, head, :, t], starts_1C, fixed, products)
         k_CH, v_CH = products.round(k_ref[0, t, h])[0], products.round(v_ref[0, t, h])[0]
         added_MX = products(weights.writes[EXIT], (jnp.concatenate([k_CH, v_CH], 1),))
         yield
@@ -113,7 +115,6 @@ def _kernel(*refs, layout: Layout, scale):
         yield
         entry_MC = weights.decays[ENTRY]
         logits = [entry_MC * x[CHUNK:] + y for x, y in zip(scores, within, strict=True)]
-        seen_1C = seen_ref[0, :, t]
         found = [softmax(x, scale, seen_1C, layout.used_slots) for x in logits]
         p = [x for x, _ in found]
         decayed = weights.decayed(p)

@@ -53,9 +53,9 @@ class Layout:
         shape = (1, self.blocks.kv_heads, self.slots, self.blocks.tokens)
         return pl.BlockSpec(shape, lambda b, n, t: (b, n, 0, self._time(t)))
 
-    def seen(self) -> pl.BlockSpec:
-        """Returns the block spec of [B, 1, T]."""
-        return pl.BlockSpec((1, 1, self.blocks.tokens), lambda b, n, t: (b, 0, self._time(t)))
+    def marks(self) -> pl.BlockSpec:
+        """Returns the block spec of [B, 2, T]."""
+        return pl.BlockSpec((1, 2, self.blocks.tokens), lambda b, n, t: (b, 0, self._time(t)))
 
     def rows(self) -> pl.BlockSpec:
         """Returns the block spec of [B, programs, query heads of a program, T]."""

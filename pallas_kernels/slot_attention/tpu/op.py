@@ -75,7 +75,7 @@ def slot_attention_tpu(
 def _group(q_BTNH, writes: Writes, slots, *, problem: Problem, blocks: TpuBlocks | None):
     """Runs KV heads that have equally many readers; returns output, log-sum-exp and new slots."""
     B, T, N, H = q_BTNH.shape
-    _, _, K, M = writes.share_BTKM.shape
+    _, _, K, M = writes.log_forget_BTKM.shape
     if N == 0:
         q_BTNH = jnp.zeros_like(writes.k_BTKH)
     readers = max(1, N // K)
@@ -92,11 +92,10 @@ def _group(q_BTNH, writes: Writes, slots, *, problem: Problem, blocks: TpuBlocks
     tokens = lambda x: _fill(x, (1, CHUNK), heads, (x.ndim - 1, LANES))
     q = tokens(q_BTNH.reshape(B, T, K, readers, H))
     k, v = map(tokens, writes[:2])
-    gates = tuple(
-        jnp.transpose(_fill(x, (1, CHUNK), heads, (3, PACKED_ROWS)), (0, 2, 3, 1))
-        for x in writes[2:4]
-    )
-    seen_B1T = _fill(writes.seen_BT[:, None].astype(jnp.float32), (2, CHUNK))
+    forget = _fill(writes.log_forget_BTKM, (1, CHUNK), heads, (3, PACKED_ROWS))
+    forget_BKMT = jnp.transpose(forget, (0, 2, 3, 1))
+    marks = jnp.stack([writes.seen_BT, writes.starts_BT], axis=1)
+    marks_B2T = _fill(marks.astype(jnp.float32), (2, CHUNK))
     full = jnp.concatenate(
         [_fill(x, (1, heads[1]), (2, PACKED_ROWS), (3, LANES)) for x in slots], -1
     )
@@ -113,7 +112,7 @@ def _group(q_BTNH, writes: Writes, slots, *, problem: Problem, blocks: TpuBlocks
         backward=Layout(blocks=at_backward, reverse=True, **shape),
     )
     flat = (x.reshape(B, x.shape[1], -1) for x in (q, k, v))
-    out, lse, full = _rule(call, *vary_alike(*flat, gates, seen_B1T, full))
+    out, lse, full = _rule(call, *vary_alike(*flat, forget_BKMT, marks_B2T, full))
     out_BTNH = out.reshape(q.shape)[:, :T, :K, :, :H].reshape(B, T, -1, H)[:, :, :N]
     lse = lse.reshape(B, -1, readers, lse.shape[-1])[:, :K, :, :T]
     lse_BTN = jnp.moveaxis(lse, 3, 1).reshape(B, T, -1)[:, :, :N]
@@ -140,8 +139,8 @@ def _fill(x, *multiples: tuple[int, int]):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rule(call: Call, q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX):
-    return _forward_kernel(call, save=False)(q_BTD, k_BTD, v_BTD, gates, seen_B1T, slots_BKMX)
+def _rule(call: Call, *arrays):
+    return _forward_kernel(call, save=False)(*arrays)
 
 
 def _rule_forward(call: Call, *arrays):
@@ -155,8 +154,8 @@ def _rule_backward(call: Call, saved, cotangents):
     dout_BTD, dlse, dslots_BKMX = cotangents
     kernel = functools.partial(backward, layout=call.backward, problem=call.problem)
     gradients = vmap_into_batch(kernel)(*arrays, dout_BTD, lse, dlse, entries, dslots_BKMX)
-    dq, dk, dv, *dgates, dslots_BKMX = gradients
-    return dq, dk, dv, tuple(dgates), jnp.zeros_like(arrays[-1]), dslots_BKMX
+    *dtokens, dslots_BKMX = gradients
+    return *dtokens, jnp.zeros_like(arrays[-1]), dslots_BKMX
 
 
 _rule.defvjp(_rule_forward, _rule_backward)

@@ -14,6 +14,7 @@ import math
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.gated_delta.gates import reset_log_decay
 from pallas_kernels.gated_delta.tpu.products import Products, transpose
 from pallas_kernels.slot_attention.tpu import tile
 from pallas_kernels.slot_attention.tpu.blocks import CHUNK
@@ -27,6 +28,8 @@ from pallas_kernels.slot_attention.tpu.levels import (
 )
 from pallas_kernels.slot_attention.tpu.read import cut
 
+LOG2_E = math.log2(math.e)
+
 STEPS = (range(0, 2), range(2, 4), range(4, 6), range(6, 8))
 """Distances in a tile that are handled between the products of each level."""
 
@@ -38,18 +41,21 @@ class Weights:
 
     Attributes:
       decays: the array [M, C] of each span, see `levels`.
+      forget_MC: share that the slots keep beside each written token.
       share_MC: shares of the written tokens.
       writes: for each level, and at EXIT for the chunk's exit, the factors of the writes.
       near: weights of each distance in a tile, see `tile`.
     """
 
-    def __init__(self, sums, log2_decay_MC, share_MC, constants: Constants, products: Products):
-        self.products, self.share_MC, self.constants = products, share_MC, constants
+    def __init__(self, sums, log_forget_MC, starts_1C, constants: Constants, products: Products):
+        self.products, self.constants = products, constants
+        self.forget_MC = jnp.exp2(log_forget_MC * LOG2_E)
+        self.share_MC = jnp.tanh(-0.5 * log_forget_MC) * (1.0 + self.forget_MC)
         self.decays = [jnp.exp2(x) for x in cut(sums, SPANS)]
         levels = [*range(len(HALVES)), EXIT]
-        self.writes = {i: products.round(self.decays[i] * share_MC) for i in levels}
-        self.keep_MC = tile.keep_in_tile(jnp.exp2(log2_decay_MC))
-        self.near = tile.weights(self.keep_MC, share_MC)
+        self.writes = {i: products.round(self.decays[i] * self.share_MC) for i in levels}
+        self.keep_MC = tile.keep_in_tile(self.forget_MC, starts_1C)
+        self.near = tile.weights(self.keep_MC, self.share_MC)
 
     def low(self, x):
         """Returns `x` in the precision that products of vectors before a matrix product have.
@@ -135,11 +141,12 @@ class Weights:
         return [_assemble(x, tile.own_rows(y)) for x, y in zip(by_list, near, strict=True)]
 
 
-def chunk_sums(log_decay_KMC, constants: Constants, products: Products) -> tuple:
-    """Returns for KV heads log2 decays [K * M, C], and their sums over all spans side by side."""
-    log2_decay = log_decay_KMC.reshape(-1, CHUNK) * math.log2(math.e)
-    parts = jnp.concatenate(products.split(log2_decay), axis=1)
-    return log2_decay, products((parts,), (constants.sums[...],))
+def chunk_sums(log_forget_KMC, starts_1C, constants: Constants, products: Products):
+    """Returns for KV heads the sums of log2 decays over all spans, side by side, [K * M, ...]."""
+    resets_1C = starts_1C * reset_log_decay(jnp.float32)
+    log_decay = log_forget_KMC.reshape(-1, CHUNK) + resets_1C
+    parts = jnp.concatenate(products.split(log_decay * LOG2_E), axis=1)
+    return products((parts,), (constants.sums[...],))
 
 
 def _left_rows(x_C, half: int):

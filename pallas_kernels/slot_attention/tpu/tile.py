@@ -22,9 +22,9 @@ def lanes(rows: int = TILE):
     return jax.lax.broadcasted_iota(jnp.int32, (rows, CHUNK), 1)
 
 
-def keep_in_tile(keep_MC):
-    """Returns the decays of single tokens, 0 at the first token of each tile."""
-    return jnp.where(lanes(keep_MC.shape[0]) % TILE == 0, 0.0, keep_MC)
+def keep_in_tile(forget_MC, starts_1C):
+    """Returns the decays of single tokens, 0 at the first token of each tile and segment."""
+    return forget_MC * jnp.where(lanes(1) % TILE == 0, 0.0, 1.0 - starts_1C)
 
 
 def weights(keep_MC, share_MC) -> list:
