@@ -19,8 +19,8 @@ class Writes(NamedTuple):
     """Carries what each step does to the slots.
 
     Attributes:
-      k_BTKH: keys that are written, zero where none is.
-      v_BTKH: values that are written, zero where none is.
+      k_BTKH: keys that are written; where none is, any: their share is 0.
+      v_BTKH: values that are written, likewise.
       log_forget_BTKM: log of the share that the slots keep beside the written token, at most 0, and
         0 where none is written.
       starts_BT: whether the step is the first of a segment, which forgets what came before.
@@ -73,13 +73,13 @@ def make_writes(
     leaving = jax.tree.map(lambda x: x[:, :T], positions)
     written_BT = leaving.real & (leaving.run == runs_BT) & (jnp.arange(T) <= last_B1)
     held_BT = _held(written_BT, starts_BT, state.written_B)
-    only_written = lambda x: jnp.where(written_BT[..., None], x, jnp.zeros((), x.dtype))
+    log_forget_BTD = jnp.where(written_BT[..., None], leaving.log_forget, 0.0)
     K = k_BTKH.shape[2]
     heads = lambda x: x.reshape(*x.shape[:2], K, x.shape[2] // K)
     writes = Writes(
-        k_BTKH=heads(only_written(leaving.k)),
-        v_BTKH=heads(only_written(leaving.v)),
-        log_forget_BTKM=heads(only_written(leaving.log_forget)),
+        k_BTKH=heads(leaving.k),
+        v_BTKH=heads(leaving.v),
+        log_forget_BTKM=heads(log_forget_BTD),
         starts_BT=starts_BT,
         seen_BT=real_BT if sinks else real_BT & held_BT,
     )

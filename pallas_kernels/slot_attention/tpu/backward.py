@@ -11,8 +11,7 @@ that leave the chunk:
     dK = through dK' + (entry dlogits) q   dV = through dV' + (entry p) dout
     dD = dlogits A + p B
 
-From dD follow the gradients of shares and of the sums of log decays, span by span of `levels`; one
-product with the transposed matrix of sums turns these into the gradients of log decays.
+`gates` makes the gradients of the gates from dD.
 """
 
 import functools
@@ -24,9 +23,10 @@ from pallas_kernels.gated_delta.tpu.products import Products, transpose
 from pallas_kernels.interleave import interleave
 from pallas_kernels.slot_attention.tpu import tile
 from pallas_kernels.slot_attention.tpu.blocks import CHUNK
+from pallas_kernels.slot_attention.tpu.gates import Reads, gate_gradients
 from pallas_kernels.slot_attention.tpu.layout import Layout
 from pallas_kernels.slot_attention.tpu.levels import ENTRY, EXIT, Constants, constants
-from pallas_kernels.slot_attention.tpu.pairs import STEPS, Weights, chunk_sums
+from pallas_kernels.slot_attention.tpu.pairs import Weights, chunk_sums
 from pallas_kernels.slot_attention.tpu.read import Queries, cut, mask_slots
 from pallas_kernels.varying import array_type, vary_alike
 
@@ -109,24 +109,22 @@ def _kernel(*refs, layout: Layout, scale):
             left = (jnp.concatenate([own_CH, slots_MH], 0),)
             scores += cut(products(left, read, transpose_right=True), blocks.readers)
             yield
-        pairs = [x[:CHUNK] for x in scores]
+        pairs, entered = [x[:CHUNK] for x in scores], [x[CHUNK:] for x in scores]
         parted = weights.parted(pairs)
         within, levels = yield from weights.to_slots(pairs, parted)
         yield
-        entered = [x[CHUNK:] for x in scores]
         read = [decays[ENTRY] * x + y for x, y in zip(entered, within, strict=True)]
-        p, dlogits = [], []
-        for reader in range(blocks.readers):
+        half = blocks.readers
+        dlogits, p = [], []
+        for reader, (logits_MC, dp_MC) in enumerate(zip(read[:half], read[half:], strict=True)):
             number = of.number(reader)
-            lse_1C, dlse_1C = (x[0, 0, number : number + 1, t] for x in (lse_ref, dlse_ref))
-            logits_MC = mask_slots(scale * read[reader], layout.used_slots)
-            p_MC = seen_1C * jnp.exp(logits_MC - lse_1C)
-            dp_MC = read[blocks.readers + reader]
-            common_1C = dlse_1C - tile.sum_slots(p_MC * dp_MC)
+            rows = (x[0, 0, number : number + 1, t] for x in (lse_ref, dlse_ref))
+            logits_MC = mask_slots(scale * logits_MC, layout.used_slots)
+            dlogits_MC, p_MC = _softmax_gradients(logits_MC, dp_MC, *rows, seen_1C)
+            dlogits.append(scale * dlogits_MC)
             p.append(p_MC)
-            dlogits.append(scale * p_MC * (dp_MC + common_1C))
         outer = [weights.low(x) for x in (*dlogits, *p)]
-        entered = [weights.low(x) for x in entered]
+        reads = Reads(pairs, parted, [weights.low(x) for x in entered], levels)
         decayed = weights.decayed(outer)
         dpairs = yield from weights.to_pairs(outer, decayed)
         dpairs = [products.round(x)[0] for x in dpairs]
@@ -140,13 +138,11 @@ def _kernel(*refs, layout: Layout, scale):
         while piece + 1 < blocks.pieces and (head, piece + 1) not in finished:
             yield
         dslots_MX = carry_ref[head]
-        through_M1 = weights.through_M1
-        half = blocks.readers
         added = [
             products((jnp.concatenate(entry[:half], 1),), q),
             products((jnp.concatenate(entry[half:], 1),), dout),
         ]
-        carry_ref[head] = through_M1 * dslots_MX + jnp.concatenate(added, 1)
+        carry_ref[head] = weights.through_M1 * dslots_MX + jnp.concatenate(added, 1)
         finished.add((head, piece))
         yield
         dslots = products.round(dslots_MX)[0]
@@ -162,34 +158,24 @@ def _kernel(*refs, layout: Layout, scale):
         written = (jnp.concatenate([k_CH, v_CH], 1),)
         left_MC = products((dslots,), written, transpose_right=True)
         yield
-        dshare_MC = decays[EXIT] * left_MC
-        near, spans = _near_gradients(weights, outer, pairs), []
-        for level, (factor, from_pairs) in enumerate(zip(decayed, parted, strict=False)):
-            to_write_MC = products(factor, from_pairs, transpose_right=True)
-            yield
-            for _ in STEPS[level]:
-                near_gradients = next(near)
-            yield
-            dshare_MC += decays[level] * to_write_MC
-            read_MC = _sum_of_products(outer, levels[level])
-            spans.append(decays[level] * (read_MC + weights.share_MC * to_write_MC))
-        entry_MC = decays[ENTRY] * _sum_of_products(outer, entered)
         kept_M1 = jnp.sum(dslots_MX * slots_MX.astype(jnp.float32), axis=1, keepdims=True)
-        last = tile.lanes(1) == CHUNK - 1
-        spans.append(entry_MC + jnp.where(last, through_M1 * kept_M1, 0.0))
-        spans.append(decays[EXIT] * weights.share_MC * left_MC)
-        span_gradients[head, piece] = products.round(jnp.concatenate(spans, 1))[0]
-        near_decay_MC, near_share_MC = near_gradients
-        dshare_MC += near_share_MC
-        dforget_ref[0, head, :, t] = near_decay_MC - weights.forget_MC * dshare_MC
-        group = [x for x in range(blocks.kv_heads) if x // GROUP == head // GROUP]
-        if all((x, piece) in span_gradients for x in group):
-            yield
-            left = (jnp.concatenate([span_gradients[x, piece] for x in group], 0),)
-            found = products(left, (fixed.sums[:CHUNK],), transpose_right=True)
-            yield
-            for i, x in enumerate(group):
-                dforget_ref[0, x, :, t] += found[_span(i, layout.slots)]
+        dforget_MC, span_gradients[head, piece] = yield from gate_gradients(
+            weights, reads, outer, decayed, left_MC, kept_M1
+        )
+        dforget_ref[0, head, :, t] = dforget_MC
+        yield from add_spans(
+            [x for x in range(blocks.kv_heads) if x // GROUP == head // GROUP], piece
+        )
+
+    def add_spans(heads: list, piece: int):
+        if any((x, piece) not in span_gradients for x in heads):
+            return
+        yield
+        left = (jnp.concatenate([span_gradients[x, piece] for x in heads], 0),)
+        found = products(left, (fixed.sums[:CHUNK],), transpose_right=True)
+        yield
+        for i, head in enumerate(heads):
+            dforget_ref[0, head, :, _span(piece, CHUNK)] += found[_span(i, layout.slots)]
 
     pieces = reversed(range(blocks.pieces))
     order = [(head, piece) for piece in pieces for head in range(blocks.kv_heads)]
@@ -200,30 +186,11 @@ def _kernel(*refs, layout: Layout, scale):
         dinitial_ref[0] = carry_ref[...]
 
 
-def _near_gradients(weights: Weights, outer: list, pairs: list):
-    """Makes the gradients of log decays and shares by way of the pairs inside tiles.
-
-    Yields after each distance what it has; the last is complete.
-    """
-    rows = [tile.diagonals(x) for x in pairs]
-    ddecay_MC, carried_MC = 0.0, 0.0
-    for d in reversed(range(tile.TILE)):
-        of_distance = [_repeat(of[d], x) for x, of in zip(outer, rows, strict=True)]
-        carried_MC = _sum_of_products(outer, of_distance) + carried_MC
-        yield ddecay_MC, carried_MC
-        ddecay_MC = ddecay_MC + carried_MC * weights.near[d]
-        carried_MC = tile.earlier(weights.keep_MC * carried_MC)
-
-
-def _sum_of_products(xs: list, ys: list):
-    return tile.add([x * y for x, y in zip(xs, ys, strict=True)]).astype(jnp.float32)
-
-
-def _repeat(row_1C, like_MC):
-    """Repeats a row to the rows of one register, and this to all."""
-    rows = 32 // like_MC.dtype.itemsize
-    block = jnp.broadcast_to(row_1C, (rows, CHUNK)).astype(like_MC.dtype)
-    return jnp.concatenate([block] * (len(like_MC) // rows), axis=0)
+def _softmax_gradients(logits_MC, dp_MC, lse_1C, dlse_1C, seen_1C):
+    """Returns the gradients of logits, and the probabilities."""
+    p_MC = seen_1C * jnp.exp(logits_MC - lse_1C)
+    common_1C = dlse_1C - tile.sum_slots(p_MC * dp_MC)
+    return p_MC * (dp_MC + common_1C), p_MC
 
 
 def _span(index: int, size: int) -> slice:

@@ -45,6 +45,8 @@ class Weights:
       share_MC: shares of the written tokens.
       writes: for each level, and at EXIT for the chunk's exit, the factors of the writes.
       near: weights of each distance in a tile, see `tile`.
+      low_decays: `decays` in the precision of `low`.
+      low_near: `near` in the precision of `low`.
     """
 
     def __init__(self, sums, log_forget_MC, starts_1C, constants: Constants, products: Products):
@@ -56,6 +58,9 @@ class Weights:
         self.writes = {i: products.round(self.decays[i] * self.share_MC) for i in levels}
         self.keep_MC = tile.keep_in_tile(self.forget_MC, starts_1C)
         self.near = tile.weights(self.keep_MC, self.share_MC)
+        self.low_decays, self.low_near = (
+            [self.low(x) for x in xs] for xs in (self.decays, self.near)
+        )
 
     def low(self, x):
         """Returns `x` in the precision that products of vectors before a matrix product have.
@@ -117,9 +122,8 @@ class Weights:
         The lists stand side by side.
         """
         slots = [self.low(x) for x in slots]
-        decays = [self.low(x) for x in self.decays[: ENTRY + 1]]
         side_by_side = lambda d: jnp.concatenate([d * x for x in slots], axis=1)
-        return [self.products.round(side_by_side(d)) for d in decays]
+        return [self.products.round(side_by_side(d)) for d in self.low_decays[: ENTRY + 1]]
 
     def to_pairs(self, slots: list, decayed: list):
         """Returns the sums [C, C] of each list."""
@@ -130,9 +134,8 @@ class Weights:
             levels.append(cut(self.products(left, decayed[level]), len(slots)))
             yield
             for d in STEPS[level]:
-                near = self.low(self.near[d])
                 for found, y in zip(by_distance, slots, strict=True):
-                    found.append(self.products.round(near * y)[0])
+                    found.append(self.products.round(self.low_near[d] * y)[0])
             yield
         right = jnp.concatenate([jnp.concatenate(x, axis=0) for x in by_distance], axis=1)
         near = cut(self.products((self.constants.near[...],), (right,)), len(slots))

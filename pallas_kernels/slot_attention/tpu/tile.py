@@ -37,7 +37,8 @@ def weights(keep_MC, share_MC) -> list:
 
 def earlier(x):
     """Moves each token's column to the token before."""
-    return pltpu.roll(x, CHUNK - 1, 1)
+    bits = pltpu.bitcast(x, jnp.int32)
+    return pltpu.bitcast(pltpu.roll(bits, CHUNK - 1, 1), x.dtype)
 
 
 def diagonals(pairs_CC) -> list:
@@ -63,6 +64,13 @@ def _rotate(x_8C, *, up: bool):
         rotated = pltpu.roll(x_8C, TILE - bit if up else bit, 0)
         x_8C = jnp.where(lane & bit != 0, rotated, x_8C)
     return x_8C
+
+
+def repeat(row_1C, like_MC):
+    """Repeats a row to the rows of one register, and this to all."""
+    rows = 32 // like_MC.dtype.itemsize
+    block = jnp.broadcast_to(row_1C, (rows, CHUNK)).astype(like_MC.dtype)
+    return jnp.concatenate([block] * (len(like_MC) // rows), axis=0)
 
 
 def sum_slots(x_MC):
