@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.slot_attention.tpu.blocks import TpuBlocks
 from tests.pallas_kernels.kit.cases import PADDED, Segments, segment_ids
 
 
@@ -21,6 +22,7 @@ class Case:
       gate: what the gate's logits are; "mixed" draws from the extremes. log_forget is
         logsigmoid(logit) / 8.
       state: whether slots and waiting positions hold something before the first token.
+      blocks: blocks of the TPU kernels; their own choice if None.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Case:
     state: bool = True
     sinks: bool = True
     dtype: str = "float32"
+    blocks: TpuBlocks | None = None
 
     @property
     def head_sizes(self) -> set[int]:

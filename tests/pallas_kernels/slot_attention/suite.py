@@ -1,5 +1,6 @@
 """Describes slot attention to the common tests: implementations, cases and bounds."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from pallas_kernels import slot_attention
 from pallas_kernels.slot_attention.state import SlotState
+from pallas_kernels.slot_attention.tpu.blocks import TpuBlocks
 from tests.pallas_kernels.kit.cases import both, in_dtype
 from tests.pallas_kernels.kit.implementation import Implementation, hopper_kernels, tpu_kernels
 from tests.pallas_kernels.kit.suite import Sharded, Suite
@@ -21,10 +23,15 @@ from tests.pallas_kernels.slot_attention.cases import (
 )
 from tests.pallas_kernels.slot_attention.oracle import Results, cotangents, float64_results
 
+# In float32 one program takes two KV heads and all chunks; in bfloat16 each has one of its own, and
+# the slots go from one grid step to the next.
+TPU_CASES = tuple(wide(case, 64) for case in (FORMS[0], *FORMS[-6:]))
+STEP_BY_STEP = dict(dtype="bfloat16", blocks=TpuBlocks(kv_heads=1))
+
 IMPLEMENTATIONS = (
     Implementation(name="chunked", cases=(*CASES, *both(FORMS)[len(FORMS) :])),
     Implementation(name="reference", cases=(*CASES, in_dtype(FORMS[0], "bfloat16"))),
-    tpu_kernels(cases=both(wide(case, 64) for case in (FORMS[0], *FORMS[-6:]))),
+    tpu_kernels(cases=(*TPU_CASES, *(dataclasses.replace(x, **STEP_BY_STEP) for x in TPU_CASES))),
     hopper_kernels(head_dims=(64, 128), is_heavy=True),
 )
 
@@ -34,7 +41,7 @@ def state_of(inputs: Inputs) -> SlotState:
     return SlotState(*inputs[4:6], nothing_B, *inputs[6:10])
 
 
-def call(name: str, interpret, heads, shift: int, sinks: bool) -> Callable:
+def call(name: str, interpret, heads, shift: int, sinks: bool, blocks=None) -> Callable:
     """Returns a function of the inputs -> (out, lse, key slots, value slots)."""
 
     def run(*inputs):
@@ -47,6 +54,7 @@ def call(name: str, interpret, heads, shift: int, sinks: bool) -> Callable:
             segment_ids_BT=inputs.segment_ids_BT,
             sinks=sinks,
             implementation=name,
+            blocks=blocks,
             interpret=interpret,
         )
         return out_BTNH, lse_BTN, state.k_slots_BKMH, state.v_slots_BKMH
@@ -55,7 +63,7 @@ def call(name: str, interpret, heads, shift: int, sinks: bool) -> Callable:
 
 
 def static(case: Case) -> tuple:
-    return case.heads, case.shift, case.sinks
+    return case.heads, case.shift, case.sinks, case.blocks
 
 
 def variants(inputs: Inputs) -> list[Inputs]:
@@ -65,8 +73,8 @@ def variants(inputs: Inputs) -> list[Inputs]:
 def sharded(implementation: Implementation, interpret, shards: int) -> Sharded:
     """Splits rows and KV heads, with their slots and their query heads."""
     size = (implementation.head_dims or (16,))[0]
-    dtype = implementation.dtypes[0]
-    case = Case(name="sharded", length=20, batch=4, head_dim=size, dtype=dtype)
+    sizes = dict(length=20, batch=4, heads=(0, 1), head_dim=size)
+    case = Case(name="sharded", **sizes, dtype=implementation.dtypes[0])
     inputs = make_inputs(case)
     heads, slots = PartitionSpec("row", None, "head"), PartitionSpec("row", "head")
     run = lambda heads: call(implementation.name, interpret, heads, case.shift, case.sinks)
@@ -108,7 +116,7 @@ SLOT_ATTENTION = Suite(
     wide_cases=wide_cases,
     forms=FORMS,
     smoke="",
-    transformed=Case(name="transformed", length=40),
+    transformed=Case(name="transformed", length=40, heads=(0, 0), kv_heads=1),
     variants=variants,
     sharded=sharded,
 )
