@@ -4,13 +4,14 @@ import pytest
 
 from pallas_kernels.gated_delta.shapes import LONG, SHORT, Shape
 from pallas_kernels.hardware.tpu import compile_for_tpu
-from pallas_kernels.report.gated_delta import program
+from pallas_kernels.report import gated_delta
+from pallas_kernels.report.programs import program
 
 pytestmark = pytest.mark.tpu_compiler
 
 
 def cycles_a_token_head(shape: Shape, passes: str, chip: str) -> float:
-    fn, arguments = program(shape, "tpu", passes)
+    fn, arguments = program(gated_delta, shape, "tpu", passes)
     found = compile_for_tpu(fn, *arguments, chip=chip)
     names = " ".join(kernel.name for kernel in found.kernels)
     assert "gated_delta_forward" in names
