@@ -145,7 +145,7 @@ def test_shards_of_rows_and_heads_equal_the_whole(suite: Suite, name):
         env=quick.environment(devices=8),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     errors = json.loads(process.stdout.splitlines()[-1])

@@ -28,6 +28,7 @@ def all_heads():
     return row(SHORT, "forward+backward", "v6e")
 
 
+@pytest.mark.heavy
 def test_cycles_on_v6e(all_heads):
     """The bounds are the best of JAX's and tokamax's splash with any block size."""
     assert cycles(all_heads, "attention_forward") <= 14.3

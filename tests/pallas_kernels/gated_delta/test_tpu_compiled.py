@@ -19,7 +19,10 @@ def cycles_a_token_head(shape: Shape, passes: str, chip: str) -> float:
     return found.cycles / shape.units
 
 
-@pytest.mark.parametrize(("passes", "bound"), [("forward", 4.0), ("forward+backward", 10.5)])
+@pytest.mark.parametrize(
+    ("passes", "bound"),
+    [("forward", 4.0), pytest.param("forward+backward", 10.5, marks=pytest.mark.heavy)],
+)
 def test_cycles_on_v6e(passes, bound):
     """All that runs counts: kernels, copies, sums of the gates. Waits for memory do not count."""
     assert cycles_a_token_head(SHORT, passes, "v6e") <= bound

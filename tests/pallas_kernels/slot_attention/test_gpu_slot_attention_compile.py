@@ -46,6 +46,14 @@ def compiled(run, *arrays):
 
 
 @pytest.mark.gpu_compiler
+def test_forward_compiles_without_spills():
+    program = compile_for_h200(functools.partial(by_shards, forward), *shapes(8192, 128))
+    assert names(program) == {f"slot_attention_{x}" for x in KERNELS[:3]}
+    assert_compiled_well(program)
+
+
+@pytest.mark.heavy
+@pytest.mark.gpu_compiler
 def test_forward_and_backward_compile_without_spills():
     program = compiled(forward, *shapes(8192, 128))
     assert names(program) == {f"slot_attention_{x}" for x in KERNELS}
