@@ -29,8 +29,10 @@ from train.stage.stage import Stage
 
 OUT = "runs/native_hybrid_evidence"
 SEEDS = (0, 1, 2)
-SYMBOLS = MqarSymbols(keys=16, values=16)
+MQAR = MqarSymbols(keys=16, values=16)
+NEEDLES = MqarSymbols(keys=16, values=16, fillers=8, needles=True)
 LENGTH = 64
+LENGTHS = (LENGTH, 2 * LENGTH, 4 * LENGTH)
 
 
 def variants() -> tuple[Variant, ...]:
@@ -52,32 +54,61 @@ def variants() -> tuple[Variant, ...]:
 
 def mqar() -> RecallTask:
     """Returns associative recall: rows that are short first, and then four times as many pairs."""
+    stage = lambda name, **size: _stage(name, MQAR, steps=200, **size)
     return RecallTask(
         name="mqar",
-        model=ModelConfig(
-            vocab=SYMBOLS.vocab,
-            embed=64,
-            mlp=64,
-            query_heads=2,
-            kv_heads=2,
-            head_dim=32,
-            mixers=(
-                NativeHybrid(window=2, slots=1, gate_normaliser=1e9),
-                FullAttention(),
-            ),
-            rope_theta=1e4,
-            max_length=LENGTH,
-        ),
+        model=_model(MQAR),
         stages=(
-            _stage("short", steps=200, length=LENGTH // 2, batch=32, pairs=(2, 8)),
-            _stage("long", steps=200, length=LENGTH, batch=16, pairs=(4, 16)),
+            stage("short", length=LENGTH // 2, batch=32, pairs=(2, 8)),
+            stage("long", length=LENGTH, batch=16, pairs=(4, 16)),
         ),
-        lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH),
+        lengths=LENGTHS,
         counts=(4, 8, 16),
     )
 
 
-def _stage(name: str, *, steps: int, length: int, batch: int, pairs: tuple[int, int]) -> Stage:
+def needles() -> RecallTask:
+    """Returns needles among filler: one answer a row, so that there are more and shorter rows."""
+    stage = lambda name, **size: _stage(name, NEEDLES, steps=200, **size)
+    return RecallTask(
+        name="needles",
+        model=_model(NEEDLES),
+        stages=(
+            stage("short", length=LENGTH // 4, batch=64, pairs=(1, 4)),
+            stage("long", length=LENGTH, batch=32, pairs=(1, 8)),
+        ),
+        lengths=LENGTHS,
+        counts=(1, 4, 8),
+        documents=256,
+    )
+
+
+def _model(symbols: MqarSymbols) -> ModelConfig:
+    return ModelConfig(
+        vocab=symbols.vocab,
+        embed=64,
+        mlp=64,
+        query_heads=2,
+        kv_heads=2,
+        head_dim=32,
+        mixers=(
+            NativeHybrid(window=2, slots=1, gate_normaliser=1e9),
+            FullAttention(),
+        ),
+        rope_theta=1e4,
+        max_length=LENGTH,
+    )
+
+
+def _stage(
+    name: str,
+    symbols: MqarSymbols,
+    *,
+    steps: int,
+    length: int,
+    batch: int,
+    pairs: tuple[int, int],
+) -> Stage:
     return Stage(
         name=name,
         loss="next_token",
@@ -86,7 +117,7 @@ def _stage(name: str, *, steps: int, length: int, batch: int, pairs: tuple[int, 
         data=DataConfig(
             length=length,
             batch=batch,
-            mqar=MqarData(pairs=pairs, symbols=SYMBOLS),
+            mqar=MqarData(pairs=pairs, symbols=symbols),
             text_weight=0.0,
             answer_weight=1.0,
         ),
@@ -123,7 +154,7 @@ def conversion() -> ComparisonConfig:
 def config() -> RecallConfig:
     return RecallConfig(
         out=OUT,
-        tasks=(mqar(),),
+        tasks=(mqar(), needles()),
         variants=variants(),
         seeds=SEEDS,
         scales=Scales(),

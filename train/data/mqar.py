@@ -1,4 +1,4 @@
-"""Describes and makes documents of multi-query associative recall for training."""
+"""Describes and makes documents of associative recall, or of needles, for training."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ from hydrahead_jax.evals.mqar import TRAIN, MqarDocument, MqarSymbols, check_mqa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MqarData:
-    """Describes rows that are one document of multi-query associative recall each.
+    """Describes rows that are one document of associative recall, or of needles, each.
 
     Attributes:
       pairs: fewest and most pairs of key and value in a document.
-      symbols: the vocabulary.
+      symbols: the vocabulary, and where the pairs stand.
     """
 
     pairs: tuple[int, int]

@@ -12,7 +12,7 @@ from train.stage.stage import Stage, check_stages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecallTask:
-    """Describes a task of associative recall.
+    """Describes a task of associative recall, or of needles; its symbols say which.
 
     Attributes:
       name: name of the task, and of its folder.
@@ -41,7 +41,7 @@ class RecallTask:
         return sum(stage.steps for stage in self.stages)
 
     def fitting_counts(self, length: int) -> tuple[int, ...]:
-        """Returns the numbers of pairs that, with as many queries, fit the length."""
+        """Returns the numbers of pairs whose documents fit the length."""
         return tuple(count for count in self.counts if 4 * count <= length)
 
     def held_out(self, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Checks documents of associative recall, and how answers in documents are scored."""
+"""Checks documents of associative recall and of needles, and how their answers are scored."""
 
 import jax
 import numpy as np
@@ -7,7 +7,6 @@ import pytest
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.answers import answer_scores
 from hydrahead_jax.evals.mqar import (
-    FILLER,
     MqarSymbols,
     check_mqar,
     mqar_document,
@@ -17,6 +16,7 @@ from hydrahead_jax.models import init_params
 from tests.toy_config import toy_config
 
 SYMBOLS = MqarSymbols(keys=20, values=12)
+NEEDLES = MqarSymbols(keys=20, values=12, fillers=5, needles=True)
 
 
 @pytest.mark.parametrize(("pairs", "length"), [(1, 4), (3, 31), (12, 48), (5, 128)])
@@ -32,7 +32,36 @@ def test_every_key_has_one_value_and_answers_are_right(pairs, length):
         assert answers.min() > 2 * pairs and len(answers) == pairs
         value_of = dict(zip(keys, values, strict=True))
         assert [value_of[key] for key in tokens_T[answers - 1]] == tokens_T[answers].tolist()
-        assert np.count_nonzero(tokens_T != FILLER) == 4 * pairs
+        assert np.count_nonzero(tokens_T > 0) == 4 * pairs
+
+
+@pytest.mark.parametrize(("pairs", "length"), [(1, 4), (3, 13), (12, 49), (8, 64)])
+def test_every_needle_stands_once_and_the_query_is_last(pairs, length):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        tokens_T, answer_T = mqar_document(NEEDLES, rng, pairs=pairs, length=length)
+        assert tokens_T.shape == answer_T.shape == (length,) and tokens_T.dtype == np.int32
+        assert np.flatnonzero(answer_T).tolist() == [length - 1]
+        *places, asked = np.flatnonzero((tokens_T >= 5) & (tokens_T < 25))
+        assert asked == length - 2 and len(places) == pairs and places[-1] + 2 <= length // 2
+        value_of = {tokens_T[place]: tokens_T[place + 1] for place in places}
+        assert len(value_of) == len(set(value_of.values())) == pairs
+        assert 25 <= min(value_of.values()) and max(value_of.values()) < NEEDLES.vocab == 37
+        assert value_of[tokens_T[-2]] == tokens_T[-1]
+        assert np.count_nonzero(tokens_T >= 5) == 2 * pairs + 2
+
+
+def test_needles_stand_at_every_depth_among_every_filler():
+    tokens_XT, _ = mqar_documents(NEEDLES, 0, documents=200, pairs=1, length=24)
+    is_key_XT = (tokens_XT >= 5) & (tokens_XT < 25)
+    assert set(np.argmax(is_key_XT, axis=1)) == set(range(11))
+    assert set(tokens_XT[tokens_XT < 5]) == set(range(5))
+
+
+def test_documents_stay_as_they_are_so_that_runs_continue():
+    rng = np.random.default_rng(7)
+    tokens_T, _ = mqar_document(SYMBOLS, rng, pairs=3, length=16)
+    assert tokens_T.tolist() == [18, 30, 12, 23, 14, 28, 12, 23, 0, 0, 14, 28, 18, 30, 0, 0]
 
 
 def test_queries_come_early_where_the_power_is_small():
@@ -44,10 +73,11 @@ def test_queries_come_early_where_the_power_is_small():
     assert mean_place(0.01) < 24 < 30 < mean_place(1.0)
 
 
-def test_the_seed_determines_documents():
+@pytest.mark.parametrize("symbols", [SYMBOLS, NEEDLES])
+def test_the_seed_determines_documents(symbols):
     size = {"documents": 4, "pairs": 3, "length": 24}
-    (first, _), (again, _) = (mqar_documents(SYMBOLS, 7, **size) for _ in range(2))
-    other, _ = mqar_documents(SYMBOLS, 8, **size)
+    (first, _), (again, _) = (mqar_documents(symbols, 7, **size) for _ in range(2))
+    other, _ = mqar_documents(symbols, 8, **size)
     assert (first == again).all() and (first != other).any(axis=1).all()
 
 
@@ -61,6 +91,8 @@ def test_an_impossible_document_is_refused():
             check_mqar(SYMBOLS, pairs, length, "stage 'x'")
     with pytest.raises(ValueError, match="power=0"):
         MqarSymbols(keys=1, values=1, power=0.0)
+    with pytest.raises(ValueError, match="fillers=0"):
+        MqarSymbols(fillers=0)
 
 
 def test_answers_are_scored_where_they_stand():

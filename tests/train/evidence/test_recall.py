@@ -117,8 +117,12 @@ def test_the_command_trains_measures_and_continues(tmp_path, one_process):
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_batches_are_made_by_index_and_no_test_document_is_a_training_one():
-    data = tiny("out").tasks[0].stages[0].data
+@pytest.mark.parametrize("kind", [{}, {"fillers": 2, "needles": True}])
+def test_batches_are_made_by_index_and_no_test_document_is_a_training_one(kind):
+    symbols = dataclasses.replace(SYMBOLS, **kind)
+    data = dataclasses.replace(
+        tiny("out").tasks[0].stages[0].data, mqar=MqarData(pairs=(1, 2), symbols=symbols)
+    )
     batches, again = (make_batches(data, None, 5) for _ in range(2))
     first, second = next(batches), next(batches)
     again.set_state({"batch": 1})
@@ -129,7 +133,7 @@ def test_batches_are_made_by_index_and_no_test_document_is_a_training_one():
     assert (next(make_batches(data, None, 6)).tokens_BT != first.tokens_BT).any()
     np.testing.assert_array_equal(first.loss_weight_BT.sum(axis=1) >= 1, True)
     # The same number stands for the seed of both.
-    large = MqarSymbols(keys=500, values=500)
+    large = MqarSymbols(keys=500, values=500, **kind)
     data = dataclasses.replace(data, length=32, mqar=MqarData(pairs=(8, 8), symbols=large))
     trained = {tuple(row) for row in next(make_batches(data, None, 0)).tokens_BT}
     tested, _ = mqar_documents(large, 0, documents=4, pairs=8, length=32)
@@ -171,4 +175,4 @@ def test_a_task_that_cannot_be_measured_is_refused(change, words):
 def test_documents_that_do_not_fit_a_row_are_refused(tmp_path, one_process, capsys):
     config = write_config(tmp_path)
     assert main(["evidence", config, "tasks.mqar.stages.recall.data.length=7"]) == 1
-    assert "2 pairs and their queries take 8 tokens" in capsys.readouterr().err
+    assert "2 pairs and their queries need 8 tokens" in capsys.readouterr().err
