@@ -15,7 +15,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 import jax
 
-from benchmarks import attention, attention_decode, gated_delta
+from benchmarks import attention, attention_decode, gated_delta, slot_attention
 from benchmarks.contestant import Contestant
 from hydrahead_jax.json_file import dumps
 from pallas_kernels.hardware.chips import CHIPS, chip_of
@@ -23,7 +23,12 @@ from pallas_kernels.report import tables
 from pallas_kernels.report.provenance import provenance
 from pallas_kernels.report.rows import median_seconds
 
-OPS = {"gated_delta": gated_delta, "attention": attention, "attention_decode": attention_decode}
+OPS = {
+    "gated_delta": gated_delta,
+    "attention": attention,
+    "attention_decode": attention_decode,
+    "slot_attention": slot_attention,
+}
 RESULTS = Path(__file__).parent / "results"
 TOKENS = tuple(2**n for n in range(11, 18))  # 2K to 128K
 CPU_TOKENS = (256, 512)
