@@ -116,9 +116,10 @@ def slots_aid(stage: Stage, config: ModelConfig, statistics: list[dict], counts:
 
 
 def with_rms_ratios(metrics: Metrics) -> Metrics:
-    """Replaces mean squares by the RMS of the delta-rule heads over that of the softmax heads.
+    """Replaces mean squares by the RMS of the recurrent heads over that of the softmax heads.
 
-    A ratio of sums is no sum of ratios, so this must follow the sum over microbatches.
+    Recurrent heads have the delta rule or slots. A ratio of sums is no sum of ratios, so this must
+    follow the sum over microbatches.
 
     Args:
       metrics: metrics of `head_metrics` and others, over all tokens of a step.
