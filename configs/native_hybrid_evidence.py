@@ -5,9 +5,9 @@ Hardware: 2 CPU cores.
 Expected: see the tables in docs/native_hybrid.md.
 
 Every model that learns from scratch has two layers: one that sees a token and the one before it,
-in place of zoology's short convolution, and the compared one. It lets a
-model read what follows a key. Steps and learning rate were chosen with the softmax model alone. States of the window, the slots and the delta rule are about as large as those of
-window and slots together.
+in place of zoology's short convolution, and the compared one. It lets a model read what follows a
+key. Steps and learning rate were chosen with the softmax model alone. States of the window, the
+slots and the delta rule are about as large as those of window and slots together.
 """
 
 import dataclasses
