@@ -3,6 +3,8 @@
 from pallas_kernels.attention.api import attention, attention_decode
 from pallas_kernels.attention.gradients import attention_gradients
 from pallas_kernels.gated_delta.api import gated_delta, gated_delta_step
+from pallas_kernels.kv_cache.formats import KV_FORMATS, KVFormat
+from pallas_kernels.kv_cache.packed import PackedKV
 from pallas_kernels.slot_attention.api import slot_attention, slot_attention_step
 from pallas_kernels.slot_attention.native_hybrid import (
     native_hybrid_attention,
@@ -10,6 +12,9 @@ from pallas_kernels.slot_attention.native_hybrid import (
 )
 
 __all__ = [
+    "KV_FORMATS",
+    "KVFormat",
+    "PackedKV",
     "attention",
     "attention_decode",
     "attention_gradients",

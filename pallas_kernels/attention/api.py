@@ -20,6 +20,8 @@ from pallas_kernels.attention.tpu.decode import attention_decode_tpu
 from pallas_kernels.attention.tpu.decode_blocks import TpuDecodeBlocks
 from pallas_kernels.attention.tpu.op import attention_tpu
 from pallas_kernels.dispatch import Choice, Op
+from pallas_kernels.kv_cache.op import attention_decode_packed
+from pallas_kernels.kv_cache.packed import PackedKV
 
 AttentionImplementation = Literal["tpu", "gpu", "chunked", "reference", "splash", "cudnn"]
 DecodeImplementation = Literal["tpu", "gpu", "chunked", "reference"]
@@ -121,10 +123,11 @@ def attention(
 
 def attention_decode(
     q_BNH: Float[Array, "B N H"],
-    k_cache_BSKH: Float[Array, "B S K H"],
-    v_cache_BSKH: Float[Array, "B S K H"],
-    lengths_B: Int[Array, "B"],
+    k_cache_BSKH: Float[Array, "B S K H"] | None = None,
+    v_cache_BSKH: Float[Array, "B S K H"] | None = None,
+    lengths_B: Int[Array, "B"] | None = None,
     *,
+    cache: PackedKV | None = None,
     kv_head_of_query: tuple[int, ...] | None = None,
     window: int | None = None,
     segment_ids_B: Int[Array, "B"] | None = None,
@@ -146,6 +149,8 @@ def attention_decode(
       k_cache_BSKH: keys, of which row b has `lengths_B[b]`, the query's own included.
       v_cache_BSKH: values of the same rows.
       lengths_B: from 0 to S.
+      cache: keys and values in a format of few bits, in place of the two arrays; nothing is decoded
+        in memory by the kernels, and gradients go to the queries alone.
       segment_ids_B: segment of each query, with `kv_segment_ids_BS`; all keys count if None.
       kv_segment_ids_BS: segments of the cache.
 
@@ -155,10 +160,12 @@ def attention_decode(
     """
     if (segment_ids_B is None) != (kv_segment_ids_BS is None):
         raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")
+    if lengths_B is None or {k_cache_BSKH is None, v_cache_BSKH is None} != {cache is not None}:
+        raise ValueError("attention_decode needs lengths_B, and either both caches or `cache`")
     B, N, H = q_BNH.shape
     problem, segments = checked(
         jax.ShapeDtypeStruct((B, 1, N, H), q_BNH.dtype),
-        k_cache_BSKH,
+        k_cache_BSKH if cache is None else cache,
         kv_head_of_query=kv_head_of_query,
         causal=True,
         window=window,
@@ -168,10 +175,15 @@ def attention_decode(
         scale=scale,
         interpret=interpret,
     )
-    out_BNH, lse_BN = _attention_decode(
+    if cache is None:
+        op, stored = _attention_decode, (k_cache_BSKH, v_cache_BSKH)
+    elif cache.format.is_raw:
+        op, stored = _attention_decode, (*cache.keys, *cache.values)
+    else:
+        op, stored = attention_decode_packed, (cache,)
+    out_BNH, lse_BN = op(
         q_BNH,
-        k_cache_BSKH,
-        v_cache_BSKH,
+        *stored,
         lengths_B.astype(jnp.int32),
         segments=segments,
         problem=problem,
