@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import sys
 import zlib
 from pathlib import Path
 
@@ -33,12 +34,10 @@ class MetricsLog:
         self._file = self._board = self._wandb = None
         if not distributed.is_first():
             return
-        from tensorboardX import SummaryWriter  # imports PyTorch where it is installed
-
         self._path = folder / file_name
         _drop_after(self._path, step)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = _summary_writer()(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, folder)
 
     def write(self, step: int, stage: str, values: dict[str, float]) -> None:
@@ -61,6 +60,23 @@ class MetricsLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _summary_writer() -> type:
+    """Returns TensorBoard's writer.
+
+    Its package imports PyTorch where that is installed, which takes seconds, for graphs of PyTorch
+    models; meanwhile PyTorch looks as if it were not installed.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def check_wandb(project: str | None) -> None:

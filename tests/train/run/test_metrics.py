@@ -1,12 +1,14 @@
 """Checks settings of a run, and metrics beside the loss."""
 
 import importlib.machinery
+import subprocess
 import sys
 import types
 
 import pytest
 
 from hydrahead_jax.errors import UserError
+from tests.root import ROOT
 from train.files.run_folder import METRICS
 from train.run.metrics import MetricsLog, check_wandb
 from train.run.settings import RunSettings
@@ -18,6 +20,16 @@ def test_peak_of_a_device_is_that_of_its_cores():
     assert peak_flops("TPU v5p") == 459e12
     assert peak_flops("TPU7x") == 2307e12 / 2
     assert peak_flops("cpu") is None
+
+
+def test_tensorboard_is_written_without_importing_pytorch(tmp_path):
+    code = (
+        "import pathlib, sys; from train.run.metrics import MetricsLog\n"
+        "log = MetricsLog(pathlib.Path(sys.argv[1]), 'metrics.jsonl', step=0)\n"
+        "log.write(1, 'align', {'loss': 0.5}); log.close(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT)
+    assert list((tmp_path / "tensorboard").glob("events*"))
 
 
 def test_weights_and_biases_is_used_only_if_asked_for(tmp_path, monkeypatch):
