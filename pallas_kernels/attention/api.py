@@ -149,8 +149,8 @@ def attention_decode(
       k_cache_BSKH: keys, of which row b has `lengths_B[b]`, the query's own included.
       v_cache_BSKH: values of the same rows.
       lengths_B: from 0 to S.
-      cache: keys and values in a format of few bits, in place of the two arrays; nothing is decoded
-        in memory by the kernels, and gradients go to the queries alone.
+      cache: keys and values in a format of few bits, in place of the two arrays. Kernels read them
+        as they are stored. Sinks count from a row's first token; what is before it is not seen.
       segment_ids_B: segment of each query, with `kv_segment_ids_BS`; all keys count if None.
       kv_segment_ids_BS: segments of the cache.
 

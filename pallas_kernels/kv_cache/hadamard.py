@@ -19,9 +19,9 @@ def hadamard(x_XH):
     stages = H.bit_length() - 1
     if H < 1 or 2**stages != H:
         raise ValueError(f"a rotated format needs a head dimension that is a power of 2, not {H}")
-    x = x_XH.astype(jnp.float32) * 2.0 ** -math.ceil(stages / 2)
+    x_HX = jnp.moveaxis(x_XH.astype(jnp.float32) * 2.0 ** -math.ceil(stages / 2), -1, 0)
     for stage in range(stages):
-        pairs = x.reshape(*lead, -1, 2, 2**stage)
-        left, right = pairs[..., 0, :], pairs[..., 1, :]
-        x = jnp.stack((left + right, left - right), axis=-2)
-    return x.reshape(*lead, H) * (2.0**0.5 if stages % 2 else 1.0)
+        pairs = x_HX.reshape(-1, 2, 2**stage, *lead)
+        left, right = pairs[:, 0], pairs[:, 1]
+        x_HX = jnp.stack((left + right, left - right), axis=1).reshape(H, *lead)
+    return jnp.moveaxis(x_HX, 0, -1) * (2.0**0.5 if stages % 2 else 1.0)

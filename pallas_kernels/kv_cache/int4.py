@@ -26,24 +26,24 @@ class Int4(Side):
     group: int | None = None
 
     def encode(self, x_XH):
-        x_XGC = grouped(x_XH.astype(jnp.float32), self.group or x_XH.shape[-1])
-        low_XG, high_XG = jnp.min(x_XGC, axis=-1), jnp.max(x_XGC, axis=-1)
-        is_usable_XG = jnp.all(jnp.isfinite(x_XGC), axis=-1)
+        x_XGE = grouped(x_XH.astype(jnp.float32), self.group or x_XH.shape[-1])
+        low_XG, high_XG = jnp.min(x_XGE, axis=-1), jnp.max(x_XGE, axis=-1)
+        is_usable_XG = jnp.all(jnp.isfinite(x_XGE), axis=-1)
         step_XG = _float16(high_XG / STEPS - low_XG / STEPS, is_usable_XG)
         zero_XG = _float16(low_XG, is_usable_XG)
         zero_XG1, step_XG1 = (x.astype(jnp.float32)[..., None] for x in (zero_XG, step_XG))
-        steps_XGC = (x_XGC - zero_XG1) / jnp.where(step_XG1 > 0, step_XG1, 1.0)
-        codes_XGC = jnp.clip(jnp.floor(steps_XGC + 0.5), 0, STEPS)
-        codes_XGC = jnp.where(is_usable_XG[..., None] & (step_XG1 > 0), codes_XGC, 0)
-        return pack(codes_XGC.reshape(x_XH.shape)), step_XG, zero_XG
+        steps_XGE = (x_XGE - zero_XG1) / jnp.where(step_XG1 > 0, step_XG1, 1.0)
+        codes_XGE = jnp.clip(jnp.floor(steps_XGE + 0.5), 0, STEPS)
+        codes_XGE = jnp.where(is_usable_XG[..., None] & (step_XG1 > 0), codes_XGE, 0)
+        return pack(codes_XGE.reshape(x_XH.shape)), step_XG, zero_XG
 
     def stored(self, parts, dtype=jnp.float32):
-        codes_XC, step_XG, zero_XG = parts
-        H = 2 * codes_XC.shape[-1]
-        codes_XGC = grouped(unpack(codes_XC), H // step_XG.shape[-1]).astype(jnp.float32)
+        codes_XY, step_XG, zero_XG = parts
+        H = 2 * codes_XY.shape[-1]
+        codes_XGE = grouped(unpack(codes_XY), H // step_XG.shape[-1]).astype(jnp.float32)
         zero_XG1, step_XG1 = (x.astype(jnp.float32)[..., None] for x in (zero_XG, step_XG))
-        x_XGC = zero_XG1 + step_XG1 * codes_XGC
-        return x_XGC.reshape(*codes_XC.shape[:-1], H).astype(dtype)
+        x_XGE = zero_XG1 + step_XG1 * codes_XGE
+        return x_XGE.reshape(*codes_XY.shape[:-1], H).astype(dtype)
 
 
 def _float16(x, is_usable):

@@ -1,4 +1,8 @@
-"""Packs two 4-bit codes into a byte, the even channel into the low nibble, and reads them."""
+"""Packs two 4-bit codes into a byte, the even channel into the low nibble, and reads them.
+
+X stands for any leading axes in this room, Y for bytes of H/2 pairs of channels, G for groups of E
+channels.
+"""
 
 import jax.numpy as jnp
 
@@ -18,10 +22,10 @@ def pack(codes_XH):
     return codes_XH[..., 0::2] | (codes_XH[..., 1::2] << 4)
 
 
-def unpack(bytes_XC):
-    """Inverts `pack`: returns the codes [X, H] of C = H/2 bytes."""
-    pairs = jnp.stack((bytes_XC & 15, bytes_XC >> 4), axis=-1)
-    return pairs.reshape(*bytes_XC.shape[:-1], -1)
+def unpack(bytes_XY):
+    """Inverts `pack`: returns the codes [X, H] of Y bytes."""
+    pairs = jnp.stack((bytes_XY & 15, bytes_XY >> 4), axis=-1)
+    return pairs.reshape(*bytes_XY.shape[:-1], -1)
 
 
 def signed_levels(codes_XH, levels: tuple[float, ...], dtype):

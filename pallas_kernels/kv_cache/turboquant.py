@@ -58,8 +58,8 @@ class TurboQuant4(Side):
         return pack(jnp.where(is_usable_X1, codes_XH, 0)), factor_X1
 
     def stored(self, parts, dtype=jnp.float32):
-        codes_XC, factor_X1 = parts
-        x_XH = signed_levels(unpack(codes_XC), LEVELS, jnp.float32)
+        codes_XY, factor_X1 = parts
+        x_XH = signed_levels(unpack(codes_XY), LEVELS, jnp.float32)
         return (x_XH * factor_X1.astype(jnp.float32)).astype(dtype)
 
 
@@ -71,10 +71,10 @@ def _power_of_two_below(x):
 
 def _norm(x_XH):
     """Returns the norm [X, 1], summed in an order that the leading axes do not change."""
-    sum_XC = x_XH * x_XH
-    while (H := sum_XC.shape[-1]) > 1:
+    sum_XE = x_XH * x_XH
+    while (H := sum_XE.shape[-1]) > 1:
         half = H // 2
-        rest_XC = sum_XC[..., 2 * half :]
-        sum_XC = sum_XC[..., :half] + sum_XC[..., half : 2 * half]
-        sum_XC = jnp.concatenate((sum_XC, rest_XC), axis=-1)
-    return jnp.sqrt(sum_XC)
+        rest_XE = sum_XE[..., 2 * half :]
+        sum_XE = sum_XE[..., :half] + sum_XE[..., half : 2 * half]
+        sum_XE = jnp.concatenate((sum_XE, rest_XE), axis=-1)
+    return jnp.sqrt(sum_XE)

@@ -148,6 +148,17 @@ def assert_equal(x, y):
     np.testing.assert_array_equal(x, y)
 
 
+def test_what_lies_beyond_the_length_does_not_matter():
+    q_BNH, cache = inputs(ULTRAQUANT, "float32")
+    run = jax.jit(step)
+    k, v = np.full((2, B, 1, K, H), np.where(np.arange(H) % 3, 1e4, np.nan))
+    dirty = jax.jit(PackedKV.append)(cache, *map(jnp.float32, (k, v)), S - 1)
+    rows = LENGTHS < S
+    clean, other = (jax.tree.map(lambda x: x[rows], run(q_BNH, x)) for x in (cache, dirty))
+    jax.tree.map(assert_equal, clean, other)
+    assert np.all(np.isfinite(run(q_BNH, dirty)[0]))
+
+
 def test_regular_heads_and_the_default_choice():
     """Four query heads read one KV head each; the best that runs here is plain JAX."""
     q_BNH, cache = inputs(ULTRAQUANT, "float32")
