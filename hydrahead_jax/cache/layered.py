@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from hydrahead_jax.config import Hydra, Mixer, ModelConfig, NativeHybrid
+from hydrahead_jax.cache.formats import KVFormats, layer_formats
+from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
+from pallas_kernels import KVFormat, PackedKV
 from pallas_kernels.slot_attention.state import SlotState, empty_state
 
 CONV_TAPS = 4
@@ -33,6 +35,10 @@ class KVCache:
         )
 
 
+LayerKV = KVCache | PackedKV
+"""Stores a layer's keys and values, as given or in the codes of a format."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecurrentCache:
@@ -52,7 +58,7 @@ class LayerCache:
     The waiting tokens of `slots` are those that the layer's window sees, without RoPE.
     """
 
-    kv: KVCache | None
+    kv: LayerKV | None
     recurrent: RecurrentCache | None
     slots: SlotState | None = None
 
@@ -81,10 +87,31 @@ class Cache:
         return self.segment_ids_BS.shape[1]
 
 
-def init_cache(config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32) -> Cache:
-    """Makes an empty cache for `batch` rows of up to `capacity` tokens."""
+def init_cache(
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    dtype=jnp.float32,
+    kv_format: KVFormats = None,
+) -> Cache:
+    """Makes an empty cache for `batch` rows of up to `capacity` tokens.
+
+    Args:
+      config: of the model.
+      batch: rows.
+      capacity: tokens of a row.
+      dtype: of keys, values and convolution tails, where they are stored as given.
+      kv_format: format of keys and values, of all layers or one a layer; see `layer_formats`.
+
+    Raises:
+      UserError: the model cannot have such a KV cache.
+    """
+    formats = layer_formats(config, kv_format)
     return Cache(
-        layers=[_init_layer(config, mixer, batch, capacity, dtype) for mixer in config.mixers],
+        layers=[
+            _init_layer(config, layer, batch, capacity, dtype, one)
+            for layer, one in enumerate(formats)
+        ],
         segment_ids_BS=jnp.zeros((batch, capacity), jnp.int32),
         tail_segment_ids_BW=jnp.zeros((batch, CONV_TAPS - 1), jnp.int32),
         positions_B=jnp.zeros((batch,), jnp.int32),
@@ -92,8 +119,10 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32
     )
 
 
-def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dtype) -> LayerCache:
-    H = config.head_dim
+def _init_layer(
+    config: ModelConfig, layer: int, batch: int, capacity: int, dtype, kv_format: KVFormat | None
+) -> LayerCache:
+    mixer, H = config.mixers[layer], config.head_dim
     slots = lambda kv_heads, kind: _empty_slots(batch, kv_heads, H, kind, dtype)
     if isinstance(mixer, NativeHybrid) and mixer.window is not None:
         return LayerCache(None, None, slots(config.kv_heads, mixer))
@@ -101,16 +130,21 @@ def _init_layer(config: ModelConfig, mixer: Mixer, batch: int, capacity: int, dt
     if isinstance(mixer, Hydra):
         kv_heads = len({config.kv_head(head) for head in mixer.fa_heads})
         gdn_heads = config.query_heads - len(mixer.fa_heads)
-    kv = KVCache(*(jnp.zeros((batch, capacity, kv_heads, H), dtype) for _ in range(2)))
+    kv = _empty_kv((batch, capacity, kv_heads, H), dtype, kv_format) if kv_heads else None
     recurrent = RecurrentCache(
         jnp.zeros((batch, gdn_heads, H, H), jnp.float32),
         *(jnp.zeros((batch, CONV_TAPS - 1, gdn_heads, H), dtype) for _ in range(3)),
     )
-    kv = kv if kv_heads else None
     if gdn_heads and mixer.choices.native_hybrid is not None:
         heads = (config.kv_head(n) for n in range(config.query_heads) if n not in mixer.fa_heads)
         return LayerCache(kv, None, slots(len(set(heads)), mixer.choices.native_hybrid))
     return LayerCache(kv, recurrent if gdn_heads else None)
+
+
+def _empty_kv(shape: tuple[int, ...], dtype, kv_format: KVFormat | None) -> LayerKV:
+    if kv_format is not None:
+        return PackedKV.empty(kv_format, *shape, dtype)
+    return KVCache(*(jnp.zeros(shape, dtype) for _ in range(2)))
 
 
 def _empty_slots(batch: int, kv_heads: int, H: int, mixer: NativeHybrid, dtype) -> SlotState:
@@ -130,7 +164,10 @@ def pick_slots(state: SlotState, kv_heads: tuple[int, ...]) -> SlotState:
     )
 
 
-def cache_bytes(config: ModelConfig, length: int, dtype=jnp.bfloat16) -> int:
+def cache_bytes(
+    config: ModelConfig, length: int, dtype=jnp.bfloat16, kv_format: KVFormats = None
+) -> int:
     """Returns the bytes of keys, values and states that one sequence of `length` tokens holds."""
-    leaves = jax.eval_shape(lambda: jax.tree.leaves(init_cache(config, 1, length, dtype).layers))
+    make = lambda: jax.tree.leaves(init_cache(config, 1, length, dtype, kv_format).layers)
+    leaves = jax.eval_shape(make)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

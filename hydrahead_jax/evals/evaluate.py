@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection
 import numpy as np
 from tokenizers import Tokenizer
 
+from hydrahead_jax.cache import check_names, layer_formats
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
 from hydrahead_jax.evals.needle_questions import RULER_REPLY, needle_questions
@@ -32,6 +34,8 @@ class EvalSettings:
       batch: documents or windows per pass.
       prefill_chunk: prompt tokens per pass; bounds memory.
       seed: seed of the documents.
+      kv_cache: format of the KV cache, such as "ultraquant", or a list with one for each layer; the
+        text loss is then that of decode steps. None stores keys and values as given.
     """
 
     lengths: tuple[int, ...]
@@ -43,6 +47,9 @@ class EvalSettings:
     batch: int = 16
     prefill_chunk: int | None = 256
     seed: int = 0
+    kv_cache: str | tuple[str | None, ...] | None = dataclasses.field(
+        default=None, metadata=RECORDED_IF_SET
+    )
 
     def __post_init__(self):
         counts = (self.documents, self.needles, self.reply, self.text_windows, self.batch)
@@ -51,6 +58,7 @@ class EvalSettings:
                 "an evaluation needs at least one length, and at least one document, needle, "
                 f"token of reply, text window and row a batch; it has {self}"
             )
+        check_names(self.kv_cache)
 
 
 def evaluate(
@@ -81,10 +89,11 @@ def evaluate(
       nats per token, and "text_loss_by_position", {"first-last": loss}.
 
     Raises:
-      UserError: some document or text window cannot be made, or the tokenizer is of another model;
-        before anything is computed.
+      UserError: some document or text window cannot be made, the tokenizer is of another model, or
+        the model cannot have that KV cache; before anything is computed.
     """
     check_tokenizer(tokenizer, config.vocab)
+    kv_formats = layer_formats(config, settings.kv_cache)
     haystack = Haystack.of(haystack)
     kinds, asked = _kinds(tokenizer, settings), {}
     common = {"documents": settings.documents, "seed": settings.seed, "reply": settings.reply}
@@ -98,7 +107,12 @@ def evaluate(
     report = {kind: {} for kind in kinds}
     for done, ((kind, length), questions) in enumerate(asked.items(), start=1):
         report[kind][str(length)] = niah_accuracy(
-            config, params, questions, batch=settings.batch, prefill_chunk=settings.prefill_chunk
+            config,
+            params,
+            questions,
+            batch=settings.batch,
+            prefill_chunk=settings.prefill_chunk,
+            kv_cache=kv_formats,
         )
         progress(f"{kind} {length}", done, len(asked) + 1)
     loss = text_loss(
@@ -108,6 +122,7 @@ def evaluate(
         length=settings.lengths[0],
         windows=settings.text_windows,
         batch=settings.batch,
+        kv_cache=kv_formats,
     )
     progress("text_loss", len(asked) + 1, len(asked) + 1)
     return {

@@ -1,5 +1,6 @@
 """Measures how often a model retrieves a needle."""
 
+from hydrahead_jax.cache import KVFormats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.evals.needle_questions import Questions
 from hydrahead_jax.generate import generate
@@ -14,6 +15,7 @@ def niah_accuracy(
     batch: int = 16,
     prefill_chunk: int | None = 256,
     edits: dict[int, HeadEdit] | None = None,
+    kv_cache: KVFormats = None,
 ) -> float:
     """Returns the share of documents that a model answers.
 
@@ -26,6 +28,7 @@ def niah_accuracy(
       batch: documents a pass.
       prefill_chunk: see `generate`.
       edits: see `generate`.
+      kv_cache: see `generate`.
     """
     documents = len(questions.prompts)
     longest = max(len(prompt) for prompt in questions.prompts)
@@ -41,6 +44,7 @@ def niah_accuracy(
             prefill_chunk=prefill_chunk if prefill_chunk and prefill_chunk < longest else None,
             beyond_trained_length=True,
             edits=edits,
+            kv_cache=kv_cache,
         )
         answered = [row for row in rows if row < documents]
         right += sum(questions.is_right[row](replies[row - start]) for row in answered)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hydrahead_jax.cache import KVFormats, LayerFormats, init_cache, layer_formats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.models import merge
@@ -36,23 +37,25 @@ def text_loss(
     windows: int = 32,
     batch: int = 16,
     first_bucket: int = 32,
+    kv_cache: KVFormats = None,
 ) -> TextLoss:
     """Returns the mean loss over `windows` stretches of `length` tokens, spread evenly over text.
 
+    With a `kv_cache`, see `generate`, tokens are read one at a time as in decoding, so that each
+    sees the keys and values that the cache stores.
+
     Raises:
-      UserError: the text is shorter than one window, a window has no token to predict, or a token
-        is unknown to the model.
+      UserError: the text is shorter than one window, a window has no token to predict, a token is
+        unknown to the model, or the model cannot have that KV cache.
     """
     check_text(text_tokens, length, config.vocab)
+    kv_formats = layer_formats(config, kv_cache)
     starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
     batch = min(batch, windows)
     tokens_XT = np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
-    loss_XT = np.concatenate(
-        [
-            _token_losses(config, params, tokens_XT[np.arange(start, start + batch) % windows])
-            for start in range(0, windows, batch)
-        ]
-    )[:windows].astype(np.float64)
+    rows = [np.arange(start, start + batch) % windows for start in range(0, windows, batch)]
+    losses = [_token_losses(config, params, tokens_XT[row], kv_formats) for row in rows]
+    loss_XT = np.concatenate(losses)[:windows].astype(np.float64)
     return TextLoss(float(loss_XT.mean()), _by_position(loss_XT.mean(axis=0), first_bucket))
 
 
@@ -68,14 +71,14 @@ def check_text(text_tokens: np.ndarray, length: int, vocab: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _token_losses(config: ModelConfig, params: dict, tokens_BT):
+@functools.partial(jax.jit, static_argnames=("config", "kv_formats"))
+def _token_losses(config: ModelConfig, params: dict, tokens_BT, kv_formats: LayerFormats):
     """Returns the losses [B, T - 1].
 
     Because V is large, it computes the logits of a few positions at a time.
     """
     model = merge(config, params)
-    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
+    hidden_BTD = _hidden(config, model, tokens_BT[:, :-1], kv_formats)
     targets_BT = tokens_BT[:, 1:]
     B, T = targets_BT.shape
     width = min(_LOGITS_AT_ONCE, T)
@@ -91,6 +94,21 @@ def _token_losses(config: ModelConfig, params: dict, tokens_BT):
     split = lambda x: jnp.moveaxis(x.reshape(B, padded // width, width, *x.shape[2:]), 1, 0)
     loss_ZBC = jax.lax.map(losses, (split(hidden_BTD), split(targets_BT)))
     return jnp.moveaxis(loss_ZBC, 0, 1).reshape(B, padded)[:, :T]
+
+
+def _hidden(config: ModelConfig, model, tokens_BT, kv_formats: LayerFormats):
+    """Returns the hidden states [B, T, D], in one pass unless a cache is packed."""
+    if not any(kv_formats):
+        return model(tokens_BT).hidden_BTD
+
+    def step(cache, token_B):
+        output = model(token_B[:, None], cache=cache)
+        return output.cache, output.hidden_BTD[:, 0]
+
+    dtype = model.w_embed_VD[...].dtype
+    cache = init_cache(config, *tokens_BT.shape, dtype, kv_formats)
+    _, hidden_TBD = jax.lax.scan(step, cache, tokens_BT.T)
+    return jnp.moveaxis(hidden_TBD, 0, 1)
 
 
 def _by_position(loss_T: np.ndarray, first_bucket: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import jax
 import numpy as np
 
+from hydrahead_jax.cache import KVFormats, layer_formats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.generate.decode import decode, until_stop
@@ -32,6 +33,7 @@ def generate(
     prefill_chunk: int | None = None,
     beyond_trained_length: bool = False,
     edits: dict[int, HeadEdit] | None = None,
+    kv_cache: KVFormats = None,
 ) -> list[list[int]]:
     """Continues every prompt by up to `max_new_tokens` tokens.
 
@@ -52,10 +54,11 @@ def generate(
       beyond_trained_length: allow more tokens than `config.max_length`.
       edits: layer -> head outputs to replace at every token, values [1, 1, N, H]. One compiled
         function serves all edits of the same layers.
+      kv_cache: format of the KV cache, such as "ultraquant", or one a layer; see `layer_formats`.
 
     Raises:
       UserError: an empty prompt, an unknown token id, more tokens than the model was trained for,
-        or a number that is out of its range or no integer.
+        a number that is out of its range or no integer, or a KV cache that the model cannot have.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     stops = _stops(config, stop_token)
@@ -63,6 +66,7 @@ def generate(
     _check_whole("seed", seed, least=0, most=2**32 - 1)
     if prefill_chunk is not None:
         _check_whole("prefill_chunk", prefill_chunk, least=1)
+    kv_formats = layer_formats(config, kv_cache)
     rows = [_row(config, index, prompt) for index, prompt in enumerate(prompts)]
     if not rows:
         return []
@@ -80,17 +84,37 @@ def generate(
         sampling=sampling,
         stop_tokens=stops,
         chunk=prefill_chunk,
+        kv_formats=kv_formats,
     )
     return [until_stop(row, stops) for row in np.asarray(out_BT).tolist()]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps", "sampling", "stop_tokens", "chunk"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "steps", "sampling", "stop_tokens", "chunk", "kv_formats")
+)
 def _run(
-    config, params, tokens_BT, segment_ids_BT, key, edits, *, steps, sampling, stop_tokens, chunk
+    config,
+    params,
+    tokens_BT,
+    segment_ids_BT,
+    key,
+    edits,
+    *,
+    steps,
+    sampling,
+    stop_tokens,
+    chunk,
+    kv_formats,
 ):
-    capacity = tokens_BT.shape[1] + steps
     logits_BV, cache = prefill(
-        config, params, tokens_BT, segment_ids_BT, capacity=capacity, chunk=chunk, edits=edits
+        config,
+        params,
+        tokens_BT,
+        segment_ids_BT,
+        capacity=tokens_BT.shape[1] + steps,
+        chunk=chunk,
+        edits=edits,
+        kv_format=kv_formats,
     )
     return decode(
         config,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hydrahead_jax.cache import Cache, init_cache
+from hydrahead_jax.cache import Cache, KVFormats, init_cache
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.models import merge
@@ -18,6 +18,7 @@ def prefill(
     capacity: int,
     chunk: int | None = None,
     edits: dict[int, HeadEdit] | None = None,
+    kv_format: KVFormats = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs prompts that are padded on the left.
 
@@ -30,13 +31,14 @@ def prefill(
       chunk: tokens a pass, which bounds the memory of attention scores; all at once if None. It
         must divide T.
       edits: made at every token, see `generate`.
+      kv_format: see `init_cache`.
 
     Returns:
       The logits after the last token, float32 [B, V], and the cache.
     """
     B, T = tokens_BT.shape
     model = merge(config, params)
-    cache = init_cache(config, B, capacity, params["w_embed_VD"].dtype)
+    cache = init_cache(config, B, capacity, params["w_embed_VD"].dtype, kv_format)
     if chunk is None or chunk >= T:
         output = model(tokens_BT, segment_ids_BT=segment_ids_BT, cache=cache, edits=edits)
         return model.logits(output.hidden_BTD[:, -1]), output.cache

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
-from hydrahead_jax.cache.layered import KVCache
+from hydrahead_jax.cache.layered import KVCache, LayerKV
 from hydrahead_jax.mixers.parallel import attention_on
 from hydrahead_jax.mixers.types import Stream
 from hydrahead_jax.ops.null_keys import with_null_keys
-from pallas_kernels import attention, attention_decode
+from pallas_kernels import PackedKV, attention, attention_decode
 
 
 def attend(
@@ -15,13 +15,15 @@ def attend(
     v_BTKH,
     kv_head_of_query: tuple[int, ...],
     stream: Stream,
-    cache: KVCache | None,
+    cache: LayerKV | None,
     *,
     null_keys: int = 0,
 ):
     """Returns heads [B, T, N, H], and the cache with T more tokens.
 
-    Every query also sees `null_keys` keys of logit 0 and value 0.
+    A packed cache shows several tokens what it restores of those before, and these as given; a
+    single token, the decode step, reads what is stored, its own key and value included. Every query
+    also sees `null_keys` keys of logit 0 and value 0.
     """
     keys = stream.key_segment_ids_BS
     settings = {"kv_head_of_query": kv_head_of_query, "return_lse": null_keys > 0}
@@ -36,25 +38,32 @@ def attend(
             q_BTNH, k_BTKH, v_BTKH, **settings, segment_ids_BT=queries, kv_segment_ids_BS=keys
         )
         return finish(found), None
-    cache = cache.append(k_BTKH, v_BTKH, stream.start)
+    earlier, cache = cache, _append(cache, k_BTKH, v_BTKH, stream)
     if q_BTNH.shape[1] > 1:
+        seen = cache
+        if isinstance(cache, PackedKV):
+            restored = KVCache(*earlier.decoded(k_BTKH.dtype))
+            seen = restored.append(k_BTKH, v_BTKH, stream.start)
         found = attention(
             q_BTNH,
-            cache.k_BSKH,
-            cache.v_BSKH,
+            seen.k_BSKH,
+            seen.v_BSKH,
             **settings,
             segment_ids_BT=stream.segment_ids_BT,
             kv_segment_ids_BS=keys,
             q_start=stream.start,
         )
         return finish(found), cache
-    found = attention_decode(
-        q_BTNH[:, 0],
-        cache.k_BSKH,
-        cache.v_BSKH,
-        jnp.broadcast_to(stream.start + 1, q_BTNH.shape[:1]),
-        **settings,
-        segment_ids_B=stream.segment_ids_BT[:, 0],
-        kv_segment_ids_BS=keys,
-    )
+    q_BNH, lengths_B = q_BTNH[:, 0], jnp.broadcast_to(stream.start + 1, q_BTNH.shape[:1])
+    settings |= {"segment_ids_B": stream.segment_ids_BT[:, 0], "kv_segment_ids_BS": keys}
+    if isinstance(cache, PackedKV):
+        found = attention_decode(q_BNH, lengths_B=lengths_B, cache=cache, **settings)
+    else:
+        found = attention_decode(q_BNH, cache.k_BSKH, cache.v_BSKH, lengths_B, **settings)
     return finish(found)[:, None], cache
+
+
+def _append(cache: LayerKV, k_BTKH, v_BTKH, stream: Stream) -> LayerKV:
+    if isinstance(cache, KVCache):
+        return cache.append(k_BTKH, v_BTKH, stream.start)
+    return cache.append(k_BTKH, v_BTKH, stream.start, stream.segment_ids_BT != 0)

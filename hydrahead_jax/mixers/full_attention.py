@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from hydrahead_jax.cache.layered import KVCache, LayerCache
+from hydrahead_jax.cache.layered import LayerCache, LayerKV
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.init import fan_in
@@ -41,7 +41,7 @@ class FullAttentionMixer(nnx.Module):
         kv = cache and cache.kv.pick(kv_heads)
         return self._heads(x_BTD, stream, kv, query_heads, kv_heads)[0]
 
-    def _heads(self, x_BTD, stream: Stream, cache: KVCache | None, query_heads=None, kv_heads=None):
+    def _heads(self, x_BTD, stream: Stream, cache: LayerKV | None, query_heads=None, kv_heads=None):
         config = self.config
         turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
         q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD, query_heads, kv_heads)

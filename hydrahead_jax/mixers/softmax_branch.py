@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from hydrahead_jax.cache.layered import KVCache
+from hydrahead_jax.cache.layered import LayerKV
 from hydrahead_jax.config import HydraChoices, ModelConfig
 from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.hydra_heads import HydraHeads
@@ -33,7 +33,7 @@ class SoftmaxBranch(nnx.Module):
             self.gamma_N = ones((N,))
         self.w_o_NHD = fan_in(rngs, (N, H, D), config.query_heads * H)
 
-    def __call__(self, qkv: QKV, q_BTNH, k_BTKH, v_BTKH, stream: Stream, cache: KVCache | None):
+    def __call__(self, qkv: QKV, q_BTNH, k_BTKH, v_BTKH, stream: Stream, cache: LayerKV | None):
         """Returns heads before the gate [B, T, N, H], and the cache with T more tokens."""
         q_BTNH, k_BTKH = qkv.norm_q(q_BTNH), qkv.norm_k(k_BTKH)
         if self.choices.log_scale_in_training or not stream.training:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
+from hydrahead_jax.cache import layer_formats
 from hydrahead_jax.config import Hydra, ModelConfig, NativeHybrid
 from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.errors import UserError
@@ -153,6 +154,7 @@ def check(config: PretrainConfig) -> None:
             "of model.mixers do not have; set it to 1"
         )
     check_stages(config.stages, config.model.max_length)
+    layer_formats(config.model, config.evaluation.kv_cache)
     for stage in config.stages:
         if stage.loss != "next_token":
             raise UserError(f"stage {stage.name!r}: loss={stage.loss!r} needs a teacher")

@@ -141,7 +141,7 @@ def measure(config: ModelConfig, params: dict, teacher: Teacher, settings: EvalS
         **evaluate(config, params, corpus.tokenizer, haystack, settings, stops=corpus.stops),
         "fa_heads": sum(len(h) for h in heads),
         "kv_heads": sum(len({config.kv_head(n) for n in h}) for h in heads),
-        "cache_bytes_at_32k": cache_bytes(config, 32768),
+        "cache_bytes_at_32k": cache_bytes(config, 32768, kv_format=settings.kv_cache),
     }
 
 

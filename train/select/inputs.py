@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from hydrahead_jax.cache import layer_formats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals.haystack import Haystack
@@ -87,6 +88,7 @@ def check_model(config: SelectConfig, model: ModelConfig) -> None:
     make_plan(config, model, made_up)
     if config.knock_out is not None:
         config.knock_out.counts_for(int(softmax_LN.sum()))
+        layer_formats(model, config.knock_out.kv_cache)
     for length in config.stability.lengths if config.stability else ():
         if length > model.max_length:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hydrahead_jax.cache import layer_formats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.dataclass_json import to_plain
 from hydrahead_jax.evals.haystack import Haystack
@@ -86,8 +87,12 @@ def measure_knock_out(
     known = _known(path, record)
     if all(len(known.get(name, ())) == len(counts) for name in orders):
         return {**record, "curves": known}
-    at_once = {"batch": settings.batch, "prefill_chunk": settings.prefill_chunk}
-    accuracy = lambda edits: niah_accuracy(config, params, questions, **at_once, edits=edits)
+    how = {
+        "batch": settings.batch,
+        "prefill_chunk": settings.prefill_chunk,
+        "kv_cache": layer_formats(config, settings.kv_cache),
+    }
+    accuracy = lambda edits: niah_accuracy(config, params, questions, **how, edits=edits)
 
     def on_point(curves: Curves, done: int, total: int) -> None:
         write_json(path, {**record, "curves": curves})

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from hydrahead_jax.cache import check_names
+from hydrahead_jax.dataclass_json import RECORDED_IF_SET
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.selection.checks.ablation import knock_out_edits
@@ -34,6 +36,7 @@ class KnockOutSettings:
       batch: documents per pass.
       prefill_chunk: prompt tokens per pass; bounds memory.
       seed: seed of the documents and of the random orders.
+      kv_cache: format of the KV cache, as in `EvalSettings`.
     """
 
     counts: tuple[int, ...] | None = None
@@ -45,6 +48,9 @@ class KnockOutSettings:
     batch: int = 16
     prefill_chunk: int | None = 256
     seed: int = 0
+    kv_cache: str | tuple[str | None, ...] | None = dataclasses.field(
+        default=None, metadata=RECORDED_IF_SET
+    )
 
     def __post_init__(self):
         if self.counts is not None and (
@@ -59,6 +65,7 @@ class KnockOutSettings:
                 "a knock-out needs at least one draw, document, needle, token of a reply and of a "
                 f"pass and row a batch, and a seed of at least 0; it has {self}"
             )
+        check_names(self.kv_cache)
 
     def counts_for(self, heads: int) -> tuple[int, ...]:
         """Returns the counts for a model with so many softmax heads.

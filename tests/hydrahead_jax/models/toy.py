@@ -61,9 +61,18 @@ MODELS = {
 }
 
 
-@functools.cache
+WIDE_HEADS = dataclasses.replace(TEACHER, head_dim=32, mixers=(NativeHybrid(window=None, slots=4),))
+"""Has a KV cache, null keys, and heads that every format of few bits takes."""
+
+
 def params_of(name: str) -> dict:
     """Returns random parameters, also for those that start at zero or one."""
+    return random_params(MODELS[name])
+
+
+@functools.cache
+def random_params(config: ModelConfig) -> dict:
+    """Returns the parameters of `params_of` for any config."""
     rng = np.random.default_rng(0)
     norms = ("q_norm_H", "k_norm_H", "out_norm_H", "out_norm_NH", "mixer_norm_D", "mlp_norm_D")
     centre = {"dt_bias_N": -2.0} | dict.fromkeys((*norms, "gamma_N"), 1.0)
@@ -72,7 +81,7 @@ def params_of(name: str) -> dict:
         values = centre.get(path[-1].key, 0.0) + 0.3 * rng.normal(size=leaf.shape)
         return jnp.asarray(values, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(MODELS[name]))
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
 def keep_all(config: ModelConfig) -> dict[int, HeadEdit]:

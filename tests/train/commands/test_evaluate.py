@@ -35,11 +35,12 @@ def stock(tmp_path):
 
 def test_a_stock_model_is_asked_in_the_words_of_ruler(stock, tmp_path):
     settings = ("lengths=(600,)", "documents=1", "batch=1", "reply=2", "text_windows=1")
+    settings += ("kv_cache=fp8",)
     text, said = write_texts(tmp_path / "text"), []
     out = tmp_path / "report.json"
     report = evaluate_saved(stock, settings, text, out=out, say=said.append)
     assert json.loads(json.dumps(report)) == json.loads(said[0]) == json.loads(out.read_text())
-    assert report["settings"]["template"] == "auto"
+    assert report["settings"]["template"] == "auto" and report["settings"]["kv_cache"] == "fp8"
     assert report["niah_multikey_2"] == {"600": 0.0} and report["text_loss"] > 1
     with pytest.raises(UserError, match="niah_single_1: 99 tokens are too few"):
         evaluate_saved(stock, ("lengths=(99,)",), text)
@@ -49,3 +50,5 @@ def test_a_stock_model_is_asked_in_the_words_of_ruler(stock, tmp_path):
         UserError, match="template: 'nosuch' must be one of 'auto', 'symbols', 'ruler'"
     ):
         evaluate_saved(stock, ("template=nosuch",), text)
+    with pytest.raises(UserError, match="there is no format 'int3'; use one of bf16, fp8"):
+        evaluate_saved(stock, ("kv_cache=int3",), text)
