@@ -53,20 +53,23 @@ class Run(NamedTuple):
 RUNS = (
     Run("attention", "zigzag", 2, 4, "float64"),
     Run("attention", "contiguous", 1, 3, "float64"),
-    Run("attention", "zigzag", 1, 8, "float32"),
-    Run("attention", "contiguous", 1, 2, "float32"),
     Run("delta", "zigzag", 1, 3, "float64"),
     Run("delta", "contiguous", 2, 4, "float64"),
     Run("delta", "zigzag", 1, 8, "float32"),
-    Run("delta", "contiguous", 1, 2, "float32"),
     Run("null keys", "zigzag", 2, 4, "float64"),
     Run("slots", "zigzag", 2, 4, "float64"),
     Run("slots", "contiguous", 1, 8, "float64"),
-    Run("slots", "zigzag", 1, 3, "float32"),
     Run("slots without sinks", "zigzag", 1, 3, "float64"),
     Run("slots without window", "contiguous", 2, 4, "float64"),
     Run("conv", "zigzag", 2, 4, "float64"),
     Run("conv", "contiguous", 1, 8, "float64"),
+)
+
+HEAVY_RUNS = (
+    Run("attention", "zigzag", 1, 8, "float32"),
+    Run("attention", "contiguous", 1, 2, "float32"),
+    Run("delta", "contiguous", 1, 2, "float32"),
+    Run("slots", "zigzag", 1, 3, "float32"),
 )
 
 

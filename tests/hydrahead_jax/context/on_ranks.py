@@ -1,7 +1,7 @@
 """Compares every op over ranks with the op on one device.
 
-`python -m tests.hydrahead_jax.context.on_ranks` prints how far outputs and gradients are apart, as
-JSON: run -> result -> [largest difference in each row].
+`python -m tests.hydrahead_jax.context.on_ranks [heavy]` prints how far outputs and gradients are
+apart, as JSON: run -> result -> [largest difference in each row].
 """
 
 import os
@@ -14,6 +14,7 @@ os.environ["NPROC"] = "16"  # threads; with fewer than devices, collectives wait
 
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -178,9 +179,11 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     inputs = cases.inputs()
     cast = lambda op, dtype: [jnp.asarray(x, dtype) for x in inputs[op]]
-    exact = {op: with_gradients(OPS[op][1], cast(op, "float64")) for op in OPS}
+    runs = cases.HEAVY_RUNS if sys.argv[1:] == ["heavy"] else cases.RUNS
+    ops = {run.op for run in runs}
+    exact = {op: with_gradients(OPS[op][1], cast(op, "float64")) for op in ops}
     report = {}
-    for run in cases.RUNS:
+    for run in runs:
         found = with_gradients(functools.partial(run_on_ranks, run), cast(run.op, run.dtype))
         names = [f"result {i}" for i in range(len(OPS[run.op][3]))]
         names += [f"gradient of {name}" for name in inputs[run.op]._fields]

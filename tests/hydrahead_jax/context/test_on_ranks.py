@@ -7,16 +7,15 @@ import sys
 
 import pytest
 
-from tests.hydrahead_jax.context.cases import ROWS, RUNS
+from tests.hydrahead_jax.context.cases import HEAVY_RUNS, ROWS, RUNS
 from tests.root import ROOT
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def report() -> dict:
+def compare(*arguments: str) -> dict:
     process = subprocess.run(
-        [sys.executable, "-m", "tests.hydrahead_jax.context.on_ranks"],
+        [sys.executable, "-m", "tests.hydrahead_jax.context.on_ranks", *arguments],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
@@ -27,9 +26,17 @@ def report() -> dict:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
-def test_equals_one_device(report, run):
-    found = report[str(run)]
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return compare()
+
+
+@pytest.fixture(scope="module")
+def heavy_report() -> dict:
+    return compare("heavy")
+
+
+def assert_equal(found: dict, run) -> None:
     assert (
         len(found)
         == {"attention": 4, "null": 4, "delta": 8, "slots": 9, "conv": 4}[run.op.split()[0]]
@@ -41,3 +48,14 @@ def test_equals_one_device(report, run):
         if not error <= TOLERANCE[run.dtype]
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_equals_one_device(report, run):
+    assert_equal(report[str(run)], run)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("run", HEAVY_RUNS, ids=str)
+def test_equals_one_device_in_float32(heavy_report, run):
+    assert_equal(heavy_report[str(run)], run)

@@ -15,6 +15,7 @@ from pallas_kernels.gated_delta.reference import gated_delta_step_reference
 from pallas_kernels.hopper.machine import OLDEST_JAX
 from tests.pallas_kernels.gated_delta.cases import HOSTILE, SEGMENTS, Case, make_inputs
 from tests.pallas_kernels.gated_delta.suite import GATED_DELTA, call
+from tests.pallas_kernels.kit.cases import some_heavy
 from tests.tolerances import error_ratio
 
 HOPPER_SIZE = dict(
@@ -24,6 +25,14 @@ CASES = [
     dataclasses.replace(case, **HOPPER_SIZE)
     for case in (Case(name="random"), SEGMENTS[0], SEGMENTS[-1], *HOSTILE)
 ]
+IN_EACH_RUN = {  # each of the others is nearly one of these
+    "random",
+    "mixed",
+    "identical keys, beta 2",
+    "cosine 0.9, beta 2",
+    "log-decay -1e4",
+    "log-decay mixed, packed",
+}
 SMALL = Case(name="small", **{**HOPPER_SIZE, "length": 65, "value_heads": 1})
 
 interpreter = pytest.mark.interpreter("gpu")
@@ -38,7 +47,9 @@ def assert_right(case: Case, interpret=True) -> None:
 
 
 @interpreter
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", some_heavy(CASES, lambda case: case.name not in IN_EACH_RUN), ids=lambda case: case.name
+)
 def test_equals_float64(case):
     assert_right(case)
 

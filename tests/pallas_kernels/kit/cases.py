@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
+import pytest
 
 Segments = Literal["one", "packed", "left padding", "middle padding", "right padding", "mixed"]
 PADDED = ("packed", "left padding", "middle padding", "right padding", "mixed")
@@ -17,6 +18,13 @@ def both(cases) -> tuple:
     """Returns the cases in float32, and the same in bfloat16."""
     cases = tuple(cases)
     return tuple(in_dtype(case, dtype) for dtype in ("float32", "bfloat16") for case in cases)
+
+
+def some_heavy(cases, is_heavy) -> list:
+    """Returns the cases for `parametrize`; those that `is_heavy` picks run in `make test-heavy`."""
+    return [
+        pytest.param(case, marks=pytest.mark.heavy) if is_heavy(case) else case for case in cases
+    ]
 
 
 def segment_ids(kind: Segments, batch: int, length: int) -> np.ndarray:
