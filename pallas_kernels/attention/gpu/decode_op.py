@@ -52,7 +52,7 @@ def _decode(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, problem: Problem, blocks: Ho
     from pallas_kernels.attention.gpu.masks import Places
 
     (B, _, H), S = q_BNH.shape, k_BSKH.shape[1]
-    kv_heads_U, queries_UG, place_N = _by_kv_head(problem.kv_head_of_query)
+    kv_heads_U, queries_UG, place_N = by_kv_head(problem.kv_head_of_query)
     q_BUGH = q_BNH[:, queries_UG]
     shares_BXE, segments = _shares(problem.visibility, lengths_B, ids, S, blocks)
     out_XBUGH, lse_XBUG = decode(
@@ -66,7 +66,7 @@ def _decode(q_BNH, k_BSKH, v_BSKH, lengths_B, *ids, problem: Problem, blocks: Ho
     return out_BNH, lse_BUG.reshape(B, -1)[:, place_N]
 
 
-def _by_kv_head(heads: tuple[int, ...]):
+def by_kv_head(heads: tuple[int, ...]):
     """Groups the query heads by the KV head that they read.
 
     Returns:

@@ -1,0 +1,1 @@
+"""Defines the Hopper kernel of the decode step over an encoded cache."""
