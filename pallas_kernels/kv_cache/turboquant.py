@@ -72,9 +72,9 @@ def _power_of_two_below(x):
 def _norm(x_XH):
     """Returns the norm [X, 1], summed in an order that the leading axes do not change."""
     sum_XE = x_XH * x_XH
-    while (H := sum_XE.shape[-1]) > 1:
-        half = H // 2
-        rest_XE = sum_XE[..., 2 * half :]
-        sum_XE = sum_XE[..., :half] + sum_XE[..., half : 2 * half]
-        sum_XE = jnp.concatenate((sum_XE, rest_XE), axis=-1)
+    while (E := sum_XE.shape[-1]) > 1:
+        if E % 2:
+            sum_XE = jnp.pad(sum_XE, [(0, 0)] * (sum_XE.ndim - 1) + [(0, 1)])
+        half = sum_XE.shape[-1] // 2
+        sum_XE = sum_XE[..., :half] + sum_XE[..., half:]
     return jnp.sqrt(sum_XE)

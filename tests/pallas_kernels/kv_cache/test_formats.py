@@ -51,13 +51,12 @@ def integers(H: int) -> np.ndarray:
     return x_XH * 2.0 ** np.arange(-20, 12, 0.5).astype(int)[:, None].astype(np.float32)
 
 
-@pytest.mark.parametrize("H", [32, 128, 256])
+@pytest.mark.parametrize("H", [64, 128])
 def test_the_rotation_is_the_normalised_sylvester_matrix(H):
     x_XH = np.random.default_rng(0).normal(size=(3, H)).astype(np.float32)
     x_XH[2] = 1e37
-    turned_XH, back_XH = map(
-        np.asarray, jax.jit(lambda x: (hadamard(x), hadamard(hadamard(x))))(x_XH)
-    )
+    turn = jax.jit(hadamard)
+    turned_XH, back_XH = turn(x_XH), turn(turn(x_XH))
     exact_XH = x_XH @ oracle.sylvester(H) / np.sqrt(H)
     for found_XH, wanted_XH in ((turned_XH, exact_XH), (back_XH, x_XH)):
         np.testing.assert_allclose(found_XH[:2], wanted_XH[:2], rtol=0, atol=2e-6)
@@ -197,15 +196,15 @@ def test_nan_and_inf(side, value):
 
 
 def test_bytes_of_a_token():
-    found = {name: (x.bytes_a_token(128), x.bytes_a_token(256)) for name, x in KV_FORMATS.items()}
-    assert found == {
-        "bf16": (512, 1024),
-        "fp8": (256, 512),
-        "ultraquant": (136, 272),
-        "ultraquant-tuned": (136, 272),
-        "turboquant4": (132, 260),
-        "int4": (136, 264),
+    assert {name: format.bytes_a_token(128) for name, format in KV_FORMATS.items()} == {
+        "bf16": 512,
+        "fp8": 256,
+        "ultraquant": 136,
+        "ultraquant-tuned": 136,
+        "turboquant4": 132,
+        "int4": 136,
     }
+    assert KV_FORMATS["ultraquant"].bytes_a_token(256) == 272
     assert KV_FORMATS["bf16"].bytes_a_token(128, jnp.float32) == 1024
 
 
