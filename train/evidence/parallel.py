@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from train.files.child_process import end_with_parent
 from train.files.progress import Progress
 
 
@@ -45,7 +46,7 @@ def run_parallel(tasks: dict[str, Task], processes: int) -> dict[str, Any]:
     shares = context.Queue()
     for share in _shares(processes):
         shares.put(share)
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _take_share, (shares,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _start, (shares,)) as pool:
         futures = {name: pool.submit(_run, task) for name, task in tasks.items()}
         try:
             _watch(tasks, futures)
@@ -62,7 +63,8 @@ def _shares(processes: int) -> list[list[int]]:
     return [cores[index::processes] or cores for index in range(processes)]
 
 
-def _take_share(shares) -> None:
+def _start(shares) -> None:
+    end_with_parent()
     share = shares.get()
     if share:
         os.sched_setaffinity(0, share)

@@ -4,12 +4,12 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable
 
 from hydrahead_jax.errors import UserError
 from train.data.documents.parts import Part
 from train.data.tokenizer import load_tokenizer
+from train.files.child_process import end_with_parent
 from train.files.progress import Progress
 from train.prepare.job import Job
 from train.prepare.shards import make_shards
@@ -88,13 +88,8 @@ def _start(job: Job, shares, stop) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker = (job, load_tokenizer(job.tokenizer), shares, stop)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _make(number: int, part: Part) -> None:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import time
 
@@ -35,6 +36,36 @@ def test_processes_share_the_cores(tmp_path):
     cores = len(os.sched_getaffinity(0))
     results = run_parallel(tasks, cores)
     assert {used for _, _, used in results.values()} == {1}
+
+
+def write_for_a_minute(path):
+    for _ in range(600):
+        with path.open("a") as file:
+            file.write("x")
+        time.sleep(0.1)
+
+
+def test_no_process_outlives_a_command_that_is_killed(tmp_path):
+    written = tmp_path / "written"
+    tasks = {"a": task(write_for_a_minute, tmp_path, written)}
+    command = multiprocessing.get_context("spawn").Process(target=run_parallel, args=(tasks, 1))
+    command.start()
+    within(30, written.is_file)
+    command.kill()
+
+    def is_left_alone() -> bool:
+        size = written.stat().st_size
+        time.sleep(0.5)
+        return written.stat().st_size == size
+
+    within(10, is_left_alone)
+
+
+def within(seconds: float, holds) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_failing_task_fails_the_whole(tmp_path):
