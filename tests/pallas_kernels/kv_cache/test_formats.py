@@ -118,8 +118,8 @@ def test_fp8_stores_what_its_rules_say(side, H, dtype):
         np.testing.assert_array_equal(x, oracle.e4m3(np.asarray(x_XH, np.float64)))
 
 
-@pytest.mark.parametrize("c", [0.156, 0.2, 0.3, 2**-2.5])
-def test_exponents_are_rounded_as_python_rounds_them(c):
+@pytest.mark.parametrize(("c", "top"), [(0.156, 252), (0.2, 253), (2**-2.5, 252), (0.5, 254)])
+def test_exponents_are_rounded_as_python_rounds_them(c, top):
     """Looks at the floats beside each point of change; with c = 2^-2.5 there are exact ties."""
     largest = [0.0, 1e-45, float(np.finfo(np.float32).max), math.inf, math.nan]
     for exponent in range(-126, 128):
@@ -129,17 +129,10 @@ def test_exponents_are_rounded_as_python_rounds_them(c):
             largest += [np.nextafter(near, np.float32(0)), near, np.nextafter(near, np.inf)]
     x_XH = np.zeros((len(largest), 32), np.float32)
     x_XH[:, 7] = np.where(np.arange(len(largest)) % 2, -1, 1) * np.array(largest, np.float32)
-    (_, scales), *_ = both_ways(UltraQuant(c, rotated=False))(x_XH)
+    _, scales = jax.jit(UltraQuant(c, rotated=False).encode)(x_XH)
     wanted = [oracle.scale_byte(float(x), c) for x in np.array(largest, np.float32)]
     np.testing.assert_array_equal(scales[:, 0], wanted)
-    assert {0, 1} <= set(wanted) and max(wanted) >= 252
-
-
-def test_the_largest_exponent_is_127():
-    (_, scales), *_ = both_ways(UltraQuant(0.5, rotated=False))(
-        np.full((1, 32), 3.4e38, np.float32)
-    )
-    assert scales == 254 == oracle.scale_byte(3.4e38, 0.9)
+    assert {0, 1} <= set(wanted) and max(wanted) == top
 
 
 @pytest.mark.parametrize("exponent", [-100, 0, 100])
