@@ -90,6 +90,7 @@ lint: $(VENV)/installed
 # What the TPU and GPU compilers make of the kernels, into docs/kernels.md; needs neither device.
 # make kernels-report OPS=attention REPORT="--implementation tpu" makes only those rows anew.
 OPS ?= gated_delta attention attention_decode slot_attention
+kernels-report: OPS += attention_decode_packed
 kernels-report: $(LATEST_VENV)/hardware_free
 	for op in $(OPS); do \
 	  $(LATEST_VENV)/bin/python -m pallas_kernels.report --op $$op --all-targets $(REPORT) \

@@ -13,16 +13,22 @@ from pallas_kernels.attention.shapes import DecodeShape
 from pallas_kernels.kv_cache.formats import KV_FORMATS
 from pallas_kernels.kv_cache.op import attention_decode_packed
 from pallas_kernels.kv_cache.packed import PackedKV
+from pallas_kernels.report import programs
 from pallas_kernels.report.attention_decode import PASSES, SIZES, flops, shapes
-from pallas_kernels.report.programs import chips_worth_a_row, known
+from pallas_kernels.report.programs import known
 
-__all__ = ["PASSES", "SIZES", "chips_worth_a_row", "flops", "known", "shapes"]
+__all__ = ["PASSES", "SIZES", "flops", "known", "shapes"]
 
 FORMAT = KV_FORMATS["ultraquant"]
 
 
 def implementations() -> list[str]:
     return list(attention_decode_packed.implementations)
+
+
+def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
+    """Returns the chips for which `--all-targets` compiles an implementation."""
+    return programs.chips_worth_a_row(implementation, chunked=("h200",))
 
 
 def least_bytes(shape: DecodeShape, passes: str) -> float:

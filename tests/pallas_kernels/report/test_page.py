@@ -91,14 +91,17 @@ def page_sections() -> dict[str, str]:
 @pytest.mark.parametrize("chip", TARGETS)
 @pytest.mark.parametrize("op", OPS)
 def test_page_has_what_the_command_writes(op, chip):
+    names = [name for name in OPS[op].implementations() if chip in OPS[op].chips_worth_a_row(name)]
+    if not names:
+        assert f"{op} on {chip}" not in page_sections()
+        return
     section = page_sections()[f"{op} on {chip}"]
     header, dashes, *body = [line for line in section.splitlines() if line.startswith("|")]
     assert header == "| " + " | ".join(tables.columns(chip)) + " |"
     assert dashes == "| " + " | ".join(["---"] * len(tables.columns(chip))) + " |"
     found = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in body}
-    for name in OPS[op].implementations():
-        if chip in OPS[op].chips_worth_a_row(name):
-            every = itertools.product(OPS[op].PASSES, OPS[op].shapes())
-            assert {(name, passes, str(shape)) for passes, shape in every} <= found
+    for name in names:
+        every = itertools.product(OPS[op].PASSES, OPS[op].shapes())
+        assert {(name, passes, str(shape)) for passes, shape in every} <= found
     for shape in OPS[op].shapes():
         assert f"- {shape} forward: " in section
