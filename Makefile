@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 export MALLOC_TOP_PAD_ = 268435456
 
 .PHONY: demo evidence native-hybrid-evidence test test-latest test-heavy test-oldest test-newest lock lint kernels-report \
-  kernels-benchmark kernels-hostile selection-benchmark chaos data-benchmark planning loss-memory house clean
+  kernels-benchmark kernels-hostile selection-benchmark turns-benchmark chaos data-benchmark planning loss-memory house clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m train demo configs/demo.py
@@ -130,6 +130,11 @@ planning: $(LATEST_VENV)/hardware_free
 selection-benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.selection --json selection_2_cpu_cores.json $(BENCHMARK)
 	$(VENV)/bin/python -m benchmarks.allocation
+
+# Many turns of agent sessions under a byte budget, at 16, 8 and 4 bits, into docs/kv_cache.md.
+# make turns-benchmark TURNS=replayed runs the small teacher only.
+turns-benchmark: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m benchmarks.kv_turns $(TURNS)
 
 # The exported hybrid beside transformers' Qwen3 on the CPU: prefill, decoding, memory.
 export-benchmark: $(VENV)/installed
