@@ -15,7 +15,7 @@ class HopperPackedBlocks:
     """Says how the kernel cuts its work.
 
     Attributes:
-      warpgroups: how many compute; each takes `TOKENS` keys of a step.
+      warpgroups: how many compute, 2 or 3; each takes `TOKENS` keys of a step.
       stages: for how many steps shared memory holds keys and values.
       shares: programs among which the keys of a row are divided.
     """
@@ -25,9 +25,10 @@ class HopperPackedBlocks:
     shares: int
 
     def __post_init__(self):
-        for name in ("warpgroups", "stages", "shares"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be positive")
+        if self.warpgroups not in (2, 3):  # registers are divided among so many
+            raise ValueError(f"warpgroups={self.warpgroups}; 2 and 3 are accepted")
+        if self.stages < 1 or self.shares < 1:
+            raise ValueError(f"stages={self.stages} and shares={self.shares} must be positive")
 
     @property
     def block(self) -> int:

@@ -26,7 +26,16 @@ from pallas_kernels.kv_cache.gpu.fragments import SIXTEEN, TOKENS
 
 
 def decode(
-    q_BUNH, k_parts, v_parts, kv_heads_U, shares_BXE, seen_BE, ids, *, problem: Problem, cut
+    q_BUINH,
+    k_parts,
+    v_parts,
+    kv_heads_U,
+    shares_BXE,
+    seen_BE,
+    ids,
+    *,
+    problem: Problem,
+    cut: HopperPackedBlocks,
 ):
     """Returns float32 output [X, B, U, I, W, H, N] and log-sum-exp [X, B, U, I, W, N].
 
@@ -34,7 +43,7 @@ def decode(
     queries come in the order of `fragments.in_order`, those of the output as `rows_of_channels`.
 
     Args:
-      q_BUNH: for each KV head that is read, its query heads: I tiles of N.
+      q_BUINH: for each KV head that is read, its query heads: I tiles of N.
       k_parts: codes [B, K, H / 2, S] and scales [B, K, H / 32, S] of the keys.
       v_parts: those of the values.
       kv_heads_U: which KV heads these are.
@@ -42,8 +51,7 @@ def decode(
       seen_BE: first slot that a row sees, and the one after its last.
       ids: segments of queries [B] and slots [B, S], these in that order too; or None.
     """
-    cut: HopperPackedBlocks
-    B, U, I, N, H = q_BUNH.shape
+    B, U, I, N, H = q_BUINH.shape
     X, W = shares_BXE.shape[1], cut.warpgroups
     parts = lambda: feed(
         threads.codes_buffer(cut.stages, W, H // 2, TOKENS),
@@ -58,7 +66,7 @@ def decode(
             cut=cut,
             interpret=bool(problem.interpret),
         ),
-        *(q_BUNH, *k_parts, *v_parts, kv_heads_U, shares_BXE, seen_BE, ids),
+        *(q_BUINH, *k_parts, *v_parts, kv_heads_U, shares_BXE, seen_BE, ids),
         name="attention_decode_packed",
         grid=dict(b=B, u=U, i=I, x=X),
         outputs=[((X, B, U, I, W, H, N), jnp.float32), ((X, B, U, I, W, N), jnp.float32)],
