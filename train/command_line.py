@@ -200,7 +200,12 @@ def evaluate(
 
 
 def export(
-    run: Folder, out: Path, dtype: str = "float32", shard_size: str = "5GB", check: bool = True
+    run: Folder,
+    out: Path,
+    dtype: str = "float32",
+    shard_size: str = "5GB",
+    check: bool = True,
+    kv_cache: str | None = None,
 ) -> None:
     """Write a run's hybrid as a Hugging Face folder that PyTorch loads.
 
@@ -211,10 +216,20 @@ def export(
         shard_size: Largest size of a weight file, such as 5GB or 500MB.
         check: Compare with PyTorch, where it is installed; an export that computes something else
             is not written.
+        kv_cache: Format in which PyTorch stores keys and values, such as ultraquant; unchanged
+            by default.
     """
     from train.commands.export import export_run, parse_size
 
-    export_run(run, out, say=_say, dtype=dtype, shard_bytes=parse_size(shard_size), check=check)
+    export_run(
+        run,
+        out,
+        say=_say,
+        dtype=dtype,
+        shard_bytes=parse_size(shard_size),
+        check=check,
+        kv_cache=kv_cache,
+    )
 
 
 def demo(config: ConfigFile, assignments: Assignments = ()) -> None:

@@ -38,7 +38,8 @@ def generate(
     """Continues every prompt by up to `max_new_tokens` tokens.
 
     Prompts of different lengths are padded on the left, to a multiple of 32, so that prompts of
-    similar length share one compiled function. A row's padding changes none of its numbers.
+    similar length share one compiled function. A row's padding changes none of its numbers, unless
+    with `kv_cache` and `prefill_chunk` it moves the first token of a chunk.
 
     Args:
       config: of the model.

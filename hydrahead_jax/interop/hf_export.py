@@ -50,10 +50,18 @@ def save_hf_teacher(
 
 
 def write_model(
-    folder: Path, config: ModelConfig, params: dict, dtype, *, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    config: ModelConfig,
+    params: dict,
+    dtype,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    kv_cache: str | tuple[str | None, ...] | None = None,
 ) -> None:
     """Writes config.json and the weights of any model into an empty folder."""
     fields = to_hf_config(config, jnp.dtype(dtype).name)
+    if kv_cache is not None:
+        fields["kv_cache"] = kv_cache
     write_json(folder / "config.json", fields)
     write_weights(folder, _tensors(config, params, jnp.dtype(dtype)), shard_bytes)
 

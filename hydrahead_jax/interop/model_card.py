@@ -49,9 +49,9 @@ lm_eval cuts longer inputs to `max_length`; give a larger one for tasks of long 
 
 ## Cache
 
-| tokens | bytes of one sequence, bfloat16 keys and values, float32 states |
+| tokens | bytes of one sequence, {keys}, float32 states |
 |---|---|
-{cache}
+{cache}{kv_cache}
 
 ## Limits
 
@@ -96,8 +96,28 @@ _FROM_SCRATCH = """
 Layers {layers} have {values}."""
 
 
-def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: str = "") -> str:
-    """Returns Markdown. `facts` become rows of a table, and `header` lines of the header."""
+_KV_CACHE = """
+
+Keys and values are stored in the format {name}. `from_pretrained(FOLDER, kv_cache="bf16")`
+stores them unchanged, and `generate` takes `kv_cache` too."""
+
+
+def model_card(
+    config: ModelConfig,
+    facts: dict,
+    parity: Parity | None,
+    header: str = "",
+    kv_cache: str | tuple[str | None, ...] | None = None,
+) -> str:
+    """Returns Markdown.
+
+    Args:
+      config: of the model.
+      facts: rows of a table.
+      parity: agreement with PyTorch, if it was measured.
+      header: lines of the header.
+      kv_cache: names of formats, see `layer_formats`.
+    """
     total = config.layers * config.query_heads
     softmax = sum(len(config.softmax_heads(layer)) for layer in range(config.layers))
     facts = {
@@ -125,9 +145,15 @@ def model_card(config: ModelConfig, facts: dict, parity: Parity | None, header: 
         facts=_table({"": "", "---": "---", **facts}),
         layers="\n\n".join(layers),
         speed="\n".join(speed),
-        cache=_table({str(n): f"{cache_bytes(config, n):,}" for n in _LENGTHS}),
+        cache=_table({str(n): f"{cache_bytes(config, n, kv_format=kv_cache):,}" for n in _LENGTHS}),
+        keys="bfloat16 keys and values" if kv_cache is None else "keys and values in that format",
+        kv_cache="" if kv_cache is None else _KV_CACHE.format(name=_names(kv_cache)),
         max_length=config.max_length,
     )
+
+
+def _names(kv_cache: str | tuple[str | None, ...]) -> str:
+    return kv_cache if isinstance(kv_cache, str) else ", ".join(name or "none" for name in kv_cache)
 
 
 def _table(rows: dict) -> str:

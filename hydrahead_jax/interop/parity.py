@@ -145,6 +145,7 @@ def _run_torch(folder, tokens_BT, real_BT, new_tokens: int) -> tuple[np.ndarray,
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
+    model.config.kv_cache = None  # what is stored in few bits no pass without a cache can equal
     _widen_in_turn(model.eval())
     # No stop token: a sequence that stops early would compare fewer tokens.
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)

@@ -3,12 +3,15 @@
 import dataclasses
 import os
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import jax.numpy as jnp
 
+from hydrahead_jax.cache import layer_formats
 from hydrahead_jax.config import ModelConfig
+from hydrahead_jax.dataclass_json import from_plain
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.interop.card_header import card_header
 from hydrahead_jax.interop.hf_config import HYBRID_TYPE, is_teacher
@@ -35,14 +38,17 @@ _CODE = (
     "inputs_hydrahead.py",
     "kernels_hydrahead.py",
     "keywords_hydrahead.py",
+    "kv_formats_hydrahead.py",
     "layers_hydrahead.py",
     "mixers_hydrahead.py",
     "modeling_hydrahead.py",
     "native_hybrid_hydrahead.py",
+    "packed_hydrahead.py",
     "slots_hydrahead.py",
     "tokens_hydrahead.py",
     "window_hydrahead.py",
 )
+_KV_NAMES = str | tuple[str | None, ...] | None
 _SHOWN = 100
 _ADVICE = "use tested versions of torch and transformers, or export unchecked with --no-check"
 _WRITTEN = ("config.json", "README.md", *_CODE)
@@ -93,6 +99,7 @@ def export_torch(
     shard_bytes: int = SHARD_BYTES,
     check: bool = True,
     teacher: str | Path | None = None,
+    kv_cache: str | Sequence[str | None] | None = None,
 ) -> ExportReport:
     """Writes a folder for `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`.
 
@@ -110,14 +117,17 @@ def export_torch(
       shard_bytes: most bytes of a weight file.
       check: whether to compare.
       teacher: folder of the teacher, there or not, from which the card has license and base model.
+      kv_cache: format in which PyTorch stores keys and values unless it is told another, or a list
+        with one for each layer; see `layer_formats`. The comparison runs without a format.
 
     Raises:
-      UserError: the model has no hybrid layer, the target is in use, there is no tokenizer, a
-        number is not finite in that dtype, or PyTorch computes something else; an earlier export
-        is then still there.
+      UserError: the model has no hybrid layer or cannot have that KV cache, the target is in use,
+        there is no tokenizer, a number is not finite in that dtype, or PyTorch computes something
+        else; an earlier export is then still there.
     """
     folder, tokenizer_folder = local_path(folder).absolute(), local_path(tokenizer_folder)
     _check(folder, config, tokenizer_folder)
+    layer_formats(config, kv_cache := from_plain(_KV_NAMES, kv_cache, "kv_cache"))
     folder = folder.resolve() if folder.is_symlink() else folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,7 @@ def export_torch(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
         new.mkdir()
-        write_model(new, config, params, dtype, shard_bytes=shard_bytes)
+        write_model(new, config, params, dtype, shard_bytes=shard_bytes, kv_cache=kv_cache)
         for name in _CODE:
             code = resources.files("hydrahead_jax.interop.torch_model").joinpath(name)
             (new / name).write_bytes(code.read_bytes())
@@ -142,7 +152,7 @@ def export_torch(
         else:
             parity = _compare(new, folder, config, params, dtype)
         header = card_header(teacher and Path(teacher))
-        text = model_card(config, card or {}, parity, header)
+        text = model_card(config, card or {}, parity, header, kv_cache)
         (new / "README.md").write_text(text, encoding="utf-8")
         size = sum(path.stat().st_size for path in new.glob("*.safetensors"))
         if folder.exists():

@@ -30,6 +30,7 @@ def export_run(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
     check: bool = True,
+    kv_cache: str | None = None,
 ) -> float | None:
     """Writes the student of a finished run as a Hugging Face folder.
 
@@ -40,12 +41,14 @@ def export_run(
       dtype: dtype of the weights, "float32" or "bfloat16".
       shard_bytes: most bytes of a weight file.
       check: whether PyTorch's numbers are compared with ours, where PyTorch is installed.
+      kv_cache: format in which PyTorch stores keys and values; unchanged if None.
 
     Returns:
       The largest difference between PyTorch's logits and ours, None where it was not measured.
 
     Raises:
-      UserError: the run is not finished, `out` is in use, or PyTorch computes something else.
+      UserError: the run is not finished, `out` is in use, the model cannot have that KV cache, or
+        PyTorch computes something else.
     """
     if dtype not in _DTYPES:
         raise UserError(f"dtype is {dtype!r}; it must be {' or '.join(_DTYPES)}")
@@ -66,6 +69,7 @@ def export_run(
             shard_bytes=shard_bytes,
             check=check,
             teacher=teacher,
+            kv_cache=kv_cache,
         )
     say(str(report))
     return report.max_abs_logit_difference

@@ -5,6 +5,8 @@ from transformers.cache_utils import DynamicCache, LinearAttentionAndFullAttenti
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.import_utils import is_tracing
 
+from .packed_hydrahead import decoded, encoded, layer_formats
+
 # The name of the cache in this version's outputs; both names are arguments of `forward`.
 CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 GROWTH = 256  # tokens by which the storage of keys and values grows at once
@@ -13,12 +15,15 @@ GROWTH = 256  # tokens by which the storage of keys and values grows at once
 class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
     """Stores keys and values, three convolutions' last inputs, and the recurrent state.
 
-    Keys and values are [B, K, S, H]. A layer with softmax heads only, or with delta-rule heads
-    only, leaves the others None. A layer with slots stores their keys and values [B, K, M, H] and
-    its tokens' positions as recurrent states; in place of a convolution's inputs it stores keys,
-    values and gates [B, W, K, ...] of the tokens in its window.
+    Keys and values are [B, K, S, H]; in a format their parts [B, K, S, ...] are stored in place of
+    them. A layer with softmax heads only, or with delta-rule heads only, leaves the others None. A
+    layer with slots stores their keys and values [B, K, M, H] and its tokens' positions as
+    recurrent states; in place of a convolution's inputs it stores keys, values and gates
+    [B, W, K, ...] of the tokens in its window.
 
     Attributes:
+      kv_format: see `layer_formats`; None stores keys and values as given.
+      parts: of the format, those of the keys first; None before the first token.
       tokens_seen: S, padding included.
       real_BS: False on padding; None where there was none. The first layer stores it for all.
     """
@@ -26,15 +31,22 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, kv_format=None, **kwargs):
         super().__init__(number_of_states=3)
+        self.kv_format, self.parts = kv_format, None
         self.tokens_seen = 0
         self.real_BS = None
         self.rooms = None
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Appends [B, K, T, H] and returns the keys and values of all tokens."""
+        """Appends [B, K, T, H] and returns the keys and values of all tokens.
+
+        In a format these are what is stored where the call has one token, and else what is stored
+        of the tokens before, and these as given.
+        """
         new = (key_states, value_states)
+        if self.kv_format is not None:
+            return self._update_parts(*new)
         if self.keys is None:
             self.keys, self.values = new
         else:
@@ -42,6 +54,24 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
             self.keys, self.values = self._append(old, new)
         self.device, self.is_initialized = key_states.device, True
         return self.keys, self.values
+
+    def _update_parts(self, key_states, value_states):
+        new = encoded(self.kv_format, key_states, value_states)
+        earlier = self.parts and [part.to(key_states.device) for part in self.parts]
+        self.parts = self._append(earlier, new) if earlier else new
+        self.device, self.is_initialized = key_states.device, True
+        restored = lambda parts: decoded(self.kv_format, parts, key_states.dtype)
+        if key_states.shape[2] == 1 or self.tokens_seen == 1:
+            return restored(self.parts)
+        if not earlier:
+            return key_states, value_states
+        pairs = zip(restored(earlier), (key_states, value_states), strict=True)
+        return [torch.cat(pair, dim=2) for pair in pairs]
+
+    @property
+    def has_keys(self) -> bool:
+        """Says whether keys were stored, in a format or as given."""
+        return self.keys is not None or self.parts is not None
 
     def _append(self, old, new):
         """Writes behind the stored tokens, where nobody needs the gradient and there is room."""
@@ -96,7 +126,7 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
 
     @property
     def batch_size(self) -> int:
-        for x in (self.keys, self.recurrent_states[0]):
+        for x in (self.keys, *(self.parts or ()), self.recurrent_states[0]):
             if x is not None:
                 return x.shape[0]
         raise AttributeError("an empty cache layer has no batch size")
@@ -106,6 +136,7 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
         for name in ("keys", "values", "real_BS"):
             if (x := getattr(self, name)) is not None:
                 setattr(self, name, change(x))
+        self.parts = self.parts and [change(part) for part in self.parts]
         for states in (self.conv_states, self.recurrent_states):
             for index, x in states.items():
                 if x is not None:
@@ -128,7 +159,7 @@ class HydraHeadCacheLayer(LinearAttentionAndFullAttentionLayer):
             self._change(lambda x: x.to(self.device, non_blocking=True))
 
     def reset(self):
-        self.__init__()
+        self.__init__(self.kv_format)
 
     def crop(self, tokens_to_remove: int):
         if tokens_to_remove != 0:
@@ -162,14 +193,24 @@ def one_cache(past_key_values, cache):
     return given
 
 
-def prepare(cache: DynamicCache, layers: int):
-    """Gives a cache without tokens the layers of this model, and refuses another model's."""
+def prepare(cache: DynamicCache, config, kv_cache=None):
+    """Gives a cache without tokens the layers of this model, and refuses another model's.
+
+    Layers that are there keep their formats, and are refused if `kv_cache` names others.
+    """
     ours = [isinstance(layer, HydraHeadCacheLayer) for layer in cache.layers]
-    if all(ours) and len(ours) == layers:
-        return
-    if any(ours) or any(_holds_something(layer) for layer in cache.layers):
+    if all(ours) and len(ours) == config.num_hidden_layers:
+        formats = [layer.kv_format for layer in cache.layers]
+        if kv_cache is None or formats == layer_formats(config, kv_cache):
+            return
+        if cache.layers[0].tokens_seen:
+            raise ValueError(
+                f"{CACHE_FIELD} holds tokens in another format than kv_cache={kv_cache!r}; leave "
+                "one of the two out"
+            )
+    elif any(ours) or any(_holds_something(layer) for layer in cache.layers):
         raise ValueError(f"{CACHE_FIELD} was filled by another model; leave it out")
-    cache.layers[:] = [HydraHeadCacheLayer() for _ in range(layers)]
+    cache.layers[:] = map(HydraHeadCacheLayer, layer_formats(config, kv_cache))
     cache.layer_class_to_replicate = None
 
 

@@ -35,6 +35,8 @@ class HydraHeadConfig(PretrainedConfig):
         "native_hybrid", "window": tokens that a query sees, or None for all, "slots": ...,
         "sinks": ..., "gate_normaliser": ...}, and where they are set "value_silu": True,
         "output_norm": True and "qk_norm": False.
+      kv_cache: format in which the cache stores keys and values, such as "ultraquant", or a list
+        with one for each layer; None, or "bf16", stores them as given.
 
     The other arguments mean what they mean in Qwen3's config.
     """
@@ -58,6 +60,7 @@ class HydraHeadConfig(PretrainedConfig):
         use_cache=True,
         tie_word_embeddings=True,
         mixers=None,
+        kv_cache=None,
         **kwargs,
     ):
         if hidden_act != "silu":
@@ -80,6 +83,7 @@ class HydraHeadConfig(PretrainedConfig):
         if len(mixers) != num_hidden_layers:
             raise ValueError(f"{len(mixers)} mixers for num_hidden_layers={num_hidden_layers}")
         self.mixers = mixers
+        self.kv_cache = kv_cache
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     @property

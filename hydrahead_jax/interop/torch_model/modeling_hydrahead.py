@@ -25,9 +25,11 @@ from .documents_hydrahead import find_documents  # noqa: F401
 from .inputs_hydrahead import read_tokens
 from .kernels_hydrahead import delta_rule as fast_delta_rule  # noqa: F401
 from .keywords_hydrahead import LOSS_KEYWORDS, check_keywords, check_not_empty
+from .kv_formats_hydrahead import FORMATS  # noqa: F401
 from .layers_hydrahead import HydraHeadLayer
 from .mixers_hydrahead import Branch, DeltaHeads, RMSNorm
 from .native_hybrid_hydrahead import NativeHybridAttention  # noqa: F401
+from .packed_hydrahead import layer_formats
 from .slots_hydrahead import attend  # noqa: F401
 from .tokens_hydrahead import Tokens  # noqa: F401
 from .window_hydrahead import window_and_slots  # noqa: F401
@@ -82,6 +84,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         self.layers = nn.ModuleList(
             [HydraHeadLayer(config, mixer, index) for index, mixer in enumerate(config.mixers)]
         )
+        layer_formats(config)  # refuses a kv_cache that the model cannot have
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -97,6 +100,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         output_hidden_states=None,
         return_dict=None,
         cache=None,
+        kv_cache=None,
         **kwargs,
     ):
         """Runs T tokens, after those in the cache.
@@ -112,6 +116,8 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
           output_hidden_states: whether to return what enters each layer, and the output.
           return_dict: False for a tuple.
           cache: see past_key_values.
+          kv_cache: format of the keys and values of a cache that this call makes or begins to fill;
+            the config's if None.
           **kwargs: cu_seq_lens_q or seq_idx, where rows hold several documents.
 
         Raises:
@@ -125,7 +131,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         given = input_ids if inputs_embeds is None else inputs_embeds
         check_not_empty(given)
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        past, use_cache = self._cache(past, use_cache)
+        past, use_cache = self._cache(past, use_cache, kv_cache)
         tokens = read_tokens(self.config, x_BTD, attention_mask, position_ids, past, kwargs)
         if tokens.documents_BT is not None and past is not None:
             if use_cache == "asked":
@@ -152,7 +158,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         )
         return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
-    def _cache(self, past, use_cache):
+    def _cache(self, past, use_cache, kv_cache):
         """Returns (the cache to fill, whether to return it): "asked" if the caller said so."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             if past is not None:
@@ -169,7 +175,7 @@ class HydraHeadModel(HydraHeadPreTrainedModel):
         if past is None and use_cache:
             past = DynamicCache()
         if past is not None:
-            prepare(past, len(self.layers))
+            prepare(past, self.config, kv_cache)
         return past, use_cache and ("asked" if asked else "default")
 
 
@@ -222,6 +228,7 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
         logits_to_keep=0,
         return_dict=None,
         cache=None,
+        kv_cache=None,
         **kwargs,
     ):
         """Runs `HydraHeadModel.forward` and computes logits; `labels` give the loss.
@@ -240,6 +247,7 @@ class HydraHeadForCausalLM(HydraHeadPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             cache=cache,
+            kv_cache=kv_cache,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

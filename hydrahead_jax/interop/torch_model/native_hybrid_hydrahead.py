@@ -53,7 +53,7 @@ class NativeHybridAttention(Projections):
         """Computes softmax attention; a cache begins with the null keys."""
         q_BTNH, k_BTKH = rotate(q_BTNH, tokens), rotate(k_BTKH, tokens)
         q_BNTH, k_BKSH, v_BKSH = (x.transpose(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
-        if self.null_keys and (past is None or past.layers[self.layer_idx].keys is None):
+        if self.null_keys and (past is None or not past.layers[self.layer_idx].has_keys):
             k_BKSH, v_BKSH = (F.pad(x, (0, 0, self.null_keys, 0)) for x in (k_BKSH, v_BKSH))
         if past is not None:
             k_BKSH, v_BKSH = past.update(k_BKSH, v_BKSH, self.layer_idx)

@@ -98,7 +98,9 @@ def test_the_card_has_the_teachers_license_and_name(work, tmp_path):
 
 def test_options_of_the_command(work, tmp_path, capsys):
     command = ["export", str(work / "run"), "--out", str(tmp_path / "out"), "--no-check"]
-    assert main([*command, "--dtype", "bfloat16", "--shard-size", "4KB"]) == 0
+    options = ["--dtype", "bfloat16", "--shard-size", "4KB", "--kv-cache", "fp8"]
+    assert main([*command, *options]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["kv_cache"] == "fp8"
     shards = list((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 3
     config, params = load_hf(tmp_path / "out")
@@ -112,6 +114,12 @@ def test_options_of_the_command(work, tmp_path, capsys):
             "--shard-size",
             "big",
             "'big' is not a size; give a number and a unit, such as 5GB or 500MB",
+        ),
+        (
+            "--kv-cache",
+            "int3",
+            "KV cache: there is no format 'int3'; use one of "
+            "bf16, fp8, ultraquant, ultraquant-tuned, turboquant4, int4",
         ),
     ):
         out = tmp_path / f"out{option}"
