@@ -137,7 +137,7 @@ def write_page(figures: dict[str, Any]) -> str:
             title = f"### Qwen3-1.7B on one {chip}, {SESSIONS[chip]} sessions, simulated"
             parts += [title, f"- {found['made']}", simulated_table(found["rows"])]
     if found := figures.get("replayed"):
-        parts += ["### The small teacher, replayed", f"- {found['made']}"]
+        parts += ["### The small teacher, replayed, in processor time", f"- {found['made']}"]
         parts += [replayed_table(found["rows"])]
     tables = "\n\n".join(parts)
     replace_block(PAGE, tables, "turns")

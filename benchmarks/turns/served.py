@@ -11,7 +11,7 @@ class Served(NamedTuple):
 
     Attributes:
       round: number of the session's turn, from 0.
-      hit: the session's cache was still there; never in the first round.
+      hit: the session's cache was in memory; never in the first round.
       evicted: caches that were dropped for it.
       resident: sequences that had a cache when it began, its own included.
       read: tokens that were read before the reply, history that was dropped included.
