@@ -77,6 +77,7 @@ def cached(path: Path, inputs: dict, compute: Callable[[], dict]) -> dict:
         if found["of"] == inputs:
             return found["result"]
     result = plain(compute())
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"of": inputs, "result": result})
     return result
 

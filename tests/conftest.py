@@ -54,6 +54,7 @@ ONE_CELL = {
         "tests/hydrahead_jax/evals",
         "tests/hydrahead_jax/generate",
         "tests/hydrahead_jax/interop",
+        "tests/hydrahead_jax/kv_quality",
         "tests/hydrahead_jax/selection",
         "tests/hydrahead_jax/test_",
         "tests/hydrahead_jax/vocabulary",

@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from hydrahead_jax.cache.by_layer import read_formats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from pallas_kernels import KV_FORMATS, KVFormat
@@ -19,13 +21,16 @@ def layer_formats(config: ModelConfig, kv_format: KVFormats) -> LayerFormats:
       config: of the model.
       kv_format: a name in `KV_FORMATS`, or a format, of all layers that have softmax heads; a
         sequence with one for each layer; or a mapping from layers to theirs. None and "bf16" store
-        keys and values in the cache's dtype, as do layers that the mapping leaves out.
+        keys and values in the cache's dtype, as do layers that the mapping leaves out. A path that
+        ends in .json names a file of such a mapping, which `python -m train kv-report` writes.
 
     Raises:
       UserError: the name is unknown, there is no such layer, the layer has no softmax heads, or the
         format does not take the model's head dimension.
     """
     layers = range(config.layers)
+    if _is_file(kv_format):
+        kv_format = read_formats(Path(kv_format))
     if isinstance(kv_format, Mapping):
         if strangers := [layer for layer in kv_format if layer not in layers]:
             raise UserError(
@@ -46,9 +51,16 @@ def layer_formats(config: ModelConfig, kv_format: KVFormats) -> LayerFormats:
 
 
 def check_names(kv_format: str | Sequence[str | None] | None) -> None:
-    """Raises UserError where a name is unknown, before there is a model."""
+    """Raises UserError where a name or a file is unknown, before there is a model."""
+    if _is_file(kv_format):
+        read_formats(Path(kv_format))
+        return
     for name in (kv_format,) if kv_format is None or isinstance(kv_format, str) else kv_format:
         _named(name)
+
+
+def _is_file(kv_format: KVFormats) -> bool:
+    return isinstance(kv_format, str) and kv_format.endswith(".json")
 
 
 def _checked(config: ModelConfig, layer: int, one: OneFormat) -> KVFormat | None:

@@ -4,9 +4,9 @@ from hydrahead_jax.config import FullAttention, ModelConfig, NativeHybrid
 from hydrahead_jax.mixers.full_attention import FullAttentionMixer
 from hydrahead_jax.mixers.hydra import HydraMixer
 from hydrahead_jax.mixers.native_hybrid import NativeHybridMixer
-from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.mixers.types import AttentionInputs, HeadEdit, MixerOutput, Stream
 
-__all__ = ["HeadEdit", "MixerOutput", "Stream", "make_mixer"]
+__all__ = ["AttentionInputs", "HeadEdit", "MixerOutput", "Stream", "make_mixer"]
 
 
 def make_mixer(config: ModelConfig, layer: int, *, rngs):

@@ -4,27 +4,19 @@ import jax.numpy as jnp
 
 from hydrahead_jax.cache.layered import KVCache, LayerKV
 from hydrahead_jax.mixers.parallel import attention_on
-from hydrahead_jax.mixers.types import Stream
+from hydrahead_jax.mixers.types import AttentionInputs, Stream
 from hydrahead_jax.ops.null_keys import with_null_keys
 from pallas_kernels import PackedKV, attention, attention_decode
 
 
-def attend(
-    q_BTNH,
-    k_BTKH,
-    v_BTKH,
-    kv_head_of_query: tuple[int, ...],
-    stream: Stream,
-    cache: LayerKV | None,
-    *,
-    null_keys: int = 0,
-):
+def attend(inputs: AttentionInputs, stream: Stream, cache: LayerKV | None):
     """Returns heads [B, T, N, H], and the cache with T more tokens.
 
     A packed cache shows several tokens what it restores of those before, and these as given; a
-    single token, the decode step, reads what is stored, its own key and value included. Every query
-    also sees `null_keys` keys of logit 0 and value 0.
+    single token, the decode step, reads what is stored, its own key and value included.
     """
+    q_BTNH, k_BTKH, v_BTKH = inputs.q_BTNH, inputs.k_BTKH, inputs.v_BTKH
+    kv_head_of_query, null_keys = inputs.kv_head_of_query, inputs.null_keys
     keys = stream.key_segment_ids_BS
     settings = {"kv_head_of_query": kv_head_of_query, "return_lse": null_keys > 0}
     finish = lambda found: with_null_keys(*found, count=null_keys)[0] if null_keys else found

@@ -8,7 +8,7 @@ from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.init import fan_in
 from hydrahead_jax.mixers.qkv import QKV
-from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.mixers.types import AttentionInputs, HeadEdit, MixerOutput, Stream
 from hydrahead_jax.ops.rope import rope
 
 
@@ -41,7 +41,10 @@ class FullAttentionMixer(nnx.Module):
         kv = cache and cache.kv.pick(kv_heads)
         return self._heads(x_BTD, stream, kv, query_heads, kv_heads)[0]
 
-    def _heads(self, x_BTD, stream: Stream, cache: LayerKV | None, query_heads=None, kv_heads=None):
+    def attention_inputs(
+        self, x_BTD, stream: Stream, query_heads=None, kv_heads=None
+    ) -> AttentionInputs:
+        """Returns what attention reads, of all heads or of those in two tuples."""
         config = self.config
         turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
         q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD, query_heads, kv_heads)
@@ -49,4 +52,7 @@ class FullAttentionMixer(nnx.Module):
         kv_of_query = [config.kv_head(n) for n in query_heads or range(config.query_heads)]
         if kv_heads is not None:
             kv_of_query = [kv_heads.index(k) for k in kv_of_query]
-        return attend(q_BTNH, k_BTKH, v_BTKH, tuple(kv_of_query), stream, cache)
+        return AttentionInputs(q_BTNH, k_BTKH, v_BTKH, tuple(kv_of_query))
+
+    def _heads(self, x_BTD, stream: Stream, cache: LayerKV | None, query_heads=None, kv_heads=None):
+        return attend(self.attention_inputs(x_BTD, stream, query_heads, kv_heads), stream, cache)

@@ -12,7 +12,7 @@ from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.slots_branch import SlotsBranch
 from hydrahead_jax.mixers.softmax_branch import SoftmaxBranch
 from hydrahead_jax.mixers.statistics import branch_statistics
-from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.mixers.types import AttentionInputs, HeadEdit, MixerOutput, Stream
 from hydrahead_jax.ops.fusion import branch_weights, scale_normalise
 from hydrahead_jax.ops.gates import output_gate
 
@@ -90,6 +90,12 @@ class HydraMixer(nnx.Module):
         at = jnp.array([self.heads.fa.index(n) for n in query_heads])
         gate_BTNH = self._gate(self.fa, x_BTD)
         return self._fuse(self.fa, 0, x_BTD, out_BTNH, gate_BTNH)[:, :, at]
+
+    def attention_inputs(self, x_BTD, stream: Stream) -> AttentionInputs:
+        """Returns what the softmax heads read; there must be one."""
+        shared = self.qkv(x_BTD) if hasattr(self, "qkv") else None
+        qkv, inputs = self._project(self.fa, x_BTD, shared)
+        return self.fa.attention_inputs(qkv, *inputs, stream)
 
     def _branches(self):
         return [branch for branch in (self.fa, self.gdn, self.slots) if branch is not None]

@@ -11,7 +11,7 @@ from hydrahead_jax.mixers.attend_slots import attend_slots
 from hydrahead_jax.mixers.init import fan_in, ones
 from hydrahead_jax.mixers.qkv import QKV
 from hydrahead_jax.mixers.statistics import slots_statistics
-from hydrahead_jax.mixers.types import HeadEdit, MixerOutput, Stream
+from hydrahead_jax.mixers.types import AttentionInputs, HeadEdit, MixerOutput, Stream
 from hydrahead_jax.ops.gates import log_forget
 from hydrahead_jax.ops.norms import rms_norm_of_heads
 from hydrahead_jax.ops.rope import rope
@@ -69,6 +69,34 @@ class NativeHybridMixer(nnx.Module):
         self, x_BTD, stream: Stream, cache: LayerCache | None, query_heads=None, kv_heads=None
     ):
         """Returns heads before the output norm, the cache after T tokens, and statistics."""
+        if self.choices.window is None:
+            inputs = self.attention_inputs(x_BTD, stream, query_heads, kv_heads)
+            heads_BTNH, kv = attend(inputs, stream, cache and cache.kv)
+            return heads_BTNH, LayerCache(kv, None) if cache else None, {}
+        q_BTNH, k_BTKH, v_BTKH, kv_of_query = self._project(x_BTD, query_heads, kv_heads)
+        log_forget_BTKM = self._log_forget(x_BTD, kv_heads)
+        heads_BTNH, slots, lse = attend_slots(
+            (q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM),
+            kv_of_query,
+            stream,
+            cache and cache.slots,
+            self.choices,
+            rope_theta=self.config.rope_theta,
+        )
+        statistics = slots_statistics(stream, *lse)
+        return heads_BTNH, LayerCache(None, None, slots) if cache else None, statistics
+
+    def attention_inputs(
+        self, x_BTD, stream: Stream, query_heads=None, kv_heads=None
+    ) -> AttentionInputs:
+        """Returns what the attention of a global layer reads, of all heads or of two tuples."""
+        q_BTNH, k_BTKH, v_BTKH, kv_of_query = self._project(x_BTD, query_heads, kv_heads)
+        turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=self.config.rope_theta)
+        null_keys = self.choices.null_keys
+        return AttentionInputs(turn(q_BTNH), turn(k_BTKH), v_BTKH, kv_of_query, null_keys)
+
+    def _project(self, x_BTD, query_heads, kv_heads):
+        """Returns queries, keys and values without rotary embedding, and which query reads what."""
         config = self.config
         q_BTNH, k_BTKH, v_BTKH = self.qkv(x_BTD, query_heads, kv_heads)
         q_BTNH, k_BTKH = self.qkv.norm_q(q_BTNH), self.qkv.norm_k(k_BTKH)
@@ -77,25 +105,7 @@ class NativeHybridMixer(nnx.Module):
         kv_of_query = tuple(config.kv_head(n) for n in query_heads or range(config.query_heads))
         if kv_heads is not None:
             kv_of_query = tuple(kv_heads.index(k) for k in kv_of_query)
-        if self.choices.window is None:
-            turn = lambda x_BTNH: rope(x_BTNH, stream.positions_BT, theta=config.rope_theta)
-            arrays = (turn(q_BTNH), turn(k_BTKH), v_BTKH)
-            null_keys = self.choices.null_keys
-            heads_BTNH, kv = attend(
-                *arrays, kv_of_query, stream, cache and cache.kv, null_keys=null_keys
-            )
-            return heads_BTNH, LayerCache(kv, None) if cache else None, {}
-        log_forget_BTKM = self._log_forget(x_BTD, kv_heads)
-        heads_BTNH, slots, lse = attend_slots(
-            (q_BTNH, k_BTKH, v_BTKH, log_forget_BTKM),
-            kv_of_query,
-            stream,
-            cache and cache.slots,
-            self.choices,
-            rope_theta=config.rope_theta,
-        )
-        statistics = slots_statistics(stream, *lse)
-        return heads_BTNH, LayerCache(None, None, slots) if cache else None, statistics
+        return q_BTNH, k_BTKH, v_BTKH, kv_of_query
 
     def _normalise(self, heads_BTNH):
         if not self.choices.output_norm:

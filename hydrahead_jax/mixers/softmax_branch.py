@@ -9,7 +9,7 @@ from hydrahead_jax.mixers.attend import attend
 from hydrahead_jax.mixers.hydra_heads import HydraHeads
 from hydrahead_jax.mixers.init import fan_in, ones, zeros
 from hydrahead_jax.mixers.qkv import QKV
-from hydrahead_jax.mixers.types import Stream
+from hydrahead_jax.mixers.types import AttentionInputs, Stream
 from hydrahead_jax.ops.gates import log_query_scale
 
 
@@ -35,11 +35,15 @@ class SoftmaxBranch(nnx.Module):
 
     def __call__(self, qkv: QKV, q_BTNH, k_BTKH, v_BTKH, stream: Stream, cache: LayerKV | None):
         """Returns heads before the gate [B, T, N, H], and the cache with T more tokens."""
+        return attend(self.attention_inputs(qkv, q_BTNH, k_BTKH, v_BTKH, stream), stream, cache)
+
+    def attention_inputs(self, qkv: QKV, q_BTNH, k_BTKH, v_BTKH, stream: Stream) -> AttentionInputs:
+        """Returns what attention reads, of projections that are not normalised."""
         q_BTNH, k_BTKH = qkv.norm_q(q_BTNH), qkv.norm_k(k_BTKH)
         if self.choices.log_scale_in_training or not stream.training:
             scale_BT = log_query_scale(stream.positions_BT, base=self.choices.log_scale_base)
             q_BTNH = (q_BTNH * scale_BT[:, :, None, None]).astype(q_BTNH.dtype)
-        return attend(q_BTNH, k_BTKH, v_BTKH, self.heads.kv_of_fa, stream, cache)
+        return AttentionInputs(q_BTNH, k_BTKH, v_BTKH, self.heads.kv_of_fa)
 
     def pick(self, q_BTNH, k_BTKH, v_BTKH):
         """Picks this branch's share of projections over all heads."""

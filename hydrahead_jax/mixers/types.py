@@ -53,6 +53,26 @@ class HeadEdit:
         return (1 - mask_BTNH) * heads_BTNH + mask_BTNH * value_BTNH
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """Holds what softmax attention over all tokens reads.
+
+    Attributes:
+      q_BTNH: queries of the softmax heads, with their rotary embedding and log scale.
+      k_BTKH: keys, as the KV cache gets them.
+      v_BTKH: values, as the KV cache gets them.
+      kv_head_of_query: for each of these query heads, the place of its KV head among the K.
+      null_keys: number of keys of logit 0 and value 0 that every query sees too.
+    """
+
+    q_BTNH: jax.Array
+    k_BTKH: jax.Array
+    v_BTKH: jax.Array
+    kv_head_of_query: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    null_keys: int = dataclasses.field(default=0, metadata={"static": True})
+
+
 class MixerOutput(NamedTuple):
     """Carries a mixer's results.
 

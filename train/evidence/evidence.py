@@ -9,9 +9,10 @@ from hydrahead_jax.local_path import local_path
 from train.commands.pretrain import PretrainConfig, pretrain
 from train.evidence.comparison import ComparisonConfig, Student, compare
 from train.evidence.parallel import Task, run_parallel
-from train.evidence.spread import markdown, spread
+from train.evidence.spread import spread
 from train.files.run_folder import METRICS, write_json
 from train.files.versions import versions
+from train.reports import markdown
 from train.reports.comparison_page import print_table, table_rows
 
 
@@ -64,7 +65,8 @@ def evidence(config: EvidenceConfig) -> dict:
     write_json(out / "evidence.json", result)
     header, rows = summary(comparisons)
     longer = table_rows(comparisons["checked-in"])
-    (out / "evidence.md").write_text("\n".join([markdown(header, rows), markdown(*longer)]))
+    tables = [markdown.table(header, rows), markdown.table(*longer)]
+    (out / "evidence.md").write_text("\n".join(tables))
     print_table(comparisons["checked-in"])
     table = Table(*header, title=f"{len(teachers)} teachers, {len(draws)} random draws each")
     for row in rows:

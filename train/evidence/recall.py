@@ -21,9 +21,9 @@ from train.evidence.recall_model import (
 from train.evidence.recall_tables import tables
 from train.evidence.recall_task import RecallTask, check_task
 from train.evidence.short_compiles import compile_quickly
-from train.evidence.spread import markdown
 from train.files.run_folder import METRICS, write_json
 from train.files.versions import versions
+from train.reports import markdown
 from train.reports.window_curves import save_window_curves
 
 
@@ -128,7 +128,7 @@ def _report(config: RecallConfig, result: dict, out: Path) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     found = tables(result)
     (out / "recall.md").write_text(
-        "\n".join(f"{title}\n\n{markdown(header, rows)}" for title, header, rows in found)
+        "\n".join(f"{title}\n\n{markdown.table(header, rows)}" for title, header, rows in found)
     )
     for title, header, rows in found:
         table = Table(*header, title=title)

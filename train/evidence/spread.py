@@ -1,4 +1,4 @@
-"""Says the mean and the range of several runs, and writes tables of them."""
+"""Says the mean and the range of several runs."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,3 @@ def spread(values: Sequence[float | None], form: str) -> str:
     low, high = form.format(min(values)), form.format(max(values))
     mean = form.format(np.mean(values))
     return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.train.reports.look import figures_of
 from train.evidence.evidence import summary
-from train.evidence.spread import markdown
+from train.reports import markdown
 from train.reports.comparison_page import table_rows, write_report
 
 PNG = bytes.fromhex("89504e470d0a1a0a")
@@ -72,5 +72,5 @@ def test_the_summary_gives_mean_and_range_over_teachers_and_draws():
     assert random["model"] == "global-random-3:1" and random["runs"] == "4"
     assert random["single 256"] == "50 (0 to 100)"
     assert random["receivers kept"] == "0, 1, 0, 1"
-    lines = markdown(header, rows).splitlines()
+    lines = markdown.table(header, rows).splitlines()
     assert len(lines) == 4 and lines[1].count("---") == len(header)
