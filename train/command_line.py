@@ -24,6 +24,7 @@ CONFIGS = {
     "transfer": _TRANSFER,
     "plan": _TRANSFER,
     "evaluate": "hydrahead_jax.evals.EvalSettings",
+    "kv-report": "hydrahead_jax.kv_quality.KVReportSettings",
     "demo": "train.evidence.demo.DemoConfig",
     "evidence": "train.evidence.evidence.EvidenceConfig",
 }
@@ -199,6 +200,36 @@ def evaluate(
     evaluate_saved(run, assignments, source, out, say=_say)
 
 
+def kv_report(
+    run: Folder,
+    assignments: Assignments = (),
+    text: Path | None = None,
+    text_field: str = "text",
+    skip_bad: bool = False,
+    out: Path | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Measure what each format of the KV cache costs, and tune UltraQuant's to the model.
+
+    Args:
+        run: Folder of a finished run, or Hugging Face folder.
+        assignments: Changes to the KVReportSettings, such as documents=128; --fields lists all.
+        text: Text, a file or folder as `prepare` takes, of which the first half calibrates and the
+            second is scored; the standard library's, training and held-out part, if absent.
+        text_field: Field of JSON objects, or column of Parquet files, that holds the text.
+        skip_bad: Leave out records that cannot be used, and count them, instead of stopping.
+        out: Folder of the results; kv_report in the folder of the run if absent. A repeated command
+            continues there.
+        dtype: Dtype of the parameters and of the raw cache: float32 or bfloat16.
+    """
+    from train.commands.kv_report import kv_report as command
+    from train.data.text import TextSource
+
+    folder = None if text is None else str(text)
+    source = TextSource(folder=folder, text_field=text_field, skip_bad=skip_bad)
+    command(run, assignments, source, out, dtype, say=_say)
+
+
 def export(
     run: Folder,
     out: Path,
@@ -301,6 +332,7 @@ COMMANDS = {
         transfer,
         plan,
         evaluate,
+        kv_report,
         export,
         demo,
         evidence,

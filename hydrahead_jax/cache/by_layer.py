@@ -12,6 +12,11 @@ SIDES = ("keys", "values")
 IS_ROTATED = {"keys": True, "values": False}
 
 
+def is_file_name(kv_format) -> bool:
+    """Returns whether a format is given as the path of a file that `write_formats` wrote."""
+    return isinstance(kv_format, str) and kv_format.endswith(".json")
+
+
 def ultraquant(c: Mapping[str, float]) -> KVFormat:
     """Returns UltraQuant with one c for the keys and one for the values."""
     return KVFormat(**{side: UltraQuant(c=c[side], rotated=IS_ROTATED[side]) for side in SIDES})

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydrahead_jax.cache.by_layer import read_formats
+from hydrahead_jax.cache.by_layer import is_file_name, read_formats
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from pallas_kernels import KV_FORMATS, KVFormat
@@ -29,7 +29,7 @@ def layer_formats(config: ModelConfig, kv_format: KVFormats) -> LayerFormats:
         format does not take the model's head dimension.
     """
     layers = range(config.layers)
-    if _is_file(kv_format):
+    if is_file_name(kv_format):
         kv_format = read_formats(Path(kv_format))
     if isinstance(kv_format, Mapping):
         if strangers := [layer for layer in kv_format if layer not in layers]:
@@ -52,15 +52,11 @@ def layer_formats(config: ModelConfig, kv_format: KVFormats) -> LayerFormats:
 
 def check_names(kv_format: str | Sequence[str | None] | None) -> None:
     """Raises UserError where a name or a file is unknown, before there is a model."""
-    if _is_file(kv_format):
+    if is_file_name(kv_format):
         read_formats(Path(kv_format))
         return
     for name in (kv_format,) if kv_format is None or isinstance(kv_format, str) else kv_format:
         _named(name)
-
-
-def _is_file(kv_format: KVFormats) -> bool:
-    return isinstance(kv_format, str) and kv_format.endswith(".json")
 
 
 def _checked(config: ModelConfig, layer: int, one: OneFormat) -> KVFormat | None:

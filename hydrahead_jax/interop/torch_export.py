@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from hydrahead_jax.cache import layer_formats
+from hydrahead_jax.cache.by_layer import is_file_name
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.dataclass_json import from_plain
 from hydrahead_jax.errors import UserError
@@ -127,6 +128,11 @@ def export_torch(
     """
     folder, tokenizer_folder = local_path(folder).absolute(), local_path(tokenizer_folder)
     _check(folder, config, tokenizer_folder)
+    if is_file_name(kv_cache):
+        raise UserError(
+            f"{kv_cache} holds a format for each layer, which an exported folder does not take; "
+            "name one of the formats"
+        )
     layer_formats(config, kv_cache := from_plain(_KV_NAMES, kv_cache, "kv_cache"))
     folder = folder.resolve() if folder.is_symlink() else folder
     try:
