@@ -23,6 +23,7 @@ from pallas_kernels.dispatch import Choice, Op
 from pallas_kernels.kv_cache.gpu.blocks import HopperPackedBlocks
 from pallas_kernels.kv_cache.op import attention_decode_packed
 from pallas_kernels.kv_cache.packed import PackedKV
+from pallas_kernels.kv_cache.tpu.blocks import TpuPackedBlocks
 
 AttentionImplementation = Literal["tpu", "gpu", "chunked", "reference", "splash", "cudnn"]
 DecodeImplementation = Literal["tpu", "gpu", "chunked", "reference"]
@@ -136,7 +137,11 @@ def attention_decode(
     scale: float | None = None,
     return_lse: bool = False,
     implementation: Choice[DecodeImplementation] = None,
-    blocks: TpuDecodeBlocks | HopperDecodeBlocks | HopperPackedBlocks | None = None,
+    blocks: TpuDecodeBlocks
+    | HopperDecodeBlocks
+    | TpuPackedBlocks
+    | HopperPackedBlocks
+    | None = None,
     interpret=False,
 ) -> Float[Array, "B N H"] | tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Runs `attention` for one query per row over a cache: the decode step.
@@ -157,7 +162,8 @@ def attention_decode(
 
     Other arguments, results and errors as `attention`; "tpu", "gpu", "chunked" and "reference" are
     the implementations, `tpu.decode_blocks.TpuDecodeBlocks` and `gpu.blocks.HopperDecodeBlocks` the
-    block sizes; those with `cache` are `kv_cache.gpu.blocks.HopperPackedBlocks`.
+    block sizes; those with `cache` are `kv_cache.tpu.blocks.TpuPackedBlocks` and
+    `kv_cache.gpu.blocks.HopperPackedBlocks`.
     """
     if (segment_ids_B is None) != (kv_segment_ids_BS is None):
         raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")

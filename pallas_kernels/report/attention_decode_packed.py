@@ -10,14 +10,17 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention.api import attention_decode
 from pallas_kernels.attention.shapes import DecodeShape
+from pallas_kernels.hardware.bundles import Known
+from pallas_kernels.hardware.chips import CHIPS
 from pallas_kernels.kv_cache.formats import KV_FORMATS
 from pallas_kernels.kv_cache.op import attention_decode_packed
 from pallas_kernels.kv_cache.packed import PackedKV
+from pallas_kernels.kv_cache.tpu.blocks import choose_packed_blocks
+from pallas_kernels.kv_cache.tpu.decode_op import KERNEL, packed_call
 from pallas_kernels.report import programs
 from pallas_kernels.report.attention_decode import PASSES, SIZES, flops, shapes
-from pallas_kernels.report.programs import known
 
-__all__ = ["PASSES", "SIZES", "flops", "known", "shapes"]
+__all__ = ["PASSES", "SIZES", "flops", "shapes"]
 
 FORMAT = KV_FORMATS["ultraquant"]
 
@@ -29,6 +32,19 @@ def implementations() -> list[str]:
 def chips_worth_a_row(implementation: str) -> tuple[str, ...]:
     """Returns the chips for which `--all-targets` compiles an implementation."""
     return programs.chips_worth_a_row(implementation, chunked=("h200",))
+
+
+def known(shape: DecodeShape, implementation: str, passes: str, chip: str) -> dict[str, Known]:
+    """Returns the share of a row's steps in which the TPU kernel starts and finishes the row."""
+    if implementation != "tpu":
+        return {}
+    kind = CHIPS[chip].device_kinds[0]
+    problem = shape.sequence.problem
+    call = packed_call(problem, choose_packed_blocks(problem, shape.rows, kind))
+    if call.steps == 1:
+        return {}
+    once = 1 / call.steps
+    return {KERNEL: Known(shares={"== 0": once, f"== {call.steps - 1}": once})}
 
 
 def least_bytes(shape: DecodeShape, passes: str) -> float:

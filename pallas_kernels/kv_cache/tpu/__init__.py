@@ -1,0 +1,1 @@
+"""Defines the TPU kernel of the decode step over an encoded cache."""
