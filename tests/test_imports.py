@@ -3,6 +3,7 @@
 import pytest
 
 from tests.floors import project_sources, violations
+from tests.house import arrows, circles
 
 
 def test_imports_run_downwards_only():
@@ -52,3 +53,7 @@ def test_the_check_allows_imports_downwards(module, code):
 def test_a_room_without_a_floor_is_found():
     with pytest.raises(LookupError, match=r"hydrahead_jax\.attic\.x is on no floor"):
         violations({"hydrahead_jax.attic.x": "import hydrahead_jax.config"})
+
+
+def test_no_rooms_import_one_another_in_a_circle():
+    assert circles(set(arrows(project_sources()))) == []

@@ -20,10 +20,6 @@ from pallas_kernels.attention.tpu.decode import attention_decode_tpu
 from pallas_kernels.attention.tpu.decode_blocks import TpuDecodeBlocks
 from pallas_kernels.attention.tpu.op import attention_tpu
 from pallas_kernels.dispatch import Choice, Op
-from pallas_kernels.kv_cache.gpu.blocks import HopperPackedBlocks
-from pallas_kernels.kv_cache.op import attention_decode_packed
-from pallas_kernels.kv_cache.packed import PackedKV
-from pallas_kernels.kv_cache.tpu.blocks import TpuPackedBlocks
 
 AttentionImplementation = Literal["tpu", "gpu", "chunked", "reference", "splash", "cudnn"]
 DecodeImplementation = Literal["tpu", "gpu", "chunked", "reference"]
@@ -125,11 +121,10 @@ def attention(
 
 def attention_decode(
     q_BNH: Float[Array, "B N H"],
-    k_cache_BSKH: Float[Array, "B S K H"] | None = None,
-    v_cache_BSKH: Float[Array, "B S K H"] | None = None,
-    lengths_B: Int[Array, "B"] | None = None,
+    k_cache_BSKH: Float[Array, "B S K H"],
+    v_cache_BSKH: Float[Array, "B S K H"],
+    lengths_B: Int[Array, "B"],
     *,
-    cache: PackedKV | None = None,
     kv_head_of_query: tuple[int, ...] | None = None,
     window: int | None = None,
     segment_ids_B: Int[Array, "B"] | None = None,
@@ -137,11 +132,7 @@ def attention_decode(
     scale: float | None = None,
     return_lse: bool = False,
     implementation: Choice[DecodeImplementation] = None,
-    blocks: TpuDecodeBlocks
-    | HopperDecodeBlocks
-    | TpuPackedBlocks
-    | HopperPackedBlocks
-    | None = None,
+    blocks: TpuDecodeBlocks | HopperDecodeBlocks | None = None,
     interpret=False,
 ) -> Float[Array, "B N H"] | tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Runs `attention` for one query per row over a cache: the decode step.
@@ -155,42 +146,27 @@ def attention_decode(
       k_cache_BSKH: keys, of which row b has `lengths_B[b]`, the query's own included.
       v_cache_BSKH: values of the same rows.
       lengths_B: from 0 to S.
-      cache: keys and values in a format of few bits, in place of the two arrays. Kernels read them
-        as they are stored. Sinks count from a row's first token; what is before it is not seen.
       segment_ids_B: segment of each query, with `kv_segment_ids_BS`; all keys count if None.
       kv_segment_ids_BS: segments of the cache.
 
     Other arguments, results and errors as `attention`; "tpu", "gpu", "chunked" and "reference" are
     the implementations, `tpu.decode_blocks.TpuDecodeBlocks` and `gpu.blocks.HopperDecodeBlocks` the
-    block sizes; those with `cache` are `kv_cache.tpu.blocks.TpuPackedBlocks` and
-    `kv_cache.gpu.blocks.HopperPackedBlocks`.
+    block sizes.
     """
-    if (segment_ids_B is None) != (kv_segment_ids_BS is None):
-        raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")
-    if lengths_B is None or {k_cache_BSKH is None, v_cache_BSKH is None} != {cache is not None}:
-        raise ValueError("attention_decode needs lengths_B, and either both caches or `cache`")
-    B, N, H = q_BNH.shape
-    problem, segments = checked(
-        jax.ShapeDtypeStruct((B, 1, N, H), q_BNH.dtype),
-        k_cache_BSKH if cache is None else cache,
+    problem, segments = decode_problem(
+        q_BNH,
+        k_cache_BSKH,
         kv_head_of_query=kv_head_of_query,
-        causal=True,
         window=window,
-        segment_ids_BT=None if segment_ids_B is None else segment_ids_B[:, None],
+        segment_ids_B=segment_ids_B,
         kv_segment_ids_BS=kv_segment_ids_BS,
-        q_start=None,
         scale=scale,
         interpret=interpret,
     )
-    if cache is None:
-        op, stored = _attention_decode, (k_cache_BSKH, v_cache_BSKH)
-    elif cache.format.is_raw:
-        op, stored = _attention_decode, (*cache.keys, *cache.values)
-    else:
-        op, stored = attention_decode_packed, (cache,)
-    out_BNH, lse_BN = op(
+    out_BNH, lse_BN = _attention_decode(
         q_BNH,
-        *stored,
+        k_cache_BSKH,
+        v_cache_BSKH,
         lengths_B.astype(jnp.int32),
         segments=segments,
         problem=problem,
@@ -198,3 +174,23 @@ def attention_decode(
         blocks=blocks,
     )
     return (out_BNH, lse_BN) if return_lse else out_BNH
+
+
+def decode_problem(q_BNH, cache, *, segment_ids_B, kv_segment_ids_BS, **settings):
+    """Returns the problem and the segments of a decode step over a cache of shape [B, S, K, H].
+
+    Raises:
+      ValueError: as `attention_decode`.
+    """
+    if (segment_ids_B is None) != (kv_segment_ids_BS is None):
+        raise ValueError("segment_ids_B and kv_segment_ids_BS come together or not at all")
+    B, N, H = q_BNH.shape
+    return checked(
+        jax.ShapeDtypeStruct((B, 1, N, H), q_BNH.dtype),
+        cache,
+        causal=True,
+        segment_ids_BT=None if segment_ids_B is None else segment_ids_B[:, None],
+        kv_segment_ids_BS=kv_segment_ids_BS,
+        q_start=None,
+        **settings,
+    )

@@ -8,10 +8,10 @@ inside the window, once; q read; out and the log-sum-exp written.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.api import attention_decode
 from pallas_kernels.attention.shapes import DecodeShape
 from pallas_kernels.hardware.bundles import Known
 from pallas_kernels.hardware.chips import CHIPS
+from pallas_kernels.kv_cache.api import attention_decode
 from pallas_kernels.kv_cache.formats import KV_FORMATS
 from pallas_kernels.kv_cache.op import attention_decode_packed
 from pallas_kernels.kv_cache.packed import PackedKV
