@@ -17,6 +17,7 @@ from hydrahead_jax.mixers import HeadEdit
 from hydrahead_jax.token_ids import check_token_ids
 
 _ROUND = 32
+_SLOTS = 16  # kernels over an encoded cache take a multiple
 
 
 def generate(
@@ -107,12 +108,15 @@ def _run(
     chunk,
     kv_formats,
 ):
+    capacity = tokens_BT.shape[1] + steps
+    if any(kv_formats):
+        capacity = -(-capacity // _SLOTS) * _SLOTS
     logits_BV, cache = prefill(
         config,
         params,
         tokens_BT,
         segment_ids_BT,
-        capacity=tokens_BT.shape[1] + steps,
+        capacity=capacity,
         chunk=chunk,
         edits=edits,
         kv_format=kv_formats,

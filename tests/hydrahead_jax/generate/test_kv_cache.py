@@ -6,7 +6,8 @@ import numpy as np
 
 from hydrahead_jax.evals import text_loss
 from hydrahead_jax.generate import api, generate
-from pallas_kernels import KV_FORMATS
+from hydrahead_jax.mixers import attend
+from pallas_kernels import KV_FORMATS, attention_decode
 from tests.hydrahead_jax.models.toy import WIDE_HEADS, random_params
 from tests.tolerances import OP
 
@@ -26,6 +27,19 @@ def test_a_format_of_few_bits_changes_replies_and_the_usual_one_compiles_nothing
     assert api._run._cache_size() == compiled
     packed = run("ultraquant")
     assert [len(reply) for reply in packed] == [8, 8, 8] and packed != plain
+
+
+def test_kernels_get_as_many_slots_as_they_take(monkeypatch):
+    slots, config = [], dataclasses.replace(WIDE_HEADS, max_length=WIDE_HEADS.max_length + 1)
+
+    def decode(q_BNH, *, cache, **settings):
+        slots.append(cache.shape[1])
+        return attention_decode(q_BNH, cache=cache, **settings)
+
+    monkeypatch.setattr(attend, "attention_decode", decode)
+    settings = {"max_new_tokens": 3, "kv_cache": "ultraquant"}
+    generate(config, random_params(config), PROMPTS, **settings)
+    assert slots and set(slots) == {48}
 
 
 def test_text_loss_reads_what_is_stored():
