@@ -32,7 +32,9 @@ class TpuPackedBlocks:
 def choose_packed_blocks(problem: Problem, batch: int, device_kind: str) -> TpuPackedBlocks:
     """Chooses equal steps long enough to hide their latency, and two programs for two cores."""
     bytes_a_key = len(used(problem.kv_head_of_query)) * problem.H // 2
-    steps = -(-problem.S * bytes_a_key // BLOCK_BYTES)
+    least = -(-problem.S * bytes_a_key // BLOCK_BYTES)
+    even = (n for n in range(least, 2 * least + 1) if problem.S % (n * LANES) == 0)
+    steps = next(even, least)
     return TpuPackedBlocks(
         keys=-(-problem.S // (steps * LANES)) * LANES,
         splits=2 if batch == 1 and device_kind in TWO_CORES else 1,

@@ -43,12 +43,14 @@ class PackedCall:
     Attributes:
       problem: its keys are the cache.
       apart: whether codes and scales come KV head by KV head, only those that are read.
+      groups_first: whether scales come as [B, G, K, S].
     """
 
     problem: Problem
     blocks: TpuPackedBlocks
     tiles: tuple[Tile, ...]
     apart: bool
+    groups_first: bool
 
     @property
     def groups(self) -> int:
@@ -90,8 +92,12 @@ def load_words(scales):
     """Returns the scales [G, X] as words [G / 4, X]; the low byte is that of the first group."""
     if scales.shape[0] % GROUPS_A_WORD == 0:
         return pltpu.bitcast(scales, jnp.int32)
-    bytes_GX = scales.astype(jnp.int32)
-    return sum(bytes_GX[g : g + 1] << (8 * g) for g in range(scales.shape[0]))
+    return _joined([scales[g : g + 1] for g in range(scales.shape[0])])
+
+
+def _joined(scales):
+    """Returns words of bytes of equal shape, the first one lowest."""
+    return sum(x.astype(jnp.int32) << (8 * g) for g, x in enumerate(scales))
 
 
 def decode_kernel(begins, ends, q_ref, owners_ref, *refs, call: PackedCall):
@@ -113,6 +119,13 @@ def decode_kernel(begins, ends, q_ref, owners_ref, *refs, call: PackedCall):
     def load(part, head):
         return stored[part][head][0, 0] if call.apart else stored[part][0][0, head]
 
+    def load_scales(part):
+        if not call.groups_first:
+            return lambda head: load_words(load(part, head))
+        scales_ref = stored[part][0]
+        words_KX = _joined([scales_ref[0, g] for g in range(call.groups)])
+        return lambda head: words_KX[head : head + 1]
+
     @pl.when(y == 0)
     def start():
         peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, jnp.float32)
@@ -132,17 +145,17 @@ def decode_kernel(begins, ends, q_ref, owners_ref, *refs, call: PackedCall):
         if ids:
             query_11, keys_1X = (ref[0] for ref in ids)
             seen_1X &= (keys_1X == query_11) & (query_11 != 0)
-        weights = []
+        weights, key_words, value_words = [], load_scales(1), load_scales(3)
         for tile, left in zip(tiles, lefts, strict=True):
             k = jnp.concatenate([load_codes(load(0, head)) for head in tile.kv_heads], axis=0)
-            s_YX, words_WMX = product(left[...], k), _words(k_words, tile, lambda x: load(1, x))
+            s_YX, words_WMX = product(left[...], k), _words(k_words, tile, key_words)
             s_MX = sum(_rows(s_YX, g, call) * _powers(words_WMX, g) for g in range(call.groups))
             s_MX = (call.problem.scale * CODES_UNIT * math.log2(math.e)) * s_MX
             s_MX = jnp.where(seen_1X, s_MX, -jnp.inf)
             weights.append(_softmax(s_MX, peak_ref, total_ref, tile.rows))
         for tile, sum_ref, (p_MX, decay_M1) in zip(tiles, sums, weights, strict=True):
             v = jnp.concatenate([load_codes(load(2, head)) for head in tile.kv_heads], axis=0)
-            words_WMX = _words(v_words, tile, lambda x: load(3, x))
+            words_WMX = _words(v_words, tile, value_words)
             words_WMX = [jnp.where(written_1X, words, 0) for words in words_WMX]
             p_YX = [p_MX * _powers(words_WMX, g) for g in range(call.groups)]
             p_YX = jnp.concatenate(p_YX, axis=0).astype(q_ref.dtype)

@@ -15,6 +15,7 @@ from pallas_kernels.attention.tpu.heads import used
 from pallas_kernels.attention.visibility import Segments
 from pallas_kernels.batching import vmap_into_batch
 from pallas_kernels.kv_cache.packed import PackedKV
+from pallas_kernels.kv_cache.side import CHANNELS_A_GROUP
 from pallas_kernels.kv_cache.tpu.blocks import TpuPackedBlocks, choose_packed_blocks, tiles_of
 from pallas_kernels.kv_cache.tpu.decode import GROUPS_A_WORD, PackedCall, decode_kernel
 from pallas_kernels.kv_cache.ultraquant import UltraQuant
@@ -67,12 +68,19 @@ def _check(q_BNH, cache: PackedKV) -> None:
 
 
 def packed_call(problem: Problem, blocks: TpuPackedBlocks) -> PackedCall:
-    """Returns what the kernel is specialised to."""
+    """Returns what the kernel is specialised to.
+
+    Of fewer than 4 groups XLA stores the scales of all KV heads side by side, if 4 heads fill a
+    word.
+    """
+    apart = len(used(problem.kv_head_of_query)) < problem.K
+    few = problem.H // CHANNELS_A_GROUP < GROUPS_A_WORD and problem.K % GROUPS_A_WORD == 0
     return PackedCall(
         problem=problem,
         blocks=blocks,
         tiles=tiles_of(problem.kv_head_of_query),
-        apart=len(used(problem.kv_head_of_query)) < problem.K,
+        apart=apart,
+        groups_first=few and not apart,
     )
 
 
@@ -105,7 +113,12 @@ def _pallas_call(call: PackedCall, read, begin_B, end_B, q_BMH, owners_M1, store
             pl.BlockSpec((M, 1), lambda *_: (0, 0)),
         ],
     )
-    for x_BKCS in stored:
+    for part, x_BKCS in enumerate(stored):
+        if call.groups_first and part in (1, 3):
+            index = lambda *grid: (grid[0], 0, 0, at(*grid))
+            specs.append(pl.BlockSpec((1, G, len(read), X), index))
+            inputs.append(jnp.swapaxes(x_BKCS, 1, 2))
+            continue
         heads = [(1, head) for head in read] if call.apart else [(len(read), 0)]
         for count, head in heads:
             index = lambda *grid, head=head: (grid[0], head, 0, at(*grid))
