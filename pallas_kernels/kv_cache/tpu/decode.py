@@ -210,7 +210,7 @@ def _softmax(s_MX, peak_ref, total_ref, rows: slice):
 
 def _words(scratch_ref, tile: Tile, load) -> list:
     """Returns for each row the words of its KV head: a list of [M, X]."""
-    words = [load_words(load(head)) for head in tile.kv_heads]
+    words = [load(head) for head in tile.kv_heads]
     for row, owner in enumerate(tile.owners, start=tile.first):
         scratch_ref[:, row : row + 1] = words[owner][:, None]
     return [scratch_ref[i, tile.rows] for i in range(scratch_ref.shape[0])]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.tpu_compiler
             pytest.param(*values, marks=pytest.mark.heavy)
             for values in (
                 ("v6e", regular_shape(32768, 16, 8), 1.0),
-                ("v6e", four_of_sixteen(32768), 1.0),
+                ("v6e", four_of_sixteen(32768), 1.4),
                 ("v6e", regular_shape(8192, 16, 8, head_size=256), 1.0),
                 ("v5e", regular_shape(32768, 16, 8), 1.0),
                 ("tpu7x", regular_shape(32768, 16, 8), 1.6),
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.tpu_compiler
     ],
 )
 def test_it_moves_the_cache_once_and_waits_for_memory(chip, sequence, most):
-    """Its schedule takes less time than its bytes do, but for TPU7x and a step of 512 slots."""
+    """Its schedule takes less time than its bytes, but for TPU7x, few heads and few slots."""
     shape = DecodeShape(sequence=sequence)
     fn, arguments = program(op, shape, "tpu", "forward")
     known = op.known(shape, "tpu", "forward", chip)
