@@ -38,7 +38,7 @@ def layer_formats(config: ModelConfig, kv_format: KVFormats) -> LayerFormats:
                 f"layers; use layers from 0 to {config.layers - 1}"
             )
         chosen = [kv_format.get(layer) for layer in layers]
-    elif isinstance(kv_format, Sequence) and not isinstance(kv_format, str):
+    elif isinstance(kv_format, Sequence) and not isinstance(kv_format, str | bytes):
         if len(kv_format) != config.layers:
             raise UserError(
                 f"KV cache: {len(kv_format)} formats for {config.layers} layers; give one for each "
@@ -90,4 +90,8 @@ def _named(one: OneFormat) -> KVFormat | None:
                 f"KV cache: there is no format {one!r}; use one of {', '.join(KV_FORMATS)}"
             )
         one = KV_FORMATS[one]
+    if not isinstance(one, KVFormat | None):
+        raise UserError(
+            f"KV cache: {one!r} is not a format; use a KVFormat, or one of {', '.join(KV_FORMATS)}"
+        )
     return None if one is None or one.is_raw else one

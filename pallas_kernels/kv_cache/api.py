@@ -68,6 +68,7 @@ def attention_decode(
     }
     choice = {"implementation": implementation, "blocks": blocks}
     if cache is not None and not cache.format.is_raw:
+        _check_shape(q_BNH, cache)
         problem, segments = api.decode_problem(q_BNH, cache, **settings)
         found = attention_decode_packed(
             q_BNH,
@@ -82,3 +83,11 @@ def attention_decode(
     return api.attention_decode(
         q_BNH, *stored, lengths_B, **settings, **choice, return_lse=return_lse
     )
+
+
+def _check_shape(q_BNH, cache: PackedKV) -> None:
+    (B, _, H), (rows, _, _, channels) = q_BNH.shape, cache.shape
+    if (B, H) != (rows, channels):
+        raise ValueError(
+            f"q has {B} rows of heads of {H}, and the cache {rows} rows of heads of {channels}"
+        )

@@ -31,11 +31,16 @@ class KVFormat:
     recent: int = 0
 
     def __post_init__(self):
-        for name in ("sinks", "recent"):
-            if getattr(self, name) < 0:
+        for name in ("keys", "values"):
+            if not isinstance(getattr(self, name), Side):
                 raise ValueError(
-                    f"{name}={getattr(self, name)}; choose a number of tokens, 0 or more"
+                    f"{name}={getattr(self, name)!r} is not the format of one side; choose a Raw, "
+                    "Fp8, UltraQuant, TurboQuant4 or Int4"
                 )
+        for name in ("sinks", "recent"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f"{name}={count!r}; choose a number of tokens, 0 or more")
 
     @property
     def is_raw(self) -> bool:

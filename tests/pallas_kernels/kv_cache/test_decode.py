@@ -181,3 +181,10 @@ def test_a_call_without_a_cache_or_with_two_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             attention_decode(q_BNH, **arguments)
+
+
+def test_queries_of_another_shape_are_refused():
+    q_BNH, cache = inputs(ULTRAQUANT, "float32")
+    for wrong in (q_BNH[:1], q_BNH[..., :32]):
+        with pytest.raises(ValueError, match=f"and the cache {B} rows of heads of {H}"):
+            attention_decode(wrong, lengths_B=jnp.asarray(LENGTHS)[: len(wrong)], cache=cache)

@@ -210,6 +210,7 @@ def test_bytes_of_a_token():
         (lambda: TurboQuant4(rotated=False).bytes_a_vector(5), "an even head dimension, not 5"),
         (lambda: UltraQuant(c=0.0), "c=0.0; choose one above 0"),
         (lambda: KVFormat(keys=Raw(), values=Raw(), sinks=-1), "sinks=-1; choose a number"),
+        (lambda: KVFormat(keys=Raw(), values=Raw(), recent=True), "recent=True; choose a number"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
