@@ -8,9 +8,15 @@ set -uo pipefail
 
 run="$1"
 shift
+child='' stopped=''
+stop() {
+  stopped=1
+  [[ -z "$child" ]] || kill -TERM "$child" 2>/dev/null
+}
+trap stop TERM INT  # first: a signal that comes while the command starts must reach it too
 "$@" &
 child=$!
-trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+[[ -z "$stopped" ]] || stop
 wait "$child"
 code=$?
 # A trap ends the first wait early, with 128 + 15 or 128 + 2.
