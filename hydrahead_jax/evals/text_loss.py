@@ -50,13 +50,18 @@ def text_loss(
     """
     check_text(text_tokens, length, config.vocab)
     kv_formats = layer_formats(config, kv_cache)
-    starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
+    tokens_XT = spread_windows(text_tokens, windows, length)
     batch = min(batch, windows)
-    tokens_XT = np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
     rows = [np.arange(start, start + batch) % windows for start in range(0, windows, batch)]
     losses = [_token_losses(config, params, tokens_XT[row], kv_formats) for row in rows]
     loss_XT = np.concatenate(losses)[:windows].astype(np.float64)
     return TextLoss(float(loss_XT.mean()), _by_position(loss_XT.mean(axis=0), first_bucket))
+
+
+def spread_windows(text_tokens: np.ndarray, windows: int, length: int) -> np.ndarray:
+    """Returns stretches of the text, int32 [windows, length], spread evenly over it."""
+    starts = np.linspace(0, len(text_tokens) - length, windows).astype(int)
+    return np.stack([np.asarray(text_tokens[s : s + length], np.int32) for s in starts])
 
 
 def check_text(text_tokens: np.ndarray, length: int, vocab: int) -> None:

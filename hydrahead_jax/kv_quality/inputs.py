@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import numpy as np
 
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.mixers import AttentionInputs
@@ -32,12 +31,6 @@ def kv_heads(config: ModelConfig, layer: int) -> tuple[int, ...]:
     """Returns the teacher's KV heads that some softmax head of a layer reads, in cache order."""
     read = {config.kv_head(head) for head in config.softmax_heads(layer)}
     return tuple(sorted(read))
-
-
-def stretches(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
-    """Returns `count` stretches of text [count, length], spread evenly."""
-    starts = np.linspace(0, len(tokens) - length, count).astype(int)
-    return np.stack([np.asarray(tokens[start : start + length], np.int32) for start in starts])
 
 
 def _mixer_in(taps: Taps):

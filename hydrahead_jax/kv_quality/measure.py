@@ -13,9 +13,9 @@ from hydrahead_jax.cache.by_layer import SIDES, ultraquant
 from hydrahead_jax.config import ModelConfig
 from hydrahead_jax.errors import UserError
 from hydrahead_jax.evals import Haystack
-from hydrahead_jax.evals.text_loss import check_text
+from hydrahead_jax.evals.text_loss import check_text, spread_windows
 from hydrahead_jax.kv_quality.errors import layer_errors, mean_errors, outlier
-from hydrahead_jax.kv_quality.inputs import kv_heads, kv_layers, stretches
+from hydrahead_jax.kv_quality.inputs import kv_heads, kv_layers
 from hydrahead_jax.kv_quality.settings import BY_LAYER, TUNED_FROM, KVReportSettings
 from hydrahead_jax.kv_quality.through_cache import measure_through_cache, needle_documents
 from hydrahead_jax.kv_quality.tuned import best_c, gain, tune
@@ -84,8 +84,8 @@ def measure(
     """
     formats, asked = check(config, tokenizer, texts, settings, stops)
     length = settings.length or config.max_length
-    calibration_XT = stretches(texts.calibration, settings.calibration, length)
-    scored_XT = stretches(texts.scored.tokens, settings.windows, length)
+    calibration_XT = spread_windows(texts.calibration, settings.calibration, length)
+    scored_XT = spread_windows(texts.scored.tokens, settings.windows, length)
     vectors = lambda part, which, c_grid: measure_vectors(
         config,
         params,

@@ -110,8 +110,7 @@ def choose_decode_blocks(
 ) -> HopperDecodeBlocks:
     """Chooses the sizes of the decode kernel.
 
-    The shares are many enough to busy all multiprocessors, and so large that each writes little
-    compared with what it reads.
+    Shares are so large that each writes little compared with what it reads.
 
     Args:
       head_dim: 64, 128 or 256.
@@ -119,11 +118,19 @@ def choose_decode_blocks(
       keys: how many keys the cache can hold.
       programs: how many programs run for one share.
     """
-    most = max(1, keys // max(256, 64 * readers))
+    shares = choose_shares(programs, most=max(1, keys // max(256, 64 * readers)))
+    block, stages = {64: (128, 4), 128: (128, 2), 256: (64, 2)}[head_dim]
+    return HopperDecodeBlocks(block=block, stages=stages, shares=shares)
+
+
+def choose_shares(programs: int, *, most: int) -> int:
+    """Returns how many shares to divide the keys of each of `programs` into, at most `most`.
+
+    They are many enough to busy all multiprocessors.
+    """
     rounds = lambda shares: -(-programs * shares // MULTIPROCESSORS) / shares
     shares = 1
     for more in range(2, most + 1):
         if rounds(more) < 0.95 * rounds(shares):
             shares = more
-    block, stages = {64: (128, 4), 128: (128, 2), 256: (64, 2)}[head_dim]
-    return HopperDecodeBlocks(block=block, stages=stages, shares=shares)
+    return shares

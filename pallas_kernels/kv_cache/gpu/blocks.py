@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pallas_kernels.attention.gpu.blocks import COMPUTE_REGISTERS, COPY_REGISTERS, MULTIPROCESSORS
+from pallas_kernels.attention.gpu.blocks import COMPUTE_REGISTERS, COPY_REGISTERS, choose_shares
 from pallas_kernels.kv_cache.gpu.fragments import TOKENS
 
 COLUMNS = 8  # granule of a program's query heads
@@ -52,8 +52,7 @@ def choose_packed_blocks(
 ) -> HopperPackedBlocks:
     """Chooses the sizes.
 
-    The shares are many enough to busy all multiprocessors, and so large that each writes little
-    compared with what it reads.
+    Shares are so large that each writes little compared with what it reads.
 
     Args:
       head_dim: 64, 128 or 256.
@@ -64,10 +63,5 @@ def choose_packed_blocks(
     columns = columns_of(readers, head_dim)
     warpgroups = 3 if head_dim < 256 and columns <= 16 else 2
     stages = RING // (warpgroups * TOKENS * head_dim * 17 // 16)
-    most = max(1, keys // (64 * warpgroups * columns))
-    rounds = lambda shares: -(-programs * shares // MULTIPROCESSORS) / shares
-    shares = 1
-    for more in range(2, most + 1):
-        if rounds(more) < 0.95 * rounds(shares):
-            shares = more
+    shares = choose_shares(programs, most=max(1, keys // (64 * warpgroups * columns)))
     return HopperPackedBlocks(warpgroups=warpgroups, stages=stages, shares=shares)
